@@ -1,0 +1,61 @@
+"""How tokens add up: mask [B, T] -> scale [B, T], with the denominator explicit.
+
+The loss is `sum(scale * per_token)`. A scale is computed once for the whole optimiser batch;
+micro-batches and devices then simply add up. Published code divides by four different numbers
+(valid tokens, selected tokens, kept rows, rows times the maximum length): each is a line here.
+"""
+
+import jax.numpy as jnp
+
+from entrolab.typing import Array, Bool, Float, Scale, real
+
+
+def _lengths(mask: Bool[Array, "B T"]) -> Float[Array, "B 1"]:
+  return real(mask).sum(-1, keepdims=True)
+
+
+def _rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+  return jnp.maximum(real(mask.any(-1)).sum(), 1.0)
+
+
+def token_mean(mask: Bool[Array, "B T"]) -> Scale:
+  """Every valid token counts alike: 1 / sum(mask). DAPO (arXiv:2503.14476), equation 8."""
+  on = real(mask)
+  return on / jnp.maximum(on.sum(), 1.0)
+
+
+def sequence_mean(mask: Bool[Array, "B T"]) -> Scale:
+  """Mean over non-empty rows of their token means. GRPO (arXiv:2402.03300), equation 3."""
+  return real(mask) / jnp.maximum(_lengths(mask), 1.0) / _rows(mask)
+
+
+def sequence_sum(mask: Bool[Array, "B T"]) -> Scale:
+  """Mean over non-empty rows of their token sums: the plain policy gradient."""
+  return real(mask) / _rows(mask)
+
+
+def row_mean(mask: Bool[Array, "B T"]) -> Scale:
+  """Mean over ALL rows of their token means: an empty row counts as zero."""
+  return real(mask) / jnp.maximum(_lengths(mask), 1.0) / mask.shape[0]
+
+
+def fixed_length(mask: Bool[Array, "B T"], *, length: int = 0) -> Scale:
+  """sum / (B * length): constant denominator of Dr.GRPO (arXiv:2503.20783), mean over rows.
+
+  length: the longest response allowed, in tokens; 0 takes T, the width of the padded batch
+  (then the scale depends on the bucket: name the length in a real run).
+  """
+  if length < 0:
+    raise ValueError(f"fixed_length(length={length}): tokens, 0 or more")
+  return real(mask) / (mask.shape[0] * (length or mask.shape[1]))
+
+
+def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
+  """sum / divisor, a SUM over rows: Dr.GRPO as in newer releases of verl (loss_scale_factor)."""
+  return real(mask) / divisor
+
+
+def selected_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
+  """Mean over the valid tokens whose weight is not zero (selected tokens, kept rows)."""
+  on = real(mask & (weight != 0.0))
+  return on / jnp.maximum(on.sum(), 1.0)

@@ -1,0 +1,1 @@
+"""One file per paper: pure functions of named arrays, jax only."""

@@ -1,0 +1,350 @@
+"""The one equation, and how methods are composed into it.
+
+    loss = sum_bt scale_bt * ( prod_k weight^k_bt * surrogate_bt(adv) + sum_j beta_j * penalty^j_bt )
+
+A method is a pure function of named columns; `term` binds its hyper-parameters; an `Objective`
+is a frozen value whose slots hold terms. Nothing here knows that a trainer exists.
+
+Partition invariance: everything that ranks, thresholds, averages or squares over the batch is
+evaluated by `score` on the whole optimiser batch, without gradient; `loss` then only adds up
+tokens, so that any number of micro-batches gives the same gradient. With one micro-batch the
+score needs no pass of its own. `scope="micro"` scores each micro-batch alone, as some official
+implementations do.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from entrolab import aggregate as aggregates
+from entrolab import control as controls
+from entrolab import vocab
+from entrolab.ranks import masked_mean
+from entrolab.typing import Array, real, slot_of
+
+Columns = Mapping[str, Any]
+SCORED = ("weight", "mean")  # what `score` itself fills: for scales, and for outer functions
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """The columns of a batch; None until a stage fills them, top to bottom.
+
+  prompt, prompt_mask [B, L]; tokens, mask [B, T] (mask: response tokens that count);
+  group [B] prompt of the row; row [B] uint32 identity of the row for keys; finished [B];
+  old_logp, old_entropy [B, T] of the policy that sampled, untruncated at temperature 1;
+  sampled_logp [B, T] of the distribution that was drawn from; phase [B, T] segment ids;
+  ref_logp [B, T]; verdict [B] (1 right, 0 wrong, -1 unknown); rewards [B]; adv, scale [B, T];
+  noise [B, T] uniform numbers that break ties; extra: further columns of a rollout, by name.
+  """
+  tokens: Any = None
+  mask: Any = None
+  prompt: Any = None
+  prompt_mask: Any = None
+  group: Any = None
+  row: Any = None
+  finished: Any = None
+  old_logp: Any = None
+  old_entropy: Any = None
+  sampled_logp: Any = None
+  phase: Any = None
+  ref_logp: Any = None
+  verdict: Any = None
+  rewards: Any = None
+  adv: Any = None
+  scale: Any = None
+  noise: Any = None
+  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def replace(self, **columns: Any) -> "Batch":
+    """A copy with these columns filled; a name that is no column goes to `extra`."""
+    extra = {k: columns.pop(k) for k in list(columns) if k not in COLUMNS}
+    return dataclasses.replace(self, **columns, extra={**self.extra, **extra})
+
+  def columns(self) -> dict[str, Any]:
+    """The filled columns by name."""
+    own = {name: getattr(self, name) for name in COLUMNS}
+    return {k: v for k, v in {**own, **self.extra}.items() if v is not None}
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """A method with its hyper-parameters bound; prints as the line you would write."""
+  fn: Callable[..., Array]
+  knobs: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def name(self) -> str:
+    """module.function, as in metrics: `kl.k3`."""
+    return f"{self.fn.__module__.rsplit('.', 1)[-1]}.{self.fn.__name__}"
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """The columns it takes: the positional parameters of the function."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(self.fn).parameters
+    return tuple(n for n, p in parameters.items() if p.kind in kinds)
+
+  @property
+  def slot(self) -> str | None:
+    """The slot its return annotation names."""
+    return slot_of(inspect.signature(self.fn).return_annotation)
+
+  def __call__(self, columns: Columns) -> Array:
+    missing = [name for name in self.reads if name not in columns]
+    if missing:
+      raise TypeError(f"{self.name}() reads {missing[0]}, which is not filled; filled: "
+                      f"{', '.join(sorted(columns))}")
+    return self.fn(*(columns[name] for name in self.reads), **dict(self.knobs))
+
+  def __repr__(self) -> str:
+    knobs = "".join(f", {name}={value!r}" for name, value in self.knobs)
+    return f"term({self.name}{knobs})"
+
+
+def term(fn: Callable[..., Array], **knobs: Any) -> Term:
+  """Binds hyper-parameters to a method: positional parameters are columns, keywords are knobs.
+
+  Raises TypeError for a knob that `fn` does not have, with the choices.
+  """
+  parameters = inspect.signature(fn).parameters.values()
+  own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+  bound = Term(fn, tuple(sorted(knobs.items())))
+  for name in knobs:
+    if name not in own:
+      have = ", ".join(f"{k}={v!r}" for k, v in own.items()) or "none"
+      raise TypeError(f"{bound.name}(): unknown knob {name!r}; have: {have}")
+  for name, default in own.items():
+    if default is inspect.Parameter.empty and name not in knobs:
+      raise TypeError(f"{bound.name}(): knob {name!r} has no default; set it")
+  hash(bound)  # knobs are part of a static, hashable value
+  return bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+  """beta * outer( sum_bt scale_bt * weight_bt * value_bt ): one entry of `Objective.penalties`.
+
+  beta: a number, or the name of a controlled value. weight selects or weighs tokens and carries
+  no gradient. scale is the penalty's own aggregation (default: the objective's). outer makes a
+  scalar of the aggregated mean, such as a squared distance (default: the mean itself).
+  """
+  beta: float | str
+  value: Term
+  weight: Term | None = None
+  scale: Term | None = None
+  outer: Term | None = None
+
+
+Chain = Term | tuple[Term, ...]
+
+
+def _chain(terms: Chain) -> tuple[Term, ...]:
+  return (terms,) if isinstance(terms, Term) else tuple(terms)
+
+
+def _penalty(entry: Any) -> Penalty:
+  return entry if isinstance(entry, Penalty) else Penalty(*entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """An algorithm as a value: hashable, printable, a static argument of `jit`.
+
+  reward, advantage: a term, or a chain of terms in which each one reads what the one before it
+  filled (`rewards`, `adv`). weights multiply. penalties: `(beta, term)` or `Penalty`. aggregate:
+  mask -> scale. control: controllers, whose values terms read by name. vocab: how the statistics
+  over the vocabulary are taken (top_p of the nucleus, temperatures). scope: "batch", or "micro"
+  to score each micro-batch alone. extra: names of further columns that the rollout fills.
+
+  Raises TypeError for a term in the wrong slot or a column that nothing fills, when it is built.
+  """
+  surrogate: Term
+  advantage: Chain
+  reward: Chain = ()
+  weights: tuple[Term, ...] = ()
+  penalties: tuple[Any, ...] = ()
+  aggregate: Term = Term(aggregates.token_mean)
+  control: tuple[controls.Controller, ...] = ()
+  vocab: vocab.Spec = vocab.Spec()
+  scope: Literal["batch", "micro"] = "batch"
+  extra: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "reward", _chain(self.reward))
+    object.__setattr__(self, "advantage", _chain(self.advantage))
+    object.__setattr__(self, "weights", _chain(self.weights))
+    object.__setattr__(self, "penalties", tuple(map(_penalty, self.penalties)))
+    if self.scope not in ("batch", "micro"):
+      raise ValueError(f"scope={self.scope!r}; choices: 'batch', 'micro'")
+    known = {*COLUMNS, *self.extra, *vocab.NAMES, *controls.init(self.control)}
+    for slot, bound in self.terms():
+      _fits(slot, bound)
+      allowed = known | ({"weight"} if slot == "scale" else set())
+      allowed |= {"mean"} if slot == "outer" else set()
+      for name in bound.reads:
+        if name not in allowed:
+          near = difflib.get_close_matches(name, allowed, n=1)
+          hint = f"; did you mean {near[0]!r}?" if near else ""
+          raise TypeError(f"{bound.name}() reads {name}, which nothing fills{hint}; "
+                          f"columns: {', '.join(sorted(allowed))}")
+    for entry in self.penalties:
+      if isinstance(entry.beta, str) and entry.beta not in controls.init(self.control):
+        raise TypeError(f"penalty {entry.value.name} has beta={entry.beta!r}, which no controller "
+                        f"holds; have: {', '.join(controls.init(self.control)) or 'none'}")
+
+  def terms(self) -> Iterable[tuple[str, Term]]:
+    """Every (slot, term) of the objective."""
+    yield from (("reward", t) for t in self.reward)
+    yield from (("advantage", t) for t in self.advantage)
+    yield from (("weight", t) for t in self.weights)
+    yield "surrogate", self.surrogate
+    yield "scale", self.aggregate
+    for entry in self.penalties:
+      parts = ("penalty", entry.value), ("weight", entry.weight), ("scale", entry.scale)
+      yield from ((slot, t) for slot, t in (*parts, ("outer", entry.outer)) if t is not None)
+
+  @property
+  def reads(self) -> frozenset[str]:
+    """Every column that some term reads."""
+    return frozenset(name for _, bound in self.terms() for name in bound.reads)
+
+  @property
+  def statistics(self) -> vocab.Spec:
+    """The statistics over the vocabulary that terms read; entropy always, for the log."""
+    names = {"logp", "entropy"} | (self.reads & set(vocab.NAMES))
+    return dataclasses.replace(self.vocab, names=tuple(sorted(names)))
+
+  @property
+  def needs_score_pass(self) -> bool:
+    """Whether `score` reads statistics of the current policy, so that several micro-batches need
+    a gradient-free pass over the whole optimiser batch before the first of them."""
+    if self.scope == "micro":
+      return False
+    scored = [t for slot, t in self.terms() if slot in ("advantage", "weight", "scale")]
+    scored += [entry.value for entry in self.penalties if entry.outer is not None]
+    return any(set(t.reads) & set(vocab.NAMES) for t in scored)
+
+  def prepare(self, batch: Batch, control: Columns | None = None) -> Batch:
+    """Fills rewards and adv over a whole rollout; shaping that reads the current policy waits."""
+    columns = _clean({**batch.columns(), **(control or {})})
+    for bound in self.reward:
+      columns["rewards"] = jax.lax.stop_gradient(bound(columns))
+    for bound in self.advantage:
+      if set(bound.reads) & set(vocab.NAMES):
+        break
+      columns["adv"] = _per_token(bound(columns), columns["mask"])
+    return batch.replace(rewards=columns.get("rewards"), adv=columns.get("adv"))
+
+  def score(self, columns: Columns) -> dict[str, Any]:
+    """Everything that looks at the whole batch, without gradient: adv, weights, scales, means.
+
+    columns: the batch, the current statistics and the controlled values, by name.
+    """
+    columns = jax.lax.stop_gradient(_clean(columns))
+    mask, scored = columns["mask"], {}
+    for bound in self.advantage:
+      if set(bound.reads) & set(vocab.NAMES):
+        columns["adv"] = _per_token(bound(columns), mask)
+    weight = jnp.ones_like(real(mask))
+    for bound in self.weights:
+      weight = weight * jnp.where(mask, real(bound(columns)), 0.0)
+    columns["weight"] = weight
+    scored = {"adv": columns.get("adv"), "weight": weight, "scale": self.aggregate(columns)}
+    for j, entry in enumerate(self.penalties):
+      columns["weight"] = (jnp.ones_like(weight) if entry.weight is None
+                           else jnp.where(mask, real(entry.weight(columns)), 0.0))
+      share = scored["scale"] if entry.scale is None else entry.scale(columns)
+      scored[f"share{j}"] = jnp.where(mask, share, 0.0) * columns["weight"]
+      if entry.outer is not None:
+        mean = _total(scored[f"share{j}"], entry.value(columns), mask)
+        outer = entry.outer
+        value, slope = jax.value_and_grad(lambda m, f=outer: f({**columns, "mean": m}))(mean)
+        scored[f"mean{j}"], scored[f"slope{j}"] = mean, slope
+        scored[f"rest{j}"] = value - slope * mean
+    return jax.lax.stop_gradient(scored)
+
+  def loss(self, columns: Columns, scored: Columns | None = None,
+           fraction: float = 1.0) -> tuple[Array, dict[str, Array]]:
+    """The loss of one micro-batch, and its metrics (all of them add up over micro-batches).
+
+    columns: as for `score`, with gradient in the statistics. scored: the rows of this micro-batch
+    out of `score` of the whole batch; None scores these columns alone. fraction: this
+    micro-batch's share of the optimiser batch, in rows.
+    """
+    columns = _clean(columns)
+    alone = scored is None
+    scored = self.score(columns) if alone else scored
+    # a micro-batch that was scored alone has denominators of its own
+    own = fraction if alone else 1.0
+    mask = columns["mask"]
+    if scored["adv"] is not None:
+      columns = {**columns, "adv": scored["adv"]}
+    value = self.surrogate(columns)
+    loss = _total(own * scored["scale"] * scored["weight"], value, mask)
+    metrics = {f"term/{self.surrogate.name}": loss}
+    for j, entry in enumerate(self.penalties):
+      mean = _total(own * scored[f"share{j}"], entry.value(columns), mask)
+      metrics[f"term/{entry.value.name}"] = mean
+      if entry.outer is not None:
+        mean = scored[f"slope{j}"] * mean + fraction * scored[f"rest{j}"]
+        metrics[f"term/{entry.outer.name}"] = mean
+      beta = columns[entry.beta] if isinstance(entry.beta, str) else entry.beta
+      loss = loss + beta * mean
+    return loss, jax.lax.stop_gradient({"train/loss": loss, **metrics})
+
+  def touched(self, scored: Columns, batch: Batch) -> Array:
+    """Share of valid tokens whose weight, selection or shaped advantage the method changed."""
+    mask = batch.mask
+    hit = scored["weight"] != 1.0
+    if scored["adv"] is not None and batch.adv is not None:
+      hit = hit | (scored["adv"] != batch.adv)
+    for j in range(len(self.penalties)):
+      hit = hit | (scored[f"share{j}"] != 0.0)
+    return masked_mean(real(hit), mask)
+
+  def means(self, scored: Columns) -> dict[str, Array]:
+    """The aggregated means under outer functions, by the name of the penalty."""
+    return {entry.value.name: scored[f"mean{j}"]
+            for j, entry in enumerate(self.penalties) if entry.outer is not None}
+
+
+def _fits(slot: str, bound: Term) -> None:
+  if not isinstance(bound, Term):
+    raise TypeError(f"the {slot} slot holds {bound!r}; write term({getattr(bound, '__name__', '')}"
+                    ", ...)")
+  if bound.slot != slot:
+    raise TypeError(f"{bound.name}() returns a {bound.slot or 'value without a slot'}; "
+                    f"this place takes a {slot}")
+
+
+def _total(share: Array, value: Array, mask: Array) -> Array:
+  """sum(share * value) over valid tokens; padding may hold anything."""
+  return (share * jnp.where(mask, value, 0.0)).sum()
+
+
+def _per_token(value: Array, mask: Array) -> Array:
+  """[B] or [B, T] -> [B, T], zero on padding, gradient stopped."""
+  value = value if value.ndim == 2 else value[:, None]
+  return jax.lax.stop_gradient(jnp.where(mask, value, 0.0))
+
+
+def _clean(columns: Columns) -> dict[str, Any]:
+  """Padding of every float [B, T] column set to zero before any term sees it: a NaN there would
+  reach the gradient through 0 * NaN, whatever is masked afterwards."""
+  mask = columns["mask"]
+
+  def clean(x):
+    floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.where(mask, x, 0.0) if floats and x.shape == mask.shape else x
+
+  return {name: clean(x) for name, x in columns.items()}

@@ -1,0 +1,92 @@
+"""Masked means, quantiles, top-k and group regrouping, alike on every kind of mesh.
+
+Rankings run over the whole optimiser batch. [B, T] floats of a million tokens are 4 MB, so they
+are gathered before they are sorted; ties are broken by a noise column whose numbers belong to
+(run seed, step, prompt, sample, position), hence not by the order of rows.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from entrolab.typing import Array, Bool, Float, Int, real
+
+
+def replicated(x: Array) -> Array:
+  """x gathered when its mesh has explicit axes; left to the compiler otherwise."""
+  mesh = jax.typeof(x).sharding.mesh
+  if mesh.empty or mesh.are_all_axes_auto:
+    return x
+  return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def masked_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
+                axis: int | None = None) -> Array:
+  """Mean of x over the mask, of the whole array or along an axis; 0 for an empty mask."""
+  total = jnp.where(mask, x, 0.0).sum(axis)
+  return total / jnp.maximum(real(mask).sum(axis), 1.0).astype(x.dtype)
+
+
+def centred(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+  """x less its mean over the mask; 0 outside."""
+  return jnp.where(mask, x - masked_mean(x, mask), 0.0)
+
+
+def whitened(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+  """(x - mean) / sqrt(variance + 1e-8) over the mask, variance with n - 1; 0 outside."""
+  middle = centred(x, mask)
+  count = real(mask).sum().astype(x.dtype)
+  variance = jnp.square(middle).sum() / jnp.maximum(count - 1.0, 1.0)
+  return middle * jax.lax.rsqrt(variance + 1e-8)
+
+
+def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"],
+          noise: Float[Array, "B T"]) -> Int[Array, "B T"]:
+  """Descending rank of every valid entry over the whole array: 0 for the largest.
+
+  Equal entries are ordered by noise, then by position; entries outside the mask come last.
+  """
+  keys = [jnp.where(mask, replicated(k), jnp.inf).ravel() for k in (-x, noise)]
+  slots = jnp.arange(x.size, dtype=jnp.int32)
+  order = jax.lax.sort([*keys, slots], num_keys=2, is_stable=True)[-1]
+  place = jnp.zeros(x.size, jnp.int32).at[order].set(slots)
+  return place.reshape(x.shape)
+
+
+def top(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"],
+        k: Int[Array, ""] | int) -> Bool[Array, "B T"]:
+  """Exactly min(k, valid) entries, the largest of x inside the mask; k may be traced."""
+  return mask & (ranks(x, mask, noise) < k)
+
+
+def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
+             rows: bool = False) -> Array:
+  """Quantile over the mask with linear interpolation at q * (n - 1); 0 for an empty mask.
+
+  rows: one quantile a row, [B, 1]; otherwise one for the whole array, [].
+  """
+  if not 0.0 <= q <= 1.0:
+    raise ValueError(f"quantile(q={q}): a fraction in [0, 1]")
+  flat = jnp.where(mask, replicated(x), jnp.inf)
+  mask = replicated(mask)
+  flat, mask = (flat, mask) if rows else (flat.reshape(1, -1), mask.reshape(1, -1))
+  ordered = jnp.sort(jax.lax.stop_gradient(flat), axis=-1)
+  at = q * jnp.maximum(real(mask).sum(-1, keepdims=True) - 1.0, 0.0)
+  low = jnp.floor(at)
+  pick = [jnp.take_along_axis(ordered, i.astype(jnp.int32), axis=-1)
+          for i in (low, jnp.ceil(at))]
+  # both ends are equal where the index is whole, so that inf - inf cannot arise
+  value = jnp.where(pick[0] == pick[1], pick[0],
+                    pick[0] + (at - low).astype(x.dtype) * (pick[1] - pick[0]))
+  value = jnp.where(mask.any(-1, keepdims=True), value, 0.0)
+  return value if rows else value[0, 0]
+
+
+def grouped(x: Float[Array, " B"], size: int) -> Float[Array, "P G"]:
+  """[B] -> [P, G], groups contiguous. Raises when B does not split into groups of `size`."""
+  rows = x.shape[0]
+  if size < 1 or rows % size:
+    choices = [g for g in range(2, rows + 1) if rows % g == 0]
+    raise ValueError(f"batch of {rows} sequences does not split into groups of {size}; "
+                     f"sizes that do: {choices}")
+  return replicated(x).reshape(-1, size)

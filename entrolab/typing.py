@@ -1,0 +1,49 @@
+"""Array types, and the slots of an objective as return types.
+
+`Float[Array, "B T"]` and its kin come from jaxtyping where it is installed and mean a plain
+`jax.Array` elsewhere, so that a loss can be imported with jax alone. B rows (groups contiguous),
+T response positions, V vocabulary entries.
+
+The return annotation of a method says which slot of the equation it fills; `Objective` reads it.
+"""
+
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+
+try:
+  from jaxtyping import Array, Bool, Float, Int, Key
+except ImportError:  # the types are documentation then
+  Array = jax.Array  # type: ignore[misc]
+
+  class _Plain:
+    def __class_getitem__(cls, item: Any) -> type:
+      return jax.Array
+
+  Bool = Float = Int = Key = _Plain  # type: ignore[misc,assignment]
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Reward", "Advantage", "Weight", "Surrogate",
+           "Penalty", "Scale", "Outer", "SLOTS", "slot_of", "real"]
+
+Reward = Annotated[Float[Array, " B"], "reward"]  # one number a response, from its verdict
+Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # a row or a token; gradient stopped
+Weight = Annotated[Float[Array, "B T"], "weight"]  # multiplies a term; gradient stopped
+Surrogate = Annotated[Float[Array, "B T"], "surrogate"]  # the policy-gradient loss of a token
+Penalty = Annotated[Float[Array, "B T"], "penalty"]  # added to the loss of a token
+Scale = Annotated[Float[Array, "B T"], "scale"]  # how tokens add up; holds the denominator
+Outer = Annotated[Float[Array, ""], "outer"]  # a function of one aggregated penalty
+SLOTS = ("reward", "advantage", "weight", "surrogate", "penalty", "scale", "outer")
+
+
+def slot_of(annotation: Any) -> str | None:
+  """The slot that a return annotation names; None where it names none."""
+  for extra in getattr(annotation, "__metadata__", ()):
+    if extra in SLOTS:
+      return extra
+  return None
+
+
+def real(x: Array) -> Array:
+  """x as the default float type: float32, or float64 where 64-bit types are enabled."""
+  return jnp.asarray(x).astype(jnp.result_type(float))
