@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from entrolab import aggregate as aggregates
 from entrolab import control as controls
-from entrolab import vocab
+from entrolab import vocab as vocabulary
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, real, slot_of
 
@@ -175,7 +175,7 @@ class Objective:
   penalties: tuple[Any, ...] = ()
   aggregate: Term = Term(aggregates.token_mean)
   control: tuple[controls.Controller, ...] = ()
-  vocab: vocab.Spec = vocab.Spec()
+  vocab: vocabulary.Spec = vocabulary.Spec()
   scope: Literal["batch", "micro"] = "batch"
   extra: tuple[str, ...] = ()
 
@@ -186,7 +186,7 @@ class Objective:
     object.__setattr__(self, "penalties", tuple(map(_penalty, self.penalties)))
     if self.scope not in ("batch", "micro"):
       raise ValueError(f"scope={self.scope!r}; choices: 'batch', 'micro'")
-    known = {*COLUMNS, *self.extra, *vocab.NAMES, *controls.init(self.control)}
+    known = {*COLUMNS, *self.extra, *vocabulary.NAMES, *controls.init(self.control)}
     for slot, bound in self.terms():
       _fits(slot, bound)
       allowed = known | ({"weight"} if slot == "scale" else set())
@@ -219,9 +219,9 @@ class Objective:
     return frozenset(name for _, bound in self.terms() for name in bound.reads)
 
   @property
-  def statistics(self) -> vocab.Spec:
+  def statistics(self) -> vocabulary.Spec:
     """The statistics over the vocabulary that terms read; entropy always, for the log."""
-    names = {"logp", "entropy"} | (self.reads & set(vocab.NAMES))
+    names = {"logp", "entropy"} | (self.reads & set(vocabulary.NAMES))
     return dataclasses.replace(self.vocab, names=tuple(sorted(names)))
 
   @property
@@ -232,7 +232,7 @@ class Objective:
       return False
     scored = [t for slot, t in self.terms() if slot in ("advantage", "weight", "scale")]
     scored += [entry.value for entry in self.penalties if entry.outer is not None]
-    return any(set(t.reads) & set(vocab.NAMES) for t in scored)
+    return any(set(t.reads) & set(vocabulary.NAMES) for t in scored)
 
   def prepare(self, batch: Batch, control: Columns | None = None) -> Batch:
     """Fills rewards and adv over a whole rollout; shaping that reads the current policy waits."""
@@ -240,7 +240,7 @@ class Objective:
     for bound in self.reward:
       columns["rewards"] = jax.lax.stop_gradient(bound(columns))
     for bound in self.advantage:
-      if set(bound.reads) & set(vocab.NAMES):
+      if set(bound.reads) & set(vocabulary.NAMES):
         break
       columns["adv"] = _per_token(bound(columns), columns["mask"])
     return batch.replace(rewards=columns.get("rewards"), adv=columns.get("adv"))
@@ -251,9 +251,9 @@ class Objective:
     columns: the batch, the current statistics and the controlled values, by name.
     """
     columns = jax.lax.stop_gradient(_clean(columns))
-    mask, scored = columns["mask"], {}
+    mask = columns["mask"]
     for bound in self.advantage:
-      if set(bound.reads) & set(vocab.NAMES):
+      if set(bound.reads) & set(vocabulary.NAMES):
         columns["adv"] = _per_token(bound(columns), mask)
     weight = jnp.ones_like(real(mask))
     for bound in self.weights:
@@ -273,29 +273,25 @@ class Objective:
         scored[f"rest{j}"] = value - slope * mean
     return jax.lax.stop_gradient(scored)
 
-  def loss(self, columns: Columns, scored: Columns | None = None,
+  def loss(self, columns: Columns, scored: Columns | None = None, *, share: float = 1.0,
            fraction: float = 1.0) -> tuple[Array, dict[str, Array]]:
     """The loss of one micro-batch, and its metrics (all of them add up over micro-batches).
 
     columns: as for `score`, with gradient in the statistics. scored: the rows of this micro-batch
-    out of `score` of the whole batch; None scores these columns alone. fraction: this
-    micro-batch's share of the optimiser batch, in rows.
+    out of `score` of the whole batch; None scores these columns alone. share: factor on scales
+    that were scored for this micro-batch alone. fraction: its part of the batch, in rows.
     """
     columns = _clean(columns)
-    alone = scored is None
-    scored = self.score(columns) if alone else scored
-    # a micro-batch that was scored alone has denominators of its own
-    own = fraction if alone else 1.0
+    scored = self.score(columns) if scored is None else scored
     mask = columns["mask"]
     if scored["adv"] is not None:
       columns = {**columns, "adv": scored["adv"]}
-    value = self.surrogate(columns)
-    loss = _total(own * scored["scale"] * scored["weight"], value, mask)
+    loss = _total(share * scored["scale"] * scored["weight"], self.surrogate(columns), mask)
     metrics = {f"term/{self.surrogate.name}": loss}
     for j, entry in enumerate(self.penalties):
-      mean = _total(own * scored[f"share{j}"], entry.value(columns), mask)
+      mean = _total(share * scored[f"share{j}"], entry.value(columns), mask)
       metrics[f"term/{entry.value.name}"] = mean
-      if entry.outer is not None:
+      if entry.outer is not None:  # its tangent at the mean of the whole batch
         mean = scored[f"slope{j}"] * mean + fraction * scored[f"rest{j}"]
         metrics[f"term/{entry.outer.name}"] = mean
       beta = columns[entry.beta] if isinstance(entry.beta, str) else entry.beta

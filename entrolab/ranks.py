@@ -46,6 +46,7 @@ def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"],
 
   Equal entries are ordered by noise, then by position; entries outside the mask come last.
   """
+  mask = replicated(mask)
   keys = [jnp.where(mask, replicated(k), jnp.inf).ravel() for k in (-x, noise)]
   slots = jnp.arange(x.size, dtype=jnp.int32)
   order = jax.lax.sort([*keys, slots], num_keys=2, is_stable=True)[-1]
@@ -54,9 +55,9 @@ def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"],
 
 
 def top(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"],
-        k: Int[Array, ""] | int) -> Bool[Array, "B T"]:
+        k: Array | int) -> Bool[Array, "B T"]:
   """Exactly min(k, valid) entries, the largest of x inside the mask; k may be traced."""
-  return mask & (ranks(x, mask, noise) < k)
+  return mask & (ranks(x, mask, noise) < jnp.asarray(k).astype(jnp.int32))
 
 
 def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
@@ -67,8 +68,8 @@ def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
   """
   if not 0.0 <= q <= 1.0:
     raise ValueError(f"quantile(q={q}): a fraction in [0, 1]")
-  flat = jnp.where(mask, replicated(x), jnp.inf)
   mask = replicated(mask)
+  flat = jnp.where(mask, replicated(x), jnp.inf)
   flat, mask = (flat, mask) if rows else (flat.reshape(1, -1), mask.reshape(1, -1))
   ordered = jnp.sort(jax.lax.stop_gradient(flat), axis=-1)
   at = q * jnp.maximum(real(mask).sum(-1, keepdims=True) - 1.0, 0.0)

@@ -1,0 +1,39 @@
+"""DAPO: clip-higher, token mean, a soft penalty for overlong answers, and groups with a signal.
+
+DAPO: An Open-Source LLM Reinforcement Learning System at Scale, Yu et al. (arXiv:2503.14476,
+2025). Official code: volcengine/verl, verl/workers/reward_manager/dapo.py and the DAPO recipe.
+Acts on: reward, weights.  State: none.
+Differs from the official code: (1) dynamic sampling that runs out of refills keeps what it has
+and gives the remaining groups weight zero, instead of stopping the run; (2) clip-higher is
+`ppo.clipped_ratio(high=0.28)`, the token mean `aggregate.token_mean`.
+"""
+
+import jax.numpy as jnp
+
+from entrolab.ranks import grouped
+from entrolab.typing import Array, Bool, Float, Reward, Weight, real
+
+
+def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, longest: int, buffer: int,
+             factor: float = 1.0) -> Reward:
+  """R + min(-(n - (longest - buffer)) / buffer * factor, 0), arXiv:2503.14476 equation 13.
+
+  n: valid tokens of the response; longest, buffer: tokens (never characters). -factor at the
+  longest length. Raises ValueError when the buffer is not inside (0, longest].
+  """
+  if not 0 < buffer <= longest:
+    raise ValueError(f"overlong(longest={longest}, buffer={buffer}): 0 < buffer <= longest")
+  over = real(mask).sum(-1) - (longest - buffer)
+  return rewards + jnp.minimum(-over / buffer * factor, 0.0)
+
+
+def has_signal(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, size: int) -> Weight:
+  """1 on the groups whose rewards differ, 0 elsewhere; a group of one is kept.
+
+  arXiv:2503.14476 equation 11 keeps 0 < #right < G. Together with `aggregate.selected_mean` the
+  denominator counts the kept groups alone.
+  """
+  r = grouped(rewards, size)
+  kept = (r != r[:, :1]).any(1, keepdims=True) | (size == 1)
+  rows = jnp.broadcast_to(kept, r.shape).reshape(-1, 1)
+  return real(mask & rows)

@@ -1,0 +1,43 @@
+"""GRPO: advantages from a group of responses to the same prompt; Dr.GRPO without the deviation.
+
+DeepSeekMath, Shao et al. (arXiv:2402.03300, 2024); Understanding R1-Zero-Like Training, Liu et al.
+(arXiv:2503.20783, 2025). Official code: volcengine/verl, verl/trainer/ppo/core_algos.py.
+Acts on: reward, advantage.  State: none.
+Differs from the official code: (1) the deviation is over n - 1, as in verl and TRL; the paper does
+not say; (2) a group of one has mean 0 and deviation 1, as in verl.
+"""
+
+import jax.numpy as jnp
+
+from entrolab.ranks import grouped
+from entrolab.typing import Advantage, Array, Float, Int, Reward, real
+
+
+def outcome(verdict: Int[Array, " B"], *, right: float = 1.0, wrong: float = 0.0) -> Reward:
+  """`right` for a verdict of 1, `wrong` for 0 and for -1 (unknown, counted apart by the log)."""
+  return jnp.where(verdict == 1, right, wrong).astype(real(verdict).dtype)
+
+
+def group_advantage(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-6) -> Advantage:
+  """A = (R - mean_group R) / (std_group R + eps), arXiv:2402.03300 section 4.1.2.
+
+  size: G, responses a prompt, groups contiguous. An all-equal group gives exactly zero.
+  """
+  r = grouped(rewards, size)
+  if size == 1:
+    return (r / (1.0 + eps)).reshape(rewards.shape)
+  middle = _centred(r)
+  std = jnp.sqrt(jnp.square(middle).sum(1, keepdims=True) / (size - 1))
+  return (middle / (std + eps)).reshape(rewards.shape)
+
+
+def centred_advantage(rewards: Float[Array, " B"], *, size: int) -> Advantage:
+  """A = R - mean_group R: Dr.GRPO, arXiv:2503.20783 equation 4. A group of one keeps R."""
+  r = grouped(rewards, size)
+  return (r if size == 1 else _centred(r)).reshape(rewards.shape)
+
+
+def _centred(r: Float[Array, "P G"]) -> Float[Array, "P G"]:
+  # an all-equal group is zero by comparison: its mean may round away from its members
+  equal = (r == r[:, :1]).all(1, keepdims=True)
+  return jnp.where(equal, 0.0, r - r.mean(1, keepdims=True))

@@ -1,0 +1,196 @@
+"""From golden files to methods: one table of names, one account of every stored array.
+
+A golden file `SLUG_CASE.npz` holds inputs and outputs of an official implementation. The function
+`golden(case)` of `tests/methods/SLUG_test.py` runs ours on the inputs and compares every output.
+Nothing is skipped in silence: an array that is neither an input, nor compared, nor ignored with a
+reason fails the file, and so does a file whose slug nobody knows.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import vocab
+
+VALUE, GRADIENT = 1e-6, 1e-5  # largest relative error, in float64
+# golden name -> column of a batch
+COLUMNS = dict(tokens="tokens", response_mask="mask", old_logprobs="old_logp",
+               ref_logprobs="ref_logp", advantages="adv", rewards="rewards",
+               rollout_logprobs="sampled_logp")
+INPUTS = {*COLUMNS, "logits", "group_ids"}  # every file may carry them, used or not
+
+
+class Mismatch(AssertionError):
+  """A stored array that ours does not reproduce, or that nobody accounts for."""
+
+
+@dataclasses.dataclass
+class Row:
+  """One compared array: its largest relative error and the tolerance."""
+  name: str
+  error: float
+  tolerance: float
+
+
+class Case:
+  """The arrays of one golden file, each of which has to be accounted for."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+    with np.load(self.path, allow_pickle=False) as stored:
+      self.arrays = {name: stored[name] for name in stored.files}
+    self.used: set[str] = set()
+    self.rows: list[Row] = []
+    self.ignored: dict[str, str] = {}
+
+  def __contains__(self, name):
+    return name in self.arrays
+
+  def text(self, name):
+    """A stored JSON string."""
+    self.used.add(name)
+    return json.loads(str(self.arrays[name]))
+
+  @property
+  def config(self):
+    """The hyper-parameters of the file."""
+    return self.text("config")
+
+  def raw(self, name):
+    """An input as stored, numpy."""
+    self.used.add(name)
+    return self.arrays[name]
+
+  def __getitem__(self, name):
+    """An input as a jax array; masks become bool, floats 64 bits wide."""
+    value = self.raw(name)
+    value = value > 0 if name == "response_mask" else value
+    return jnp.asarray(value, np.float64) if value.dtype.kind == "f" else jnp.asarray(value)
+
+  def columns(self, **more):
+    """The batch columns of the file, with noise zero (ties by position), and `more`."""
+    own = {column: self[name] for name, column in COLUMNS.items() if name in self}
+    return {**own, "noise": jnp.zeros(own["mask"].shape), **more}
+
+  def live(self, logits, **spec):
+    """logp, entropy (and what spec.names asks for) of the stored tokens under these logits."""
+    names = spec.pop("names", ("logp", "entropy"))
+    return vocab.from_logits(logits, self["tokens"], vocab.Spec(names=names, **spec))
+
+  def compare(self, name, value, *, where=None, tolerance=None):
+    """Compares with the stored array of that name: masks exactly, NaN where it has NaN."""
+    want = np.asarray(self.raw(name))
+    got = np.asarray(value)
+    if got.shape != want.shape:
+      raise Mismatch(f"{self.path.name}: {name} has shape {want.shape}, ours {got.shape}")
+    if where is not None:
+      keep = np.broadcast_to(np.asarray(where, bool), want.shape)
+      want, got = want[keep], got[keep]
+    if tolerance is None:
+      tolerance = GRADIENT if name.startswith("grad") else VALUE
+    self.rows.append(Row(name, _error(got, want), tolerance))
+
+  def ignore(self, name, reason):
+    """Leaves an array out, and says why."""
+    if len(reason) < 8:
+      raise ValueError(f"ignore({name!r}): say why")
+    if name in self:
+      self.used.add(name)
+      self.ignored[name] = reason
+
+  def finish(self):
+    """The worst row; raises Mismatch when one is out of tolerance or an array is unaccounted."""
+    left = sorted(self.arrays.keys() - self.used - INPUTS)
+    if left:
+      raise Mismatch(f"{self.path.name}: neither input, compared nor ignored: {', '.join(left)}")
+    if not self.rows:
+      raise Mismatch(f"{self.path.name}: nothing was compared")
+    bad = [r for r in self.rows if not r.error <= r.tolerance]
+    if bad:
+      raise Mismatch(f"{self.path.name}: " + "; ".join(
+          f"{r.name} is off by {r.error:.2e} (at most {r.tolerance:.0e})" for r in bad))
+    return max(self.rows, key=lambda r: r.error / r.tolerance)
+
+
+def _error(got, want):
+  if want.dtype.kind in "bSU" or got.dtype.kind == "b":
+    return float((got.astype(bool) != want.astype(bool)).any()) if want.dtype.kind not in "SU" \
+        else float((got != want).any())
+  got, want = got.astype(np.float64), want.astype(np.float64)
+  if got.size == 0:
+    return 0.0
+  odd = ~np.isfinite(want)
+  if not np.array_equal(got[odd], want[odd], equal_nan=True) or not np.isfinite(got[~odd]).all():
+    return float("inf")
+  got, want = got[~odd], want[~odd]
+  if got.size == 0:
+    return 0.0
+  floor = 1e-3 * np.abs(want).max() + 1e-9
+  return float((np.abs(got - want) / (np.abs(want) + floor)).max())
+
+
+def slugs():
+  """Every slug that has an adapter: the test files of the methods."""
+  folder = pathlib.Path(__file__).parent / "methods"
+  return sorted((p.name.removesuffix("_test.py") for p in folder.glob("*_test.py")), key=len)
+
+
+def adapter(path):
+  """The `golden` function of a file; raises Mismatch for a slug that nobody knows."""
+  stem = pathlib.Path(path).stem
+  found = [slug for slug in slugs() if stem == slug or stem.startswith(slug + "_")]
+  if not found:
+    raise Mismatch(f"{stem}.npz: no method of that name; have: {', '.join(sorted(slugs()))}")
+  root = str(pathlib.Path(__file__).parents[1])
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  module = importlib.import_module(f"tests.methods.{found[-1]}_test")
+  if not hasattr(module, "golden"):
+    raise Mismatch(f"{stem}.npz: tests/methods/{found[-1]}_test.py has no golden(case)")
+  return module.golden
+
+
+@contextlib.contextmanager
+def double():
+  """64-bit types on; the name moved between the supported versions of jax."""
+  if hasattr(jax, "enable_x64"):
+    enable = jax.enable_x64
+  else:
+    from jax.experimental import enable_x64 as enable
+  with enable(True):
+    yield
+
+
+def check(path):
+  """Runs one file; returns its finished Case and worst Row, or raises Mismatch."""
+  run, case = adapter(path), Case(path)
+  with double():
+    run(case)
+  return case, case.finish()
+
+
+def per_group(case, fn, values, **knobs):
+  """A group function on the file's ragged, possibly scattered groups, one group at a time."""
+  ids, out = case.raw("group_ids"), np.zeros(np.shape(values))
+  for one in np.unique(ids):
+    rows = np.flatnonzero(ids == one)
+    out[rows] = fn(jnp.asarray(values)[rows], size=len(rows), **knobs)
+  return jnp.asarray(out)
+
+
+def loss_and_grad(objective, case, logits, **more):
+  """(loss, gradient by logits) of an objective on the file's columns at these logits."""
+  spec = objective.statistics
+
+  def loss(z):
+    live = vocab.from_logits(z, case["tokens"], spec)
+    return objective.loss({**case.columns(**more), **live})[0]
+
+  return jax.value_and_grad(loss)(logits)

@@ -1,0 +1,83 @@
+"""SIREN: golden parity, and what the anchor and the nucleus promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import aggregate, vocab
+from entrolab.methods import grpo, ppo, siren
+from entrolab.objective import Objective, Penalty, term
+from tests import adapters
+
+
+def recipe(*, fraction, beta, top_p, anchor=-1.0, length=0):
+  penalty = Penalty(beta, term(siren.selected_entropy),
+                    scale=term(siren.peak_scale, fraction=fraction),
+                    outer=term(siren.squared_distance))
+  return Objective(advantage=term(grpo.centred_advantage, size=2), penalties=(penalty,),
+                   surrogate=term(ppo.clipped_ratio, dual=3.0),
+                   aggregate=term(aggregate.fixed_length, length=length),
+                   control=(siren.Anchor(anchor),), vocab=vocab.Spec(top_p=top_p))
+
+
+def golden(case):
+  config, logits, mask = case.config, case["logits"], case["response_mask"]
+  top_p, fraction = config["p"], 1.0 - config["tau"]
+
+  def entropies(z, inclusive=False):
+    return jnp.where(mask, vocab.nucleus_entropy(z, top_p, inclusive), 0.0)
+
+  def mean(z):
+    h = entropies(z)
+    scale = siren.peak_scale(jax.lax.stop_gradient(h), mask, fraction=fraction)
+    return (scale * h).sum()
+
+  h = entropies(logits)
+  case.compare("topp_entropy", h)
+  case.compare("full_entropy", jnp.where(mask, vocab.entropy(logits), 0.0))
+  nucleus = vocab.nucleus_mask(logits, top_p, False)
+  on = np.asarray(mask)[..., None]
+  case.compare("nucleus_mask", nucleus, where=on)
+  case.compare("nucleus_size", nucleus.sum(-1), where=mask)
+  case.compare("alt_nucleus_mask_inclusive", vocab.nucleus_mask(logits, top_p, True), where=on)
+  case.compare("alt_topp_entropy_inclusive", entropies(logits, True))
+  keep = siren.peak_positions(h, mask, fraction=fraction)
+  bound = siren.quantile(h, mask, 1.0 - fraction, rows=True)[:, 0]
+  case.compare("quantile_bound", jnp.where(mask.any(-1), bound, jnp.nan))
+  case.compare("position_mask", keep)
+  case.compare("masked_entropy", jnp.where(keep, h, 0.0))
+  anchor = mean(case["anchor_logits"]) if "anchor_logits" in case else case["anchor"]
+  case.compare("anchor", anchor)
+  case.compare("agg_entropy", mean(logits))
+  case.compare("grad_agg_entropy", jax.grad(mean)(logits))
+  case.compare("reg_sq", siren.squared_distance(mean(logits), anchor))
+  case.compare("grad_reg_sq", jax.grad(lambda z: siren.squared_distance(mean(z), anchor))(logits))
+  objective = recipe(fraction=fraction, beta=config["beta"], top_p=top_p)
+  loss, grad = adapters.loss_and_grad(objective, case, logits, anchor=anchor)
+  case.compare("loss_total", loss)
+  case.compare("grad_total", grad)
+
+
+def test_only_the_nucleus_gets_a_gradient():
+  z = jax.random.normal(jax.random.key(0), (1, 5, 32)) * 2.0
+  grad = jax.grad(lambda z: vocab.nucleus_entropy(z, 0.8, False).sum())(z)
+  outside = ~np.asarray(vocab.nucleus_mask(z, 0.8, False))
+  assert outside.any() and (np.asarray(grad)[outside] == 0.0).all()
+  assert np.abs(np.asarray(grad)[~outside]).max() > 1e-3
+
+
+def test_anchor_is_set_once_and_never_moves():
+  anchor = siren.Anchor()
+  state = anchor.init()
+  assert np.isnan(state["anchor"])
+  state = anchor.begin(state, {"siren.selected_entropy": jnp.asarray(0.7)})
+  moved = anchor.update(state, {"entropy/exact": jnp.asarray(0.1)})
+  assert float(moved["anchor"]) == float(np.float32(0.7))
+
+
+def test_collapsed_policy_cannot_be_pulled_back():
+  """Every nucleus empty: mean 0 and no gradient, whatever the anchor (a limit of the method)."""
+  z = jnp.zeros((2, 4, 8)).at[..., 0].set(30.0)
+  h = vocab.nucleus_entropy(z, 0.8, False)
+  assert (np.asarray(h) == 0.0).all()
+  assert (np.asarray(jax.grad(lambda z: vocab.nucleus_entropy(z, 0.8, False).sum())(z)) == 0).all()

@@ -1,0 +1,115 @@
+"""Columns by name, and a softmax policy over them, for laws that hold for every method."""
+
+import importlib
+import inspect
+import pkgutil
+
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import aggregate, methods, vocab
+from entrolab.methods import bonus, grpo, ppo
+from entrolab.objective import COLUMNS, Objective, Penalty, term
+from entrolab.typing import Array, Float, Weight, slot_of
+
+G, B, T, V = 4, 16, 12, 16
+
+
+def confident(old_logp: Float[Array, "B T"]) -> Weight:
+  """A weight for scales that read one: drops the least likely tokens."""
+  return (old_logp > -4.0).astype(old_logp.dtype)
+
+
+# values for knobs that have no default, by name
+KNOBS = dict(size=G, longest=T, buffer=4)
+# how to draw columns that only some methods read; a method's test may add to it as `COLUMNS`
+EXTRA = dict(anchor=lambda rng: np.float32(0.5), mean=lambda rng: np.float32(0.4))
+
+
+def functions():
+  """Every public function of entrolab/methods that fills a slot, with its module."""
+  found = []
+  for info in pkgutil.iter_modules(methods.__path__):
+    module = importlib.import_module(f"entrolab.methods.{info.name}")
+    for name, fn in vars(module).items():
+      own = inspect.isfunction(fn) and fn.__module__ == module.__name__
+      if own and not name.startswith("_") and slot_of(inspect.signature(fn).return_annotation):
+        found.append(fn)
+  for name, fn in vars(aggregate).items():
+    if inspect.isfunction(fn) and fn.__module__ == aggregate.__name__ and name[0] != "_":
+      found.append(fn)
+  return found
+
+
+def label(fn):
+  """module.function."""
+  return f"{fn.__module__.rsplit('.', 1)[-1]}.{fn.__name__}"
+
+
+def drawers(fn):
+  """EXTRA, and what the test of the method adds."""
+  name = fn.__module__.rsplit(".", 1)[-1]
+  try:
+    module = importlib.import_module(f"tests.methods.{name}_test")
+  except ModuleNotFoundError:
+    return EXTRA
+  return {**EXTRA, **getattr(module, "COLUMNS", {})}
+
+
+def bound(fn):
+  """The function with its required knobs set."""
+  parameters = inspect.signature(fn).parameters.values()
+  needed = {p.name for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+  missing = needed - KNOBS.keys()
+  assert not missing, f"{label(fn)}: tests/probe.py has no value for knobs {missing}"
+  return term(fn, **{name: KNOBS[name] for name in needed})
+
+
+def objective(fn, **more):
+  """An objective that holds the function in the slot its return type names."""
+  it = bound(fn)
+  own = dict(reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=G),
+             surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
+  if it.slot == "reward":
+    own["reward"] = (own["reward"], it) if "rewards" in it.reads else it
+  elif it.slot == "advantage":
+    own["advantage"] = (own["advantage"], it) if "adv" in it.reads else it
+  elif it.slot == "surrogate":
+    own["surrogate"] = it
+  elif it.slot == "weight":
+    own["weights"] = it
+  elif it.slot == "scale":
+    own["aggregate"] = it
+    own["weights"] = term(confident)
+  elif it.slot == "penalty":
+    own["penalties"] = (Penalty(0.3, it),)
+  else:
+    own["penalties"] = (Penalty(0.3, term(bonus.negative_entropy), outer=it),)
+  known = {*COLUMNS, *vocab.NAMES, "weight", "mean"}
+  return Objective(**own, extra=tuple(n for n in it.reads if n not in known), **more)
+
+
+def batch(fn, seed=0, *, verdict=None, mask=None):
+  """(batch columns, logits): ragged rows, groups of G; numbers of a slightly moved policy."""
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(size=(B, T, V)).astype(np.float32) * 1.5
+  tokens = rng.integers(0, V, (B, T)).astype(np.int32)
+  old = logits + 0.3 * rng.normal(size=logits.shape).astype(np.float32)
+  ref = logits + 0.3 * rng.normal(size=logits.shape).astype(np.float32)
+  lengths = rng.integers(1, T + 1, B)
+  mask = np.arange(T) < lengths[:, None] if mask is None else mask
+  pick = vocab.Spec(names=("entropy", "logp"))
+  stats, other = (vocab.from_logits(jnp.asarray(z), jnp.asarray(tokens), pick) for z in (old, ref))
+  out = dict(tokens=tokens, mask=mask, old_logp=np.asarray(stats["logp"]),
+             old_entropy=np.asarray(stats["entropy"]), ref_logp=np.asarray(other["logp"]),
+             sampled_logp=np.asarray(stats["logp"]), group=np.arange(B, dtype=np.int32) // G,
+             verdict=rng.integers(0, 2, B).astype(np.int32) if verdict is None else verdict,
+             finished=rng.random(B) < 0.8, noise=rng.random((B, T)).astype(np.float32),
+             phase=np.tile(np.arange(T, dtype=np.int32) // 4, (B, 1)),
+             row=rng.integers(0, 2**31, B).astype(np.uint32))
+  own = drawers(fn)
+  for name in inspect.signature(fn).parameters:
+    if name in own:
+      out[name] = own[name](rng)
+  return out, logits
