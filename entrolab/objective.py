@@ -36,8 +36,9 @@ SCORED = ("weight", "mean")  # what `score` itself fills: for scales, and for ou
 class Batch:
   """The columns of a batch; None until a stage fills them, top to bottom.
 
-  prompt, prompt_mask [B, L]; tokens, mask [B, T] (mask: response tokens that count);
-  group [B] prompt of the row; row [B] uint32 identity of the row for keys; finished [B];
+  prompt, prompt_mask [B, L]; tokens [B, T]; mask [B, T]: response tokens that count; present
+  [B, T]: response tokens that stand in the context (None: those of the mask); group [B] prompt
+  of the row; row [B, 2] uint32 key data of the row, its identity; finished [B];
   old_logp, old_entropy [B, T] of the policy that sampled, untruncated at temperature 1;
   sampled_logp [B, T] of the distribution that was drawn from; phase [B, T] segment ids;
   ref_logp [B, T]; verdict [B] (1 right, 0 wrong, -1 unknown); rewards [B]; adv, scale [B, T];
@@ -45,6 +46,7 @@ class Batch:
   """
   tokens: Any = None
   mask: Any = None
+  present: Any = None
   prompt: Any = None
   prompt_mask: Any = None
   group: Any = None
@@ -169,7 +171,7 @@ class Objective:
   Raises TypeError for a term in the wrong slot or a column that nothing fills, when it is built.
   """
   surrogate: Term
-  advantage: Chain
+  advantage: Chain = ()
   reward: Chain = ()
   weights: tuple[Term, ...] = ()
   penalties: tuple[Any, ...] = ()

@@ -107,7 +107,7 @@ def batch(fn, seed=0, *, verdict=None, mask=None):
              verdict=rng.integers(0, 2, B).astype(np.int32) if verdict is None else verdict,
              finished=rng.random(B) < 0.8, noise=rng.random((B, T)).astype(np.float32),
              phase=np.tile(np.arange(T, dtype=np.int32) // 4, (B, 1)),
-             row=rng.integers(0, 2**31, B).astype(np.uint32))
+             row=rng.integers(0, 2**31, (B, 2)).astype(np.uint32))
   own = drawers(fn)
   for name in inspect.signature(fn).parameters:
     if name in own:

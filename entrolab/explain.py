@@ -1,0 +1,136 @@
+"""The plan of a run before it runs: arithmetic, memory, and terms that cannot act here."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import control as controls
+from entrolab import vocab
+from entrolab.experiment import Experiment
+from entrolab.objective import COLUMNS, Objective, Term
+
+
+def batch_sentence(experiment: Experiment) -> str:
+  """'16 prompts x 8 samples = 128 rollouts, 2 updates of 64 rows in 1 micro-batch each'."""
+  s, t = experiment.sampling, experiment.training
+  rows = s.prompts * s.samples
+  parts = "micro-batch" if t.micro == 1 else "micro-batches"
+  return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts, {t.updates} "
+          f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows in {t.micro} {parts} each")
+
+
+def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]:
+  """Bytes of what is large: parameters, optimiser, key-value cache, and the logits avoided."""
+  s, t = experiment.sampling, experiment.training
+  width = 2 if t.dtype == "bfloat16" else 4
+  rows = s.prompts * s.samples
+  cache = 2 * config.layers * rows * config.kv_heads * config.head_dim * width
+  count = parameter_count(config)
+  return {"parameters": 4 * count, "optimiser": 8 * count,
+          "key-value cache": cache * (prompt_length + s.longest),
+          "logits never kept": 4 * rows // t.updates // t.micro * s.longest * config.vocab_size}
+
+
+def parameter_count(config) -> int:
+  """Parameters of the decoder, from shapes alone."""
+  from entrolab.models import transformer
+  tree = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _probe(objective: Objective, size: int) -> dict[str, jax.Array]:
+  """Random columns at which the current policy IS the policy that sampled."""
+  rng, rows, time = np.random.default_rng(0), 4 * size, 16
+  shape = (rows, time)
+  mask = np.arange(time) < rng.integers(2, time + 1, rows)[:, None]
+  columns = {name: jnp.asarray(rng.random(shape), jnp.float32) for name in
+             {*COLUMNS, *objective.extra, *vocab.NAMES}}
+  logp = -jnp.asarray(rng.exponential(size=shape), jnp.float32)
+  reference = logp + 0.1 * jnp.asarray(rng.normal(size=shape), jnp.float32)
+  verdict = jnp.asarray(rng.integers(0, 2, rows), jnp.int32)
+  columns.update(
+      mask=jnp.asarray(mask), logp=logp, old_logp=logp, sampled_logp=logp, ref_logp=reference,
+      verdict=verdict, rewards=verdict.astype(jnp.float32), finished=jnp.ones(rows, bool),
+      tokens=jnp.zeros(shape, jnp.int32), phase=jnp.zeros(shape, jnp.int32),
+      group=jnp.arange(rows, dtype=jnp.int32) // size, row=jnp.zeros((rows, 2), jnp.uint32),
+      mean=jnp.asarray(0.5), weight=jnp.ones(shape))
+  columns["old_entropy"] = columns["entropy"]
+  state = controls.begin(objective.control, controls.init(objective.control),
+                         {e.value.name: jnp.asarray(0.4) for e in objective.penalties})
+  return {**columns, **state}
+
+
+def _is_zero(bound: Term, columns) -> bool:
+  """Whether a penalty and its gradient by the log-prob vanish on the probe."""
+  rest = {k: v for k, v in columns.items() if k != "logp"}
+  value, grad = jax.value_and_grad(lambda x: jnp.where(
+      columns["mask"], bound({**rest, "logp": x}), 0.0).sum())(columns["logp"])
+  silent = {"entropy", "nucleus_entropy", "tempered_logp"} & set(bound.reads)
+  return bool(value == 0.0) and not bool(jnp.any(grad)) and not silent
+
+
+def warnings(experiment: Experiment) -> list[str]:
+  """Sentences about parts of the objective that cannot act in this setting."""
+  objective, s, t = experiment.objective, experiment.sampling, experiment.training
+  said = []
+  if s.samples == 1:
+    said.append("groups of size 1: an advantage relative to the group has no baseline; "
+                "set sampling.samples >= 2")
+  columns = _probe(objective, s.samples)
+  if t.updates == 1:
+    for entry in objective.penalties:
+      if _is_zero(entry.value, columns):
+        said.append(f"{entry.value.name} is identically zero with one update a rollout (the "
+                    "current policy is the one that sampled); set training.updates >= 2")
+    if "old_logp" in objective.surrogate.reads:
+      said.append(f"{objective.surrogate.name}: every ratio is exactly 1 with one update a "
+                  "rollout, so no clip acts")
+  rows = s.prompts * s.samples // t.updates
+  tokens = rows * s.longest
+  for slot, bound in objective.terms():
+    defaults = {n: p for n, p in _keywords(bound).items()}
+    fraction = dict(bound.knobs).get("fraction", defaults.get("fraction"))
+    if slot in ("weight", "scale") and fraction is not None and fraction * tokens < 1.0:
+      said.append(f"{bound.name}(fraction={fraction}) selects under one of at most {tokens} tokens "
+                  f"an update; {1.0 / tokens:.1e} is one token")
+  if t.micro > 1:
+    extra = "takes" if objective.needs_score_pass else "needs no"
+    said.append(f"{t.micro} micro-batches: the objective {extra} a gradient-free score pass")
+  return said
+
+
+def _keywords(bound: Term) -> dict:
+  import inspect
+  parameters = inspect.signature(bound.fn).parameters.values()
+  return {p.name: p.default for p in parameters
+          if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def plan(experiment: Experiment, config, prompt_length: int) -> str:
+  """The whole plan as text: batch, model, memory, statistics, objective, warnings."""
+  lines = [f"{experiment.name}: {batch_sentence(experiment)}",
+           f"model: {parameter_count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
+           f"width {config.width}, vocabulary {config.vocab_size}",
+           f"lengths: prompt {prompt_length} + response {experiment.sampling.longest} tokens "
+           "(one bucket)",
+           "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in
+                                  memory(experiment, config, prompt_length).items()),
+           f"statistics of the vocabulary: {', '.join(experiment.objective.statistics.names)}",
+           "objective:"]
+  for field in dataclasses.fields(experiment.objective):
+    value = getattr(experiment.objective, field.name)
+    if value not in ((), None):
+      lines.append(f"  {field.name} = {value!r}")
+  lines += [f"note: {sentence}" for sentence in warnings(experiment)]
+  return "\n".join(lines)
+
+
+def _bytes(size: int) -> str:
+  for unit in ("B", "kB", "MB", "GB"):
+    if size < 1000 or unit == "GB":
+      return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    size /= 1000
+  raise AssertionError("unreachable")

@@ -1,0 +1,167 @@
+"""One optimiser step as a pure function of (state, batch), sharded over a mesh.
+
+`Learner` closes over everything static (objective, model configuration, optimiser, mesh) and holds
+the jitted functions; all that changes is in `State`, which is what a checkpoint holds.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from entrolab import control as controls
+from entrolab import microbatch, sharding, vocab
+from entrolab.analysis import entropy_change
+from entrolab.experiment import Experiment, Training
+from entrolab.models import transformer
+from entrolab.objective import Batch
+from entrolab.ranks import masked_mean
+from entrolab.typing import Array
+
+NOISE = 2**31 - 1
+BEFORE = ("entropy", "logp", "sum_p2", "sum_p2_logp")  # what the account of a step needs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """All that changes from step to step: optimiser steps, parameters, optimiser, controlled
+  values, and the reference policy where a term reads one."""
+  step: Any
+  params: Any
+  opt: Any
+  control: Any
+  reference: Any = None
+
+
+def optimiser(t: Training) -> optax.GradientTransformation:
+  """AdamW with warm-up and a schedule over all optimiser steps; the clip is by global norm."""
+  total = max(t.steps * t.updates, t.warmup + 1)
+  rest = {"constant": optax.constant_schedule(t.lr),
+          "linear": optax.linear_schedule(t.lr, 0.0, total - t.warmup),
+          "cosine": optax.cosine_decay_schedule(t.lr, total - t.warmup)}
+  if t.schedule not in rest:
+    raise ValueError(f"training.schedule={t.schedule!r}; choices: {', '.join(rest)}")
+  warm = optax.linear_schedule(0.0, t.lr, t.warmup)
+  rate = optax.join_schedules([warm, rest[t.schedule]], [t.warmup]) if t.warmup else (
+      rest[t.schedule])
+  clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
+  return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, eps=t.eps,
+                                       weight_decay=t.weight_decay))
+
+
+def row_noise(row: Array, step: Array, length: int) -> Array:
+  """[B, T] uniform numbers that belong to (row, optimiser step, position) and to nothing else."""
+  def one(data):
+    key = jax.random.wrap_key_data(data)
+    # the sampler folds positions 0, 1, ... into the same key; this stream is another one
+    key = jax.random.fold_in(jax.random.fold_in(key, NOISE), step)
+    return jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t)))(jnp.arange(length))
+
+  return jax.vmap(one)(row)
+
+
+class Learner:
+  """The jitted functions of a run; `step` is compiled once and donates its state."""
+
+  def __init__(self, experiment: Experiment, config: transformer.Config, mesh: Mesh):
+    self.experiment, self.objective, self.mesh = experiment, experiment.objective, mesh
+    t = experiment.training
+    self.config = dataclasses.replace(config, dtype=t.dtype, remat=t.remat)
+    self.tx = optimiser(t)
+    alone = mesh.size == 1
+    self.layout = None if alone else vocab.Layout(mesh, rows=("data", "fsdp"), vocab="tensor")
+    self.reads_reference = "ref_logp" in self.objective.reads
+    self.param_shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), sharding.param_specs(self.config),
+        is_leaf=lambda x: isinstance(x, PartitionSpec))
+    self.step = jax.jit(self._step, donate_argnums=0)
+    self.score = jax.jit(self._score, static_argnums=2)
+    self.begin = jax.jit(self._begin)
+    self.account = jax.jit(self._account)
+    self.select = jax.jit(self._select, static_argnums=1)
+
+  def init(self, params: Any) -> State:
+    """The state at step 0, placed on the mesh."""
+    params = jax.device_put(params, self.param_shardings)
+    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=self.param_shardings)
+    reference = copy(params) if self.reads_reference else None
+    state = State(jnp.zeros((), jnp.int32), params, self.tx.init(params),
+                  controls.init(self.objective.control), reference)
+    whole = NamedSharding(self.mesh, PartitionSpec())
+    return jax.tree.map(  # scalars live on every device
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state)
+
+  def statistics(self, params: Any, rows: Batch, spec: vocab.Spec) -> dict[str, Array]:
+    """The asked statistics [B, T] of the response tokens, from hidden states and the head."""
+    length = rows.prompt.shape[1]
+    tokens = jnp.concatenate([rows.prompt, rows.tokens], axis=1)
+    present = rows.mask if rows.present is None else rows.present
+    valid = jnp.concatenate([rows.prompt_mask, present], axis=1)
+    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
+    hidden = transformer.hidden_states(self.config, params, tokens, positions,
+                                       valid.astype(jnp.int32))
+    # position i predicts token i + 1: the last prompt position predicts the first response token
+    hidden = hidden[:, length - 1:-1]
+    return vocab.fused(hidden, transformer.head_matrix(params), rows.tokens, spec, self.layout)
+
+  def _score(self, params: Any, batch: Batch, names: tuple[str, ...]) -> dict[str, Array]:
+    spec = dataclasses.replace(self.objective.vocab, names=names)
+    micro = self.experiment.training.micro * self.experiment.training.updates
+    parts = microbatch.split(batch, micro)
+    return microbatch.merge(jax.lax.map(lambda rows: self.statistics(params, rows, spec), parts))
+
+  def _begin(self, state: State, batch: Batch) -> State:
+    """Lets controllers see the first rollout at the initial policy, before any update."""
+    live = self._score(state.params, batch, self.objective.statistics.names)
+    scored = self.objective.score({**batch.columns(), **state.control, **live})
+    control = controls.begin(self.objective.control, state.control, self.objective.means(scored))
+    return dataclasses.replace(state, control=control)
+
+  def _select(self, batch: Batch, update: int) -> Batch:
+    """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows."""
+    u, g = self.experiment.training.updates, self.experiment.sampling.samples
+    return jax.tree.map(
+        lambda x: x.reshape(-1, u, g, *x.shape[1:])[:, update].reshape(-1, *x.shape[1:]), batch)
+
+  def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+    """(state, batch) -> (state, metrics): gradient, update, controllers, reference."""
+    spec, t = self.objective.statistics, self.experiment.training
+    if "noise" in self.objective.reads:
+      batch = batch.replace(noise=row_noise(batch.row, state.step, batch.tokens.shape[1]))
+    grads, metrics, live, scored = microbatch.gradient(
+        self.objective, lambda p, rows: self.statistics(p, rows, spec), state.params, batch,
+        state.control, micro=t.micro)
+    norm = optax.global_norm(grads)
+    exact = masked_mean(live["entropy"], batch.mask)
+    metrics = {**metrics, "train/grad_norm": norm, "entropy/exact": exact,
+               "method/touched": self.objective.touched(scored, batch)}
+    updates, opt = self.tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = State(state.step + 1, params, opt,
+                controls.update(self.objective.control, state.control, metrics),
+                self._reference(state, params))
+    fine = jnp.isfinite(metrics["train/loss"]) & jnp.isfinite(norm) & jnp.isfinite(exact)
+    # an update that is not finite is not applied: nothing of the state moves
+    new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
+    metrics["train/applied"] = fine.astype(jnp.float32)
+    metrics.update({f"control/{name}": x for name, x in new.control.items() if x.ndim == 0})
+    return new, metrics
+
+  def _reference(self, state: State, params: Any) -> Any:
+    rule = self.experiment.reference
+    if state.reference is None or rule.rule == "frozen":
+      return state.reference
+    if rule.rule == "ema":
+      return jax.tree.map(lambda r, p: rule.decay * r + (1.0 - rule.decay) * p,
+                          state.reference, params)
+    due = (state.step + 1) % (rule.every * self.experiment.training.updates) == 0
+    return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.reference, params)
+
+  def _account(self, before: dict[str, Array], after: dict[str, Array],
+               batch: Batch) -> dict[str, Array]:
+    """Predicted and measured change of entropy over the updates of one rollout."""
+    return entropy_change.account(before, after, batch.adv, batch.mask)

@@ -1,0 +1,28 @@
+"""DAPO: clip-higher, token mean, groups with a signal, a soft penalty for overlong answers.
+
+DAPO, arXiv:2503.14476, equations 8 to 13.  clip [1 - 0.2, 1 + 0.28]; groups that are all right or
+all wrong are replaced by further samples, at most `refills` batches of them.
+
+  python -m entrolab.main --config=experiments/dapo.py:high=0.28
+
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import dapo, grpo, ppo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, high: float = 0.28,
+               refills: int = 2) -> Experiment:
+  """The penalty begins at four fifths of the longest response."""
+  base = presets.get(preset)
+  longest = base.sampling.longest
+  overlong = term(dapo.overlong, longest=longest, buffer=max(longest // 5, 1))
+  objective = Objective(reward=(term(grpo.outcome), overlong),
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(ppo.clipped_ratio, low=0.2, high=high, dual=10.0),
+                        weights=(term(dapo.has_signal, size=base.samples),),
+                        aggregate=term(aggregate.selected_mean))
+  return base.experiment("dapo", objective, seed=seed, steps=steps, sampling=dict(refills=refills))

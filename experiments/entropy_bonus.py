@@ -1,0 +1,27 @@
+"""The plain entropy bonus, fixed or with a coefficient that adapts to a target entropy.
+
+loss = PG - coef H;  adaptive: coef moves by 0.005 an update towards the target and acts only while
+H <= target (Skywork-OR1, arXiv:2505.22312, equation 12).
+
+  python -m entrolab.main --config=experiments/entropy_bonus.py:beta=0.03
+  python -m entrolab.main --config=experiments/entropy_bonus.py:target=0.35
+
+Expect: FIGURES
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment
+from entrolab.methods import bonus, grpo, ppo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.03,
+               target: float = 0.0) -> Experiment:
+  """target: nats a token for the adaptive coefficient; 0 keeps beta fixed."""
+  base = presets.get(preset)
+  control = (bonus.Adaptive(target),) if target else ()
+  objective = Objective(reward=term(grpo.outcome), control=control,
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(ppo.clipped_ratio),
+                        penalties=(("coef" if target else beta, term(bonus.negative_entropy)),))
+  return base.experiment("entropy_bonus", objective, seed=seed, steps=steps)

@@ -1,0 +1,27 @@
+"""KL-Cov: hold the tokens of the highest covariance near the policy that sampled them.
+
+arXiv:2505.22617, equation 11.  loss = -A r + beta 1[top fraction by covariance] |log r|, no clip.
+It acts from the second update of a rollout on: before that the ratio is 1.
+
+  python -m entrolab.main --config=experiments/kl_cov.py:fraction=0.02,beta=1.0
+
+The official fractions (2e-3, 2e-4) select under one token in a small batch: 0.02 here.
+Expect: FIGURES
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, kl_cov, ppo
+from entrolab.objective import Objective, Penalty, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.02,
+               beta: float = 1.0) -> Experiment:
+  """A log ratio under 1e-6 is rounding between two programs, not a distance."""
+  base = presets.get(preset)
+  penalty = Penalty(beta, term(kl_cov.distance, tolerance=1e-6),
+                    weight=term(kl_cov.top_mask, fraction=fraction))
+  objective = Objective(reward=term(grpo.outcome), penalties=(penalty,),
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(ppo.plain_ratio))
+  return base.experiment("kl_cov", objective, seed=seed, steps=steps)

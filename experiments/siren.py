@@ -1,0 +1,31 @@
+"""SIREN: entropy inside the nucleus, at the peaks of each response, held to its first value.
+
+arXiv:2509.25133.  loss = PG + beta (H - anchor)^2, H the mean over rows of the nucleus entropy at
+the positions above the row's 0.8 quantile; anchor is H of the first rollout. PG is Dr.GRPO with
+PPO clip and dual clip 3, summed over tokens and divided by rows x longest response.
+
+  python -m entrolab.main --config=experiments/siren.py:beta=0.5
+
+The official beta of 0.005 goes with T = 3072; PG is divided by T, so beta is re-tuned with it.
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets, vocab
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, ppo, siren
+from entrolab.objective import Objective, Penalty, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.5,
+               top_p: float = 0.8, fraction: float = 0.2) -> Experiment:
+  """top_p of the nucleus (crossing token excluded); fraction of positions kept in a response."""
+  base = presets.get(preset)
+  penalty = Penalty(beta, term(siren.selected_entropy),
+                    scale=term(siren.peak_scale, fraction=fraction),
+                    outer=term(siren.squared_distance))
+  objective = Objective(
+      reward=term(grpo.outcome), advantage=term(grpo.centred_advantage, size=base.samples),
+      surrogate=term(ppo.clipped_ratio, dual=3.0), penalties=(penalty,),
+      aggregate=term(aggregate.fixed_length, length=base.sampling.longest),
+      control=(siren.Anchor(),), vocab=vocab.Spec(top_p=top_p))
+  return base.experiment("siren", objective, seed=seed, steps=steps)

@@ -1,0 +1,23 @@
+"""GRPO on the embedded model: pass@1 rises, entropy collapses, pass@16 stops growing.
+
+DeepSeekMath, arXiv:2402.03300.  A = (R - mean_group R) / std_group R, PPO clip 0.2, token mean.
+
+  python -m entrolab.main --config=experiments/toy.py
+
+Expect: FIGURES
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, ppo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               low: float = 0.2, high: float = 0.2) -> Experiment:
+  """The plain baseline that every intervention is compared with."""
+  base = presets.get(preset)
+  objective = Objective(reward=term(grpo.outcome),
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(ppo.clipped_ratio, low=low, high=high))
+  return base.experiment("toy", objective, seed=seed, steps=steps)
