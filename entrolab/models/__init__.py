@@ -1,0 +1,1 @@
+"""The policy: a decoder, and the ways its weights come in and go out."""

@@ -1,0 +1,200 @@
+"""One decoder for Llama, SmolLM2, Qwen2.5 and Qwen3, as pure functions of a parameter tree.
+
+RMSNorm, rotary positions (half split), grouped-query attention, SwiGLU; optional biases on
+queries, keys and values (Qwen2), optional norms of queries and keys (Qwen3), optional tied head.
+Layers are stacked and scanned, so that compile time does not depend on depth.
+
+Parameter tree, L layers of width D, K key-value heads each serving R = heads / K queries:
+  embed [V, D]; head [V, D] unless tied; final_norm [D];
+  layers: attn_norm [L, D], qkv [L, D, K, R + 2, dh], qkv_bias [L, K, R + 2, dh], q_norm and
+  k_norm [L, dh], out [L, K, R, dh, D], mlp_norm [L, D], gate_up [L, D, 2, F], down [L, F, D].
+qkv and gate_up are fused because one wide product is faster than three; they are grouped by
+key-value head, so that sharding over K needs no reshuffling.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from entrolab.typing import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and switches of the decoder; hashable, static under jit."""
+  vocab_size: int
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp_width: int
+  rope_theta: float = 1e4
+  norm_eps: float = 1e-5
+  tied: bool = True
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  max_length: int = 2048
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Literal["none", "block"] = "none"
+
+  def __post_init__(self) -> None:
+    if self.heads % self.kv_heads:
+      raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+    if self.remat not in ("none", "block"):
+      raise ValueError(f"remat={self.remat!r}; choices: 'none', 'block'")
+
+  @property
+  def queries(self) -> int:
+    """R, query heads a key-value head serves."""
+    return self.heads // self.kv_heads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Keys and values [L, B, K, S, dh] of S slots, and which slots hold a token [B, S]."""
+  k: Any
+  v: Any
+  valid: Any
+
+
+def _norm(x: Array, gain: Array, eps: float) -> Array:
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  gain = gain.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
+  return (y * gain).astype(x.dtype)
+
+
+def rotate(x: Float[Array, "B N *h dh"], positions: Int[Array, "B N"], theta: float) -> Array:
+  """Rotary embedding, half split: angles in float32 whatever the dtype of x."""
+  half = x.shape[-1] // 2
+  rate = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions.astype(jnp.float32)[..., None] * rate[None, None]
+  angle = angle.reshape(*positions.shape, *([1] * (x.ndim - 3)), half)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _attend(q: Array, k: Array, v: Array, allowed: Array) -> Array:
+  """q [B, N, K, R, d], k and v [B, K, S, d], allowed [B, N, S] -> [B, N, K, R, d]."""
+  scores = jnp.einsum("bnkrd,bksd->bkrns", q, k, preferred_element_type=jnp.float32)
+  scores = scores * (q.shape[-1] ** -0.5)
+  allowed = allowed[:, None, None]
+  # a row that may attend to nothing (padding) gets a uniform average, not a NaN
+  scores = jnp.where(allowed, scores, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkrns,bksd->bnkrd", weights, v)
+
+
+class Block(nn.Module):
+  """One layer; the stacked cache rides in the carry and is updated in place."""
+  config: Config
+
+  @nn.compact
+  def __call__(self, carry, layer, positions, allowed, start):
+    x, cache_k, cache_v = carry
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    d, f, k, r, dh = c.width, c.mlp_width, c.kv_heads, c.queries, c.head_dim
+    deep = 0.02 / (2 * c.layers) ** 0.5
+    weight = lambda name, shape, std: self.param(name, nn.initializers.normal(std), shape)
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+
+    h = _norm(x, self.param("attn_norm", ones, (d,)), c.norm_eps)
+    qkv = jnp.einsum("bnd,dkre->bnkre", h, weight("qkv", (d, k, r + 2, dh), 0.02).astype(dtype))
+    if c.qkv_bias:
+      qkv = qkv + self.param("qkv_bias", zeros, (k, r + 2, dh)).astype(dtype)[None, None]
+    q, key, value = qkv[..., :r, :], qkv[..., r, :], qkv[..., r + 1, :]
+    if c.qk_norm:
+      q = _norm(q, self.param("q_norm", ones, (dh,)), c.norm_eps)
+      key = _norm(key, self.param("k_norm", ones, (dh,)), c.norm_eps)
+    q, key = rotate(q, positions, c.rope_theta), rotate(key, positions, c.rope_theta)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    if cache_k is not None:
+      at = (layer, 0, 0, start, 0)
+      cache_k = jax.lax.dynamic_update_slice(cache_k, key[None].astype(cache_k.dtype), at)
+      cache_v = jax.lax.dynamic_update_slice(cache_v, value[None].astype(cache_v.dtype), at)
+      key = jax.lax.dynamic_index_in_dim(cache_k, layer, keepdims=False)
+      value = jax.lax.dynamic_index_in_dim(cache_v, layer, keepdims=False)
+    mixed = _attend(q, key, value, allowed)
+    x = x + jnp.einsum("bnkrd,krde->bne", mixed, weight("out", (k, r, dh, d), deep).astype(dtype))
+
+    h = _norm(x, self.param("mlp_norm", ones, (d,)), c.norm_eps)
+    both = jnp.einsum("bnd,dgf->bngf", h, weight("gate_up", (d, 2, f), 0.02).astype(dtype))
+    h = nn.silu(both[:, :, 0]) * both[:, :, 1]
+    x = x + h @ weight("down", (f, d), deep).astype(dtype)
+    return (x, cache_k, cache_v), None
+
+
+class Decoder(nn.Module):
+  """Embedding, scanned layers, final norm."""
+  config: Config
+
+  @nn.compact
+  def __call__(self, tokens, positions, allowed, cache_k=None, cache_v=None, start=0):
+    c = self.config
+    embed = self.param("embed", nn.initializers.normal(0.02), (c.vocab_size, c.width))
+    if not c.tied:
+      self.param("head", nn.initializers.normal(0.02), (c.vocab_size, c.width))
+    block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False)
+    layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+                     in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=c.layers)
+    x = embed.astype(c.dtype)[tokens]
+    carry, _ = layers(c, name="layers")((x, cache_k, cache_v), jnp.arange(c.layers), positions,
+                                        allowed, start)
+    x, cache_k, cache_v = carry
+    gain = self.param("final_norm", nn.initializers.ones, (c.width,))
+    return _norm(x, gain, c.norm_eps), cache_k, cache_v
+
+
+def init(config: Config, key: Array) -> Params:
+  """Random float32 parameters: normal 0.02, outputs of the residual branches scaled by depth."""
+  one = jnp.zeros((1, 1), jnp.int32)
+  return Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
+
+
+def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],
+                  positions: Int[Array, "B S"], segments: Int[Array, "B S"]
+                  ) -> Float[Array, "B S D"]:
+  """States after the final norm; a position attends to earlier ones of its non-zero segment."""
+  step = jnp.arange(tokens.shape[1])
+  causal = step[:, None] >= step[None]
+  same = segments[:, :, None] == segments[:, None]
+  allowed = causal[None] & same & (segments > 0)[:, None]
+  return Decoder(config).apply({"params": params}, tokens, positions, allowed)[0]
+
+
+def head_matrix(params: Params) -> Float[Array, "V D"]:
+  """The output matrix: the embedding where the head is tied."""
+  return params["head"] if "head" in params else params["embed"]
+
+
+def empty_cache(config: Config, batch: int, length: int) -> Cache:
+  """A cache of `length` slots for `batch` rows, in the compute dtype."""
+  shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+  zeros = jnp.zeros(shape, config.dtype)
+  return Cache(zeros, zeros, jnp.zeros((batch, length), bool))
+
+
+def extend(config: Config, params: Params, tokens: Int[Array, "B N"], positions: Int[Array, "B N"],
+           mask: Bool[Array, "B N"], cache: Cache, start: Array | int) -> tuple[Array, Cache]:
+  """Writes N tokens into slots start ... start + N - 1 of every row; (hidden [B, N, D], cache).
+
+  mask: which of the tokens are real; the others are never attended to. Prompts are left padded,
+  so that all rows write the same slots.
+  """
+  n = tokens.shape[1]
+  valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
+  slots = jnp.arange(cache.valid.shape[1])
+  causal = slots[None] <= start + jnp.arange(n)[:, None]
+  allowed = causal[None] & valid[:, None]
+  config = dataclasses.replace(config, remat="none")
+  hidden, k, v = Decoder(config).apply({"params": params}, tokens, positions, allowed, cache.k,
+                                       cache.v, start)
+  return hidden, Cache(k, v, valid)
