@@ -1,0 +1,201 @@
+"""Countdown: reach a target from given numbers with + - * / in exact rational arithmetic.
+
+An expression, "(3 + 4) * 2" or "(3+4)*2 = 14", is read by a recursive-descent parser: integers,
+parentheses, four operators with the usual precedence; no signs, no powers, nothing evaluated by
+Python. Steps, "3 * 4 = 12 , 12 + 5 = 17", take their operands from the numbers left and put each
+result back among them.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+from entrolab.verify import Verdict
+
+LONGEST = 400       # characters of an expression or of a chain of steps
+DEEPEST = 20        # parentheses inside parentheses
+DIGITS = 12         # of one integer
+
+Use = Literal["all", "any"]
+
+_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()=]))")
+_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
+_STEP = re.compile(r"\s*(\d+(?:/\d+)?|-\d+)\s*([-+*/])\s*(\d+|-\d+)\s*=\s*(-?\d+(?:\s?/\s?\d+)?)\s*")
+_MARK = re.compile(r"(?:<answer>|\banswer\b[^\n:=]{0,20}[:=])", re.IGNORECASE)
+
+
+class _Bad(Exception):
+  """What is wrong with an expression."""
+
+
+class _Parser:
+  """expression = term {(+|-) term}; term = factor {(*|/) factor}; factor = integer | (...)."""
+
+  def __init__(self, text: str) -> None:
+    self.tokens = _tokens(text)
+    self.at, self.depth = 0, 0
+    self.used: list[int] = []
+
+  def peek(self) -> str:
+    return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+  def take(self) -> str:
+    token = self.peek()
+    self.at += 1
+    return token
+
+  def expression(self) -> Fraction:
+    value = self.term()
+    while self.peek() in ("+", "-"):
+      sign = self.take()
+      value = value + self.term() if sign == "+" else value - self.term()
+    return value
+
+  def term(self) -> Fraction:
+    value = self.factor()
+    while self.peek() in ("*", "/"):
+      if self.take() == "*":
+        value *= self.factor()
+        continue
+      below = self.factor()
+      if below == 0:
+        raise _Bad("division by zero")
+      value /= below
+    return value
+
+  def factor(self) -> Fraction:
+    token = self.take()
+    if token.isdigit():
+      self.used.append(int(token))
+      return Fraction(int(token))
+    if token != "(":
+      raise _Bad(f"{token!r} where a number belongs" if token else "the expression ends early")
+    self.depth += 1
+    if self.depth > DEEPEST:
+      raise _Bad(f"parentheses nested deeper than {DEEPEST}")
+    value = self.expression()
+    if self.take() != ")":
+      raise _Bad("a parenthesis is not closed")
+    self.depth -= 1
+    return value
+
+
+def _tokens(text: str) -> list[str]:
+  if len(text) > LONGEST:
+    raise _Bad(f"{len(text)} characters, at most {LONGEST} are read")
+  tokens, at, text = [], 0, text.translate(_SIGNS).rstrip()
+  while at < len(text):
+    match = _TOKEN.match(text, at)
+    if not match:
+      raise _Bad(f"{text[at:].strip()[:1]!r} is neither a number nor an operator")
+    if match[1] and (len(match[1]) > DIGITS or not match[1].isascii()):
+      raise _Bad(f"a number of {len(match[1])} digits")
+    tokens.append(match[1] or match[2])
+    at = match.end()
+  return tokens
+
+
+def _fits(used: Sequence[int], numbers: Sequence[int], use: Use) -> str:
+  """Why `used` does not draw on `numbers` as it must; the empty string when it does."""
+  left = list(numbers)
+  for one in used:
+    if one not in left:
+      return f"{one} is used more often than it is given"
+    left.remove(one)
+  return f"{left[0]} is not used" if left and use == "all" else ""
+
+
+def _check_use(use: Use) -> None:
+  if use not in ("all", "any"):
+    raise ValueError(f"use={use!r}; choices: all, any")
+
+
+def check_expression(expr: str, numbers: Sequence[int], target: int, *,
+                     use: Use = "all") -> Verdict:
+  """Whether `expr`, or "expr = target", uses `numbers` and equals `target` exactly.
+
+  use: "all" asks for each given number exactly once, "any" for each at most once. What cannot be
+  read is wrong, with the reason. Raises ValueError for another `use`.
+  """
+  _check_use(use)
+  try:
+    parser = _Parser(expr)
+    if not parser.tokens:
+      return Verdict("wrong", "no expression")
+    value = parser.expression()
+    if parser.peek() == "=":
+      parser.take()
+      before = len(parser.used)
+      stated = parser.expression()
+      del parser.used[before:]
+      if stated != value:
+        return Verdict("wrong", f"the expression is {value}, not {stated}")
+    if parser.peek():
+      raise _Bad(f"{parser.peek()!r} after the expression")
+  except _Bad as error:
+    return Verdict("wrong", str(error))
+  if value != target:
+    return Verdict("wrong", f"reaches {value}, not {target}")
+  why = _fits(parser.used, numbers, use)
+  return Verdict("wrong", why) if why else Verdict("right", f"reaches {target}")
+
+
+def check_steps(text: str, numbers: Sequence[int], target: int, *, use: Use = "all",
+                separators: str = ",;\n") -> Verdict:
+  """Whether a chain of steps "a op b = c" turns `numbers` into `target`.
+
+  Each operand is a number given or a result, each spent once; every result must be exact; the
+  last one is `target`. use: "all" asks that nothing but the last result is left over. Raises
+  ValueError for another `use`.
+  """
+  _check_use(use)
+  if len(text) > LONGEST:
+    return Verdict("wrong", f"{len(text)} characters, at most {LONGEST} are read")
+  left = [Fraction(one) for one in numbers]
+  steps = re.split(f"[{re.escape(separators)}]", text.translate(_SIGNS).strip(separators + " \t"))
+  result = None
+  for at, step in enumerate(steps, 1):
+    if not step.strip():
+      return Verdict("wrong", "no steps" if len(steps) == 1 else f"step {at} is empty")
+    try:
+      result = _step(step, left)
+    except _Bad as error:
+      return Verdict("wrong", f"step {at}: {error}")
+  if result != target:
+    return Verdict("wrong", f"reaches {result}, not {target}")
+  if use == "all" and len(left) > 1:
+    return Verdict("wrong", f"{left[0]} is not used")
+  return Verdict("right", f"reaches {target} in {len(steps)} steps")
+
+
+def _step(step: str, left: list[Fraction]) -> Fraction:
+  """The result of one step, whose operands leave `left` and whose result joins it."""
+  match = _STEP.fullmatch(step)
+  if not match or max(map(len, re.findall(r"\d+", step))) > DIGITS:
+    raise _Bad(f"{step.strip()[:40]!r} is not of the form a + b = c")
+  if re.search(r"/\s*0+\s*$", match[4]):
+    raise _Bad("division by zero")
+  a, b, stated = Fraction(match[1]), Fraction(match[3]), Fraction(match[4].replace(" ", ""))
+  for operand in (a, b):
+    if operand not in left:
+      raise _Bad(f"{operand} is not left")
+    left.remove(operand)
+  if match[2] == "/" and b == 0:
+    raise _Bad("division by zero")
+  value = {"+": a + b, "-": a - b, "*": a * b}[match[2]] if match[2] != "/" else a / b
+  if value != stated:
+    raise _Bad(f"{a} {match[2]} {b} is {value}, not {stated}")
+  left.append(value)
+  return value
+
+
+def last_expression(text: str) -> str:
+  """The expression that a response ends with: what follows its last "answer:" or <answer>, else
+  its last line that holds a digit; the empty string when there is none."""
+  text = text[-10_000:]
+  marks = list(_MARK.finditer(text))
+  if marks:
+    return text[marks[-1].end():].split("</answer>")[0].strip().split("\n")[0].strip()
+  lines = [line for line in text.split("\n") if re.search(r"\d", line)]
+  return lines[-1].strip() if lines else ""
