@@ -1,4 +1,4 @@
-r"""One spelling of an answer, exact numbers, and what would cost too much to compare.
+r"""One spelling of an answer, and its exact value when it is a number.
 
 Policies, where graders differ: units in \text{} are dropped unless both sides abbreviate different
 ones (5 cm is 5, not 5 m); a percent sign is dropped when one side has none (25\% equals 25 as well
@@ -7,15 +7,10 @@ lenient there: a decimal within six places of an irrational or recurring value, 
 order of a list that no brackets order.
 """
 
-import math
 import re
 from fractions import Fraction
 
-LONGEST = 1_000       # characters of an answer that is compared; longer ones are refused
-DEEPEST = 10          # brackets inside brackets
-LARGEST_POWER = 4     # decimal digits of an exponent, and of what a factorial is taken of
-MOST = dict(commas=100, equals=10, powers=40, factorials=4, operators=300, commands=150,
-            integrals=3, unions=12, floors=3)
+LONGEST = 1_000       # characters that are normalised
 
 _MACROS = re.compile(r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|displaystyle|limits|boxed|fbox)"
                      r"(?![A-Za-z])")
@@ -88,7 +83,7 @@ def canonical(text: str) -> str:
     return letter[1]
   text = _IMAGINARY.sub(lambda m: ("1", "i", "(-1)", "(-i)")[int(m[1] or m[2]) % 4], text)
   text = _DEGREES.sub(r"\1\\frac{\2 \\pi}{180}", text)
-  return _SCIENTIFIC.sub(lambda m: rf"{m[1]} \times 10^{{{int(m[2])}}}", text)
+  return _SCIENTIFIC.sub(lambda m: rf"{m[1]} \times 10^{{{int(m[2])}}}", text).strip()
 
 
 def _rational(text: str) -> Fraction:
@@ -126,93 +121,3 @@ def number(text: str) -> Fraction | None:
 def decimals(text: str) -> int:
   """Digits after the decimal point of the longest decimal in `text`."""
   return max(map(len, re.findall(r"(?<=\.)\d+", text)), default=0)
-
-
-_DIGITS = re.compile(r"\d{21,}")
-_POWER = re.compile(r"\^\s*\(?\{?\s*-?\s*\(?(\d+)")
-_BARE_POWER = re.compile(r"\^\s*-?(?:\d+|[A-Za-z])\s*$")
-_BASE = re.compile(r"(\d+)[\s)}]*$")
-_FACTORIAL = re.compile(r"(\d*)([)}\]]?)\s*(!+)")
-_INTEGRAL = re.compile(r"\\(?:i{1,3}nt|oint|sum|prod|lim)(?![A-Za-z])")
-_FLOOR = re.compile(r"\\(?:lfloor|lceil|floor|ceil)(?![A-Za-z])")
-_STEEP = re.compile(r"\\(?:[dt]?binom|Gamma)(?![A-Za-z])")
-_OPEN, _CLOSE = "([{", ")]}"
-
-
-def _depth(text: str) -> int:
-  depth = deepest = 0
-  for char in text:
-    if char in _OPEN:
-      depth += 1
-      deepest = max(deepest, depth)
-    elif char in _CLOSE:
-      depth = max(depth - 1, 0)
-  return deepest
-
-
-def _tall(text: str) -> bool:
-  """Whether `text` raises to a power of a power that is not small, braced or not."""
-  levels: list[int] = [0]
-  for at, char in enumerate(text):
-    if char in _OPEN:
-      raised = text[:at].rstrip().endswith("^") if levels[-1] < 3 else False
-      levels.append(levels[-1] + raised)
-    elif char in _CLOSE and len(levels) > 1:
-      levels.pop()
-    elif char == "^":
-      before = text[max(at - 12, 0):at]
-      height = levels[-1] + (_BARE_POWER.search(before) is not None) + 1
-      base, power = _BASE.search(before), _POWER.match(text[at:at + 16])
-      if height > 2 or (height == 2 and base and power and (
-          len(base[1]) > 3 or len(power[1]) > 2
-          or int(base[1]) ** int(power[1]) >= 10 ** LARGEST_POWER)):
-        return True
-  return False
-
-
-def _powers(text: str) -> str | None:
-  """Why the powers in `text` are too large to write out, or None."""
-  exponents = [run.lstrip("0") for run in _POWER.findall(text)]
-  longest = max(map(len, exponents), default=0)
-  if longest > LARGEST_POWER:
-    return f"exponent of {longest} digits"
-  if _tall(text):
-    return "tower of powers"
-  outer = [int(run or "0") for run in re.findall(r"[)\]}]\s*\^[\s{(]*(\d{1,4})", text)]
-  if len(outer) > 1 and math.prod(outer) * max(int(run or "0") for run in exponents) > 10 ** 6:
-    return "powers of powers"
-  return None
-
-
-def _factorials(text: str) -> str | None:
-  large = max((len(run.lstrip("0")) for run in re.findall(r"\d+", text)), default=0)
-  for digits, bracket, marks in _FACTORIAL.findall(text):
-    if len(marks) > 2 or len(digits.lstrip("0")) > LARGEST_POWER:
-      return "factorial of a large number"
-    if bracket and (large > LARGEST_POWER or re.search(r"\d\s*\^|![\s)}\]]+!", text)):
-      return "factorial of an expression"
-  return None
-
-
-def costly(text: str) -> str | None:
-  """Why comparing canonical `text` symbolically may never end, or None; linear in its length."""
-  if len(text) > LONGEST:
-    return f"{len(text)} characters, at most {LONGEST} are read"
-  depth = _depth(text)
-  if depth > DEEPEST:
-    return f"brackets nested {depth} deep, at most {DEEPEST} are read"
-  counts = dict(
-      commas=text.count(",") + text.count(";"), equals=text.count("="), powers=text.count("^"),
-      factorials=text.count("!"), operators=len(re.findall(r"[-+*/]", text)),
-      commands=text.count("\\"), integrals=len(_INTEGRAL.findall(text)),
-      unions=text.count("\\cup") + text.count("\\cap"), floors=len(_FLOOR.findall(text)))
-  for name, count in counts.items():
-    if count > MOST[name]:
-      return f"{count} {name}, at most {MOST[name]} are read"
-  if _DIGITS.search(text) and ("^" in text or "!" in text):
-    return "power or factorial of a number over 20 digits"
-  if _STEEP.search(text) and re.search(r"\d\s*\^|\d{5}", text):
-    return "binomial or gamma function of a large number"
-  if re.search(r"\\det|vmatrix", text) and text.count("&") > 9:
-    return "determinant of more than 3 rows"
-  return _powers(text) or _factorials(text)

@@ -19,7 +19,8 @@ _WRAP = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{|[{}$*\\]")
 _ALONE = r"(?<![A-Za-z0-9'])\(?([{0}])\)?(?![A-Za-z0-9'])"
 _PHRASE = (r"(?i:\banswer\b|\bchoice\b|\boption\b)[^\nA-Z]{{0,30}}?(?:(?i:\bis\b)|:)?"
            r"[\s*(:]{{0,4}}([{0}])(?![A-Za-z'])((?:\)?\s?(?:,|/|or|and)\s?\(?[{0}](?![A-Za-z']))*)")
-_FIRST = r"[\s*(]*([{0}])(?:[).:*]|\s*$|\s*\n)"
+_FIRST = (r"[\s*(]*([{0}])(?:[).:*]|\s*$|\s*\n)(?!\s{{0,4}}(?:or|and|,|/)\s{{0,4}}"
+          r"\(?[{0}](?![A-Za-z]))")
 _MARKED = r"\(([{0}])\)|\b(?i:option|choice)\s([{0}])(?![A-Za-z])"
 
 

@@ -6,6 +6,7 @@ Python. Steps, "3 * 4 = 12 , 12 + 5 = 17", take their operands from the numbers 
 result back among them.
 """
 
+import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,9 +20,10 @@ DIGITS = 12         # of one integer
 
 Use = Literal["all", "any"]
 
-_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()=]))")
+_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()=]))", re.ASCII)
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
-_STEP = re.compile(r"\s*(\d+(?:/\d+)?|-\d+)\s*([-+*/])\s*(\d+|-\d+)\s*=\s*(-?\d+(?:\s?/\s?\d+)?)\s*")
+_OPERAND = r"(-?\d+(?:/\d+)?)"   # a fraction has no spaces around its bar
+_STEP = re.compile(rf"\s*{_OPERAND}\s*([-+*/])\s*{_OPERAND}\s*=\s*{_OPERAND}\s*", re.ASCII)
 _MARK = re.compile(r"(?:<answer>|\banswer\b[^\n:=]{0,20}[:=])", re.IGNORECASE)
 
 
@@ -89,7 +91,7 @@ def _tokens(text: str) -> list[str]:
     match = _TOKEN.match(text, at)
     if not match:
       raise _Bad(f"{text[at:].strip()[:1]!r} is neither a number nor an operator")
-    if match[1] and (len(match[1]) > DIGITS or not match[1].isascii()):
+    if match[1] and len(match[1]) > DIGITS:
       raise _Bad(f"a number of {len(match[1])} digits")
     tokens.append(match[1] or match[2])
     at = match.end()
@@ -174,16 +176,16 @@ def _step(step: str, left: list[Fraction]) -> Fraction:
   match = _STEP.fullmatch(step)
   if not match or max(map(len, re.findall(r"\d+", step))) > DIGITS:
     raise _Bad(f"{step.strip()[:40]!r} is not of the form a + b = c")
-  if re.search(r"/\s*0+\s*$", match[4]):
-    raise _Bad("division by zero")
-  a, b, stated = Fraction(match[1]), Fraction(match[3]), Fraction(match[4].replace(" ", ""))
+  try:
+    a, b, stated = (Fraction(match[at]) for at in (1, 3, 4))
+    value = {"+": operator.add, "-": operator.sub, "*": operator.mul,
+             "/": operator.truediv}[match[2]](a, b)
+  except ZeroDivisionError:
+    raise _Bad("division by zero") from None
   for operand in (a, b):
     if operand not in left:
       raise _Bad(f"{operand} is not left")
     left.remove(operand)
-  if match[2] == "/" and b == 0:
-    raise _Bad("division by zero")
-  value = {"+": a + b, "-": a - b, "*": a * b}[match[2]] if match[2] != "/" else a / b
   if value != stated:
     raise _Bad(f"{a} {match[2]} {b} is {value}, not {stated}")
   left.append(value)

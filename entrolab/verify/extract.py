@@ -228,6 +228,7 @@ def extract(text: str, require: Require = "any") -> Answer:
   if require not in ("any", "phrase", "box"):
     raise ValueError(f"require={require!r}; choices: any, phrase, box")
   text, closed = strip_reasoning(text)
+  long = len(text) > LONGEST_TEXT
   text = clean(text[-LONGEST_TEXT:])
   if not text.strip():
     return Answer("", "none", "the response is empty" if closed else "the reasoning is not closed")
@@ -244,7 +245,8 @@ def extract(text: str, require: Require = "any") -> Answer:
   if answer is None and require == "any":
     answer = _unannounced(text)
   if answer is None or (not answer.text and answer.how != "none"):
-    return Answer("", "none", "the response gives no answer")
+    where = f" in its last {LONGEST_TEXT} characters" if long else ""
+    return Answer("", "none", f"the response gives no answer{where}")
   return answer
 
 

@@ -11,7 +11,8 @@ from fractions import Fraction
 
 from entrolab.verify import Verdict
 from entrolab.verify import compare as symbolic
-from entrolab.verify.canonical import canonical, costly, decimals, number, unit
+from entrolab.verify.canonical import canonical, decimals, number, unit
+from entrolab.verify.cost import costly
 from entrolab.verify.extract import Answer, Require, extract
 from entrolab.verify.pool import Job, Pool, shared
 
@@ -32,6 +33,8 @@ def _percent(text: str) -> str:
 def _numbers(gold: str, answer: str, digits: int) -> Verdict | None:
   """What exact arithmetic says; None where either side is no number, or rounding decides."""
   a, b = number(_percent(answer)), number(_percent(gold))
+  if b is not None and not re.search(r"[\d\\]", answer):
+    return Verdict("wrong", "the answer is no number")
   if a is None or b is None:
     return None
   if unit(answer) != unit(gold) and unit(answer) and unit(gold):
@@ -50,10 +53,10 @@ def quick(gold: str, answer: str, digits: int = 6) -> Verdict | None:
     return Verdict("wrong", "the answer is empty")
   if answer == gold:
     return Verdict("right", "exact")
-  refused = costly(answer)
+  refused = costly(answer, gold)
   if refused:
     return Verdict("unknown", f"refused: {refused}")
-  refused = costly(gold)
+  refused = costly(gold, gold)
   if refused:
     return Verdict("unknown", f"reference refused: {refused}")
   for comma, point in ((gold, answer), (answer, gold)):   # a decimal comma

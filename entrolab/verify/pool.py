@@ -111,7 +111,7 @@ class Pool:
   Raises ValueError for a size, time or memory that is not positive.
   """
 
-  def __init__(self, size: int | None = None, *, seconds: float = 3.0,
+  def __init__(self, size: int | None = None, *, seconds: float = 2.0,
                batch_seconds: float = 120.0, memory: int = 2 << 30) -> None:
     self.size = min(len(os.sched_getaffinity(0)), 4) if size is None else size
     self.seconds, self.batch_seconds, self.memory = seconds, batch_seconds, memory
@@ -181,6 +181,7 @@ class _Batch:
     self.batch_seconds, self.end = batch_seconds, time.monotonic() + batch_seconds
     self.waiting = collections.deque(range(len(jobs)))
     self.verdicts: dict[int, Verdict] = {}
+    self.lost: set[int] = set()          # jobs whose worker was killed from outside, once
 
   def run(self) -> list[Verdict]:
     pool = self.pool
@@ -226,7 +227,11 @@ class _Batch:
         self.verdicts[one.job] = Verdict(message["status"], message["why"])
         one.job = None
     if not alive:
-      self._lost(at, "a verifier worker died")
+      if one.job is not None and one.job not in self.lost:
+        self.lost.add(one.job)           # comparing cannot kill it: the job gets another worker
+        self.waiting.appendleft(one.job)
+        one.job = None
+      self._lost(at, "two verifier workers died over this comparison")
 
   def _lost(self, at: int, why: str) -> None:
     """Replaces a worker that died or hung; raises RuntimeError when none of them starts."""

@@ -67,7 +67,7 @@ def _limit_seconds(seconds: float) -> None:
 
 
 def _serve(inbox: int, outbox: int, memory: int, work: Callable[..., tuple[str, str]]) -> None:
-  """The child: jobs in, (status, why) out, until the pipe closes or memory or stack ran out."""
+  """The child: jobs in, (status, why, whether memory or stack ran out) out, to the pipe's end."""
   _limit(resource.RLIMIT_AS, memory)
   _limit(resource.RLIMIT_FSIZE, 0)
   _limit(resource.RLIMIT_CORE, 0)
@@ -80,9 +80,7 @@ def _serve(inbox: int, outbox: int, memory: int, work: Callable[..., tuple[str, 
       status, why, spent = "unknown", f"comparison raised {type(error).__name__}", True
     except Exception as error:  # whatever a comparison raises, this job was not decided
       status, why = "unknown", f"comparison raised {type(error).__name__}"
-    send(outbox, {"status": status, "why": why})
-    if spent:
-      return
+    send(outbox, {"status": status, "why": why, "spent": spent})
 
 
 class Child:
@@ -150,6 +148,9 @@ def supervise(inbox: int, outbox: int, memory: int,
         ended = child.end()
         answer = {"status": "unknown",
                   "why": why or f"the comparing process ended by signal {ended}"}
+        child = Child(memory, work, (inbox, outbox))
+      elif answer["spent"]:
+        child.end()
         child = Child(memory, work, (inbox, outbox))
       send(outbox, answer)
   finally:
