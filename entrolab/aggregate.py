@@ -59,3 +59,8 @@ def selected_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scal
   """Mean over the valid tokens whose weight is not zero (selected tokens, kept rows)."""
   on = real(mask & (weight != 0.0))
   return on / jnp.maximum(on.sum(), 1.0)
+
+
+def selected_sequence_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
+  """Mean over rows with a selected token of the mean over their selected tokens."""
+  return sequence_mean(mask & (weight != 0.0))

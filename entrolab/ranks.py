@@ -83,11 +83,12 @@ def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
   return value if rows else value[0, 0]
 
 
-def grouped(x: Float[Array, " B"], size: int) -> Float[Array, "P G"]:
-  """[B] -> [P, G], groups contiguous. Raises when B does not split into groups of `size`."""
+def grouped(x: Array, size: int) -> Array:
+  """[B, ...] -> [P, G, ...], groups contiguous. Raises when B does not split into groups of
+  `size`."""
   rows = x.shape[0]
   if size < 1 or rows % size:
     choices = [g for g in range(2, rows + 1) if rows % g == 0]
     raise ValueError(f"batch of {rows} sequences does not split into groups of {size}; "
                      f"sizes that do: {choices}")
-  return replicated(x).reshape(-1, size)
+  return replicated(x).reshape(-1, size, *x.shape[1:])

@@ -1,9 +1,10 @@
 """KL: the estimators of KL(current || reference) per token, each with the gradient it has.
 
 Approximating KL Divergence, Schulman (2020, http://joschu.net/blog/kl-approx.html); k3 in the
-loss: DeepSeekMath, Shao et al. (arXiv:2402.03300, 2024), equation 4. Official code:
-volcengine/verl, verl/trainer/ppo/core_algos.py (kl_penalty).
-Acts on: penalty.  State: none.
+loss: DeepSeekMath, Shao et al. (arXiv:2402.03300, 2024), equation 4; in the reward, with an
+adaptive coefficient: Ziegler et al. (arXiv:1909.08593, 2019), equation 2 and section 2.2.
+Official code: volcengine/verl, verl/trainer/ppo/core_algos.py (kl_penalty).
+Acts on: penalty, advantage, controller.  State: coefficient.
 Differs from the official code: k1_plus and k3_plus (value of one, gradient of k2) are documented
 in verl but raise there; here they are what their names say.
 
@@ -11,10 +12,14 @@ On policy the expected gradient of k1 is zero and that of k3 is not the gradient
 k2's is. `ref_logp` is the reference policy; to hold to the policy that sampled, pass old_logp.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
-from entrolab.typing import Array, Float, Penalty
+from entrolab.control import Controller, State
+from entrolab.typing import Advantage, Array, Float, Penalty
 
 
 def k1(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"]) -> Penalty:
@@ -51,6 +56,37 @@ def k3_plus(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], *, limit: 
             cap: float = 10.0) -> Penalty:
   """Value of k3, gradient of k2 (straight through)."""
   return _through(k3(logp, ref_logp, limit=limit, cap=cap), k2(logp, ref_logp))
+
+
+def in_reward(adv: Float[Array, "B T"], old_logp: Float[Array, "B T"],
+              ref_logp: Float[Array, "B T"], kl_coef: Float[Array, ""]) -> Advantage:
+  """r_t - kl_coef (old_logp - ref_logp): the KL as a token reward, no gradient.
+
+  adv holds the token rewards (`gae.last_token`); kl_coef is a controlled value (`Adaptive`).
+  """
+  return adv - kl_coef.astype(adv.dtype) * k1(old_logp, ref_logp)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Controller):
+  """`kl_coef` *= 1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon, arXiv:1909.08593.
+
+  target: nats a token; rows: responses of an optimiser step; horizon: in responses, infinity
+  holds the coefficient. metric: where the KL is read; a penalty of weight 0 logs one for a
+  coefficient that acts in the reward.
+  """
+  target: float
+  start: float = 0.2
+  rows: int = 1
+  horizon: float = 10_000.0
+  metric: str = "term/kl.k3"
+
+  def init(self) -> State:
+    return {"kl_coef": jnp.asarray(self.start, float)}
+
+  def update(self, state: State, metrics: Mapping[str, Array]) -> State:
+    error = jnp.clip(metrics[self.metric].astype(float) / self.target - 1.0, -0.2, 0.2)
+    return {"kl_coef": state["kl_coef"] * (1.0 + error * self.rows / self.horizon)}
 
 
 def _through(value: Array, gradient: Array) -> Array:

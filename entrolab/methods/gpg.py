@@ -1,0 +1,25 @@
+"""GPG: centred rewards, scaled up by the share of the batch that carries no reward.
+
+GPG: A Simple and Strong Reinforcement Learning Baseline, Chu et al. (arXiv:2504.02546, 2025).
+Official code: volcengine/verl, verl/trainer/ppo/core_algos.py.
+Acts on: advantage.  State: none.
+Differs from the official code: none known. The surrogate is `ppo.reinforce`: no ratio.
+"""
+
+import jax.numpy as jnp
+
+from entrolab.methods.grpo import centred_advantage
+from entrolab.typing import Advantage, Array, Float, real
+
+
+def rescale(rewards: Float[Array, " B"]) -> Float[Array, ""]:
+  """alpha = B / max(number of rewards that are not 0, 1), over the whole rollout."""
+  return rewards.shape[0] / jnp.maximum(real(rewards != 0.0).sum(), 1.0)
+
+
+def scaled_advantage(rewards: Float[Array, " B"], *, size: int, norm: float = 1.0) -> Advantage:
+  """A = alpha (R - mean_group R) / norm; a group of one keeps alpha R / norm.
+
+  size: G, groups contiguous; norm: the paper's F_norm, 1 in verl's trainer.
+  """
+  return rescale(rewards).astype(rewards.dtype) * centred_advantage(rewards, size=size) / norm

@@ -1,0 +1,33 @@
+"""PASSK: only the best response of a group is reinforced, by its margin over the second.
+
+Optimizing Language Models for Inference Time Objectives using Reinforcement Learning, Tang et al.
+(arXiv:2503.19595, 2025). Official code: volcengine/verl, verl/trainer/ppo/core_algos.py.
+Acts on: advantage.  State: none.
+Differs from the official code: none known; `norm="none"` is the paper's margin, the default
+divides by the deviation of the group, as the code does.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from entrolab.ranks import grouped
+from entrolab.typing import Advantage, Array, Float
+
+
+def best_margin(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-6,
+                norm: Literal["std", "none"] = "std") -> Advantage:
+  """A = (R_best - R_second) / (std_group R + eps) on the best response, 0 on the others.
+
+  size: G >= 2, groups contiguous; std over n - 1. A tie for the best gives 0 everywhere.
+  """
+  if size < 2:
+    raise ValueError(f"best_margin(size={size}): the margin needs groups of 2 or more")
+  if norm not in ("std", "none"):
+    raise ValueError(f"best_margin(norm={norm!r}); choices: 'std', 'none'")
+  r = grouped(rewards, size)
+  ordered = jnp.sort(r, axis=1)
+  margin = ordered[:, -1:] - ordered[:, -2:-1]
+  if norm == "std":
+    margin = margin / (jnp.std(r, axis=1, ddof=1, keepdims=True) + eps)
+  return jnp.where(r == ordered[:, -1:], margin, 0.0).reshape(rewards.shape)
