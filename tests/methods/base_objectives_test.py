@@ -177,7 +177,7 @@ def _objectives(case):
       surrogate, scale = _surrogate(run, case)
       objective = Objective(surrogate=surrogate, aggregate=scale)
       loss, grad = adapters.loss_and_grad(objective, case, logits)
-      tolerance = _slack(case, objective, live, loss)
+      tolerance = slack(case, objective, live, loss)
     elif name == "ppo_ent_kl":
       objective = Objective(surrogate=term(ppo.clipped_ratio, dual=3.0), penalties=(
           (run["entropy_coeff"], term(bonus.negative_entropy)),
@@ -197,10 +197,12 @@ def _objectives(case):
       _metrics(case, name, run, live, mask)
 
 
-def _slack(case, objective, live, loss):
-  """Their row means divide by n + 1e-8: 3e-8 of every term, which counts where terms cancel."""
+def slack(case, objective, live, loss):
+  """A loss may be off by 3e-8 of its terms, which counts where they cancel: the row means of the
+  official code divide by n + 1e-8."""
   columns = {**case.columns(), **live}
-  terms = jnp.abs(objective.aggregate(columns) * objective.surrogate(columns))
+  scored = objective.score(columns)
+  terms = jnp.abs(scored["scale"] * scored["weight"] * objective.surrogate(columns))
   size = jnp.where(columns["mask"], terms, 0.0).sum()
   return max(adapters.VALUE, float(3e-8 * size / jnp.maximum(jnp.abs(loss), 1e-12)))
 
