@@ -21,7 +21,7 @@ def confident(old_logp: Float[Array, "B T"]) -> Weight:
 
 
 # values for knobs that have no default, by name
-KNOBS = dict(size=G, longest=T, buffer=4)
+KNOBS = dict(size=G, longest=T, buffer=4, steps=3)
 # how to draw columns that only some methods read; a method's test may add to it as `COLUMNS`
 EXTRA = dict(anchor=lambda rng: np.float32(0.5), mean=lambda rng: np.float32(0.4))
 

@@ -8,7 +8,7 @@ each micro-batch and device (`scope="micro"`); (2) 1 - pi is expm1, theirs loses
 Forms of Omega: "code"; "squared", with (1 - pi)^2, as the naming in the code suggests the paper has
 it; "own_logit", the change if the logit of the sampled token alone moved; and, as functions of
 their own, the exact first-order change of one sampled token (`exact_linear`, `exact_exponential`).
-H is of the policy that sampled, pi the current one, as in the code; source="current" takes both now.
+H is of the policy that sampled, pi the current one, as in the code; source="current" is both now.
 """
 
 from typing import Literal
