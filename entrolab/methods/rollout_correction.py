@@ -75,7 +75,10 @@ def keep_rows(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
 
 def mismatch(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
              mask: Bool[Array, "B T"]) -> dict[str, Array]:
-  """Diagnostics of the gap: KL estimates, chi-squared, perplexities; scalars for the log."""
+  """Diagnostics of the gap: KL estimates, chi-squared, perplexities; scalars for the log.
+
+  Means over tokens, or over non-empty rows; the official code counts empty rows too.
+  """
   d = old_logp - sampled_logp
   mean = lambda x: masked_mean(x, mask)
   rows, full = (lambda x: masked_mean(x, mask, axis=1)), mask.any(1)

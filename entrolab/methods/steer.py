@@ -98,9 +98,10 @@ def _linear(omega, mask, low, high):
   if not 0.0 <= low <= high:
     raise ValueError(f"steer: low={low}, high={high}: 0 <= low <= high")
   size = jnp.abs(omega)
-  least = jnp.where(mask, size, jnp.inf).min()
-  span = jnp.where(mask, size, -jnp.inf).max() - least
-  flat = ~(span > 0.0)  # all equal, or nothing valid
+  least, most = jnp.where(mask, size, jnp.inf).min(), jnp.where(mask, size, -jnp.inf).max()
+  span = most - least
+  # all equal but for rounding, or nothing valid
+  flat = ~(span > 16.0 * jnp.finfo(size.dtype).eps * most)
   w = high - (size - jnp.where(flat, 0.0, least)) * (high - low) / jnp.where(flat, 1.0, span)
   return jnp.where(mask, jnp.where(flat, (low + high) / 2.0, jnp.clip(w, low, high)), 0.0)
 

@@ -233,7 +233,7 @@ def _correction(case):
         keep = keep & (_rejection(option, threshold, args) > 0)
       case.compare(name, keep)
   case.config  # noqa: B018  (the source and the safety bound, which is LIMIT)
-  ours = rollout_correction.mismatch(*args)
+  ours = _over_all_rows(rollout_correction.mismatch(*args), mask)
   for key, want in case.text("offpolicy_metrics").items():
     error = abs(float(ours[key]) - want) / (abs(want) + 1e-3)
     case.rows.append(adapters.Row(f"offpolicy:{key}", error, 1e-5))  # theirs are float32
@@ -242,6 +242,19 @@ def _correction(case):
   loss, grad = adapters.loss_and_grad(objective, case, case["logits"])
   case.compare("loss_ppo_tis2", loss)
   case.compare("grad_ppo_tis2", grad)
+
+
+def _over_all_rows(gap, mask):
+  """Theirs averages over all rows, where an empty one has perplexity and ratio 1."""
+  share = float(mask.any(1).mean())
+  for key in gap.keys() - {"kl", "k3_kl", "chi2_token"}:
+    empty = 1.0 if key in ("training_ppl", "rollout_ppl", "ppl_ratio") else 0.0
+    if key.endswith(("_max", "_min")):
+      clip = jnp.maximum if key.endswith("_max") else jnp.minimum
+      gap[key] = clip(gap[key], 0.0) if share < 1.0 else gap[key]
+    else:
+      gap[key] = share * gap[key] + (1.0 - share) * empty
+  return gap
 
 
 def _rejection(option, threshold, args):
@@ -273,7 +286,7 @@ def _misc(case):
       factor=cfg["penalty_factor"]))
   cfg = case.text("akl_cfg")
   control = kl.Adaptive(cfg["target"], start=cfg["init"], rows=cfg["n_steps"],
-                        horizon=cfg["horizon"])
+                        horizon=float(cfg["horizon"]))
   state, seen = control.init(), []
   for now in case["akl_inputs"]:
     state = control.update(state, {"term/kl.k3": now})
