@@ -21,7 +21,7 @@ from entrolab.typing import Array, Bool, Float, Weight, real
 
 def top_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *,
              fraction: float = 0.2, keep: Literal["top", "rest"] = "top") -> Weight:
-  """1 on the max(1, ceil(fraction * N)) tokens of highest entropy, 0 elsewhere; equation 6.
+  """1 on the max(1, ceil(fraction * N)) tokens of highest entropy, 0 elsewhere.
 
   entropy: of the current policy, nats; N valid tokens. keep="rest" turns it round, for the
   ablation on the tokens of low entropy. No gradient through the choice.

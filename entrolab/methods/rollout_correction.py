@@ -1,8 +1,9 @@
 """ROLLOUT-CORRECTION: weights and rejections for the gap between sampler and trainer.
 
 Your Efficient RL Framework Secretly Brings You Off-Policy RL Training, Yao et al. (2025,
-https://fengyao.notion.site/off-policy-rl); truncated importance sampling: Ionides (2008). Official
-code: volcengine/verl, verl/trainer/ppo/rollout_corr_helper.py; modes of huggingface/trl.
+https://fengyao.notion.site/off-policy-rl); truncated weights: Ionides (2008) and IMPALA, Espeholt
+et al. (arXiv:1802.01561, 2018). Official code: volcengine/verl,
+verl/trainer/ppo/rollout_corr_helper.py; modes of huggingface/trl.
 Acts on: weights.  State: none.
 Differs from the official code: (1) a rejection is a weight of zero; `aggregate.selected_mean`
 takes the rejected tokens out of the denominator, as verl does by changing its mask; (2) means run
