@@ -86,9 +86,8 @@ def _assemble(logits, slots, above, tied, count, total, axis) -> Cut:
   kept_low = -_max(-jnp.where(above, logits, jnp.inf).min(-1), axis)  # smallest above the tie
   below = _max(jnp.where(above | tied, -jnp.inf, logits).max(-1), axis)
   none, whole = count == 0, count >= total
-  middle = lambda a, b: jnp.where(jnp.isfinite(a) & jnp.isfinite(b), (a + b) / 2.0,
-                                  jnp.where(jnp.isfinite(a), a - 1.0, b + 1.0))
-  upper, lower = middle(value, kept_low), middle(value, below)
+  upper = jnp.where(jnp.isfinite(kept_low), (value + kept_low) / 2.0, value + 1.0)
+  lower = jnp.where(jnp.isfinite(below), (value + below) / 2.0, value - 1.0)
   threshold = jnp.where(none, upper, jnp.where(whole, lower, 0.0))
   # index of the last kept copy of a tie that is split: the count-th tied slot
   if axis is None:
