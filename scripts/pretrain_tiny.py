@@ -1,6 +1,6 @@
 """Makes the embedded model: its tokenizer, and a decoder trained on random chains of countdown.
 
-  python scripts/pretrain_tiny.py [--steps 600] [--out entrolab/models/tiny_assets]
+  python scripts/pretrain_tiny.py [--steps 2500] [--out entrolab/models/tiny_assets]
 
 Every demonstration is one random valid chain of a random problem, so that a problem is met with
 different solutions and the policy stays uncertain among them. It stops long before the policy is
@@ -60,9 +60,8 @@ def batches(tokenizer, size: int, seed: int):
     yield tokens, mask
 
 
-def train(config: transformer.Config, tokenizer, *, steps: int, batch: int, lr: float, seed: int,
-          until: int = 0):
-  """Yields (step, params, loss, entropy in nats) after every step up to `until` (0: `steps`).
+def train(config: transformer.Config, tokenizer, *, steps: int, batch: int, lr: float, seed: int):
+  """Yields (step, params, loss, entropy in nats) after every step.
 
   AdamW, warm-up of 50 steps, cosine to a tenth; cross-entropy of the response tokens.
   """
@@ -86,12 +85,12 @@ def train(config: transformer.Config, tokenizer, *, steps: int, batch: int, lr: 
     return optax.apply_updates(params, updates), opt, value, entropy
 
   opt, stream = tx.init(params), batches(tokenizer, batch, seed)
-  for n in range(1, (until or steps) + 1):
+  for n in range(1, steps + 1):
     params, opt, value, entropy = step(params, opt, *next(stream))
     yield n, params, float(value), float(entropy)
 
 
-def measure(config: transformer.Config, params, tokenizer, *, problems: int = 256,
+def measure(config: transformer.Config, params, tokenizer, *, problems: int = 512,
             samples: int = 32, seed: int = 0) -> dict[str, float]:
   """On held-out problems: pass@1 and unbiased pass@16, distinct right answers of 16 (expected),
   entropy in nats a token, mean length, share of responses that end."""
@@ -123,8 +122,8 @@ def measure(config: transformer.Config, params, tokenizer, *, problems: int = 25
 def main(argv=None):
   """Trains, measures, and writes model.safetensors, tokenizer.model and config.json."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--steps", type=int, default=600)
-  parser.add_argument("--batch", type=int, default=256)
+  parser.add_argument("--steps", type=int, default=2500)
+  parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--lr", type=float, default=1e-3)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", type=pathlib.Path, default=ROOT / "entrolab/models/tiny_assets")
@@ -138,7 +137,7 @@ def main(argv=None):
   begin, params = time.time(), None
   for n, current, value, entropy in train(config, tokenizer, **recipe):
     params = current
-    if n % 50 == 0 or n == 1:
+    if n % 100 == 0 or n == 1:
       print(f"step {n}/{args.steps}  loss {value:.4f}  entropy {entropy:.4f}  "
             f"{time.time() - begin:.0f} s", flush=True)
   figures = measure(config, params, tokenizer)

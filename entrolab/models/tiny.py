@@ -11,7 +11,10 @@ from safetensors import numpy as safetensors
 
 from entrolab.models.transformer import Config, Params
 
-ASSETS = "tiny_assets"
+
+def folder():
+  """The shipped files: model.safetensors, tokenizer.model, config.json, card.md."""
+  return resources.files("entrolab.models") / "tiny_assets"
 
 
 class Tokenizer:
@@ -67,14 +70,15 @@ def unflatten(flat: dict[str, np.ndarray]) -> Params:
 
 
 def load() -> tuple[Config, Params, Tokenizer]:
-  """(Config, float32 parameters, Tokenizer). Raises ValueError when a file is not the one shipped.
+  """(Config, float32 parameters as numpy arrays, Tokenizer).
+
+  Raises ValueError when a file is not the one that config.json gives the checksum of.
   """
-  folder = resources.files("entrolab.models") / ASSETS
-  facts = json.loads((folder / "config.json").read_text())
-  blobs = {name: (folder / name).read_bytes() for name in facts["sha256"]}
+  facts = json.loads((folder() / "config.json").read_text())
+  blobs = {name: (folder() / name).read_bytes() for name in facts["sha256"]}
   for name, want in facts["sha256"].items():
     if hashlib.sha256(blobs[name]).hexdigest() != want:
-      raise ValueError(f"{ASSETS}/{name}: checksum differs from config.json; reinstall entrolab "
-                       "or run scripts/pretrain_tiny.py")
+      raise ValueError(f"tiny_assets/{name}: checksum differs from config.json; install entrolab "
+                       "again, or run scripts/pretrain_tiny.py")
   params = unflatten(safetensors.load(blobs["model.safetensors"]))
   return Config(**facts["config"]), params, Tokenizer(blobs["tokenizer.model"])
