@@ -89,30 +89,29 @@ class Countdown:
   of steps `3*5=15,15+7=22`. Several chains are right; training and evaluation share no problem,
   not even in another order of its numbers.
 
-  fixed: number of distinct training problems, 0 for a million with repetitions; held: number of
-  distinct problems to evaluate on. Raises ValueError for sizes out of range.
+  fixed: number of distinct training problems, 0 for a million independent draws. Evaluation draws
+  independently from its own part, so that every prefix has the same mixture of easy and hard.
+  Raises ValueError for sizes out of range.
   """
   smallest: int = 3
   largest: int = 4
   highest: int = 12
   fixed: int = 0
-  held: int = 1024
   max_prompt: int = 10
   stop: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if not 2 <= self.smallest <= self.largest or not 1 <= self.highest <= 99:
       raise ValueError(f"{self!r}: needs 2 <= smallest <= largest and 1 <= highest <= 99")
-    if self.fixed < 0 or self.held < 1:
-      raise ValueError(f"{self!r}: needs fixed >= 0 and held >= 1")
+    if self.fixed < 0:
+      raise ValueError(f"{self!r}: needs fixed >= 0")
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The same problems for the same seed, whatever is asked for first."""
+    """The same problems for the same seed."""
     part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
-    count = self.held if part else self.fixed
-    if count:
-      made = _distinct(self, part, seed, count)
-      return Lazy(count, made.__getitem__, name)
+    if self.fixed and not part:
+      made = _distinct(self, seed)
+      return Lazy(self.fixed, made.__getitem__, name)
     return Lazy(2**20, lambda index: self._make(part, seed, index, index), name)
 
   def _make(self, part: int, seed: int, index: int, number: int) -> Example:
@@ -143,16 +142,16 @@ class Countdown:
 
 
 @functools.lru_cache(maxsize=8)
-def _distinct(task: Countdown, part: int, seed: int, count: int) -> tuple[Example, ...]:
+def _distinct(task: Countdown, seed: int) -> tuple[Example, ...]:
   found: dict[str, Example] = {}
-  for index in range(100 * count):
-    example = task._make(part, seed, index, len(found))
+  for index in range(100 * task.fixed):
+    example = task._make(0, seed, index, len(found))
     numbers, target = task.problem(example)
     found.setdefault(f"{sorted(numbers)}>{target}", example)
-    if len(found) == count:
+    if len(found) == task.fixed:
       return tuple(found.values())
-  raise ValueError(f"{task!r}: found {len(found)} distinct problems, not {count}, for "
-                   f"{SPLITS[part]}; ask for fewer, or for more or higher numbers")
+  raise ValueError(f"{task!r}: only {len(found)} distinct training problems found; ask for fewer, "
+                   "or for more or higher numbers")
 
 
 Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4", "add2",

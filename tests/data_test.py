@@ -146,18 +146,24 @@ def test_countdown_verifies_its_demonstrations_and_no_neighbours():
 
 
 def test_countdown_splits_share_no_problem_and_fixed_ones_are_distinct():
-  held = {key_of(SMALL, e) for e in data.Countdown().examples("eval", 0)}
-  assert len(held) == 1024
-  for seed in (0, 1):
-    fresh = data.Countdown().examples("train", seed)
-    assert held.isdisjoint(key_of(SMALL, fresh[i]) for i in range(2000))
-  fixed = {key_of(SMALL, e) for e in data.Countdown(fixed=500).examples("train", 0)}
-  assert len(fixed) == 500
-  assert held.isdisjoint(fixed)
+  task = data.Countdown()
+  keys = lambda split, seed: {key_of(task, task.examples(split, seed)[i]) for i in range(2000)}
+  held = keys("eval", 0) | keys("eval", 1)
+  assert held.isdisjoint(keys("train", 0) | keys("train", 1))
+  fixed = data.Countdown(fixed=500).examples("train", 0)
+  assert len({key_of(task, e) for e in fixed}) == 500
+  assert [e.id for e in fixed] == list(range(500))
+  assert held.isdisjoint(key_of(task, e) for e in fixed)
+
+
+def test_every_prefix_of_the_evaluation_is_of_one_mixture():
+  held = data.Countdown().examples("eval", 0)
+  three = np.array([held[i].source == "countdown/3" for i in range(2000)])
+  assert abs(three[:500].mean() - three[1500:].mean()) < 0.1  # 3 standard errors
 
 
 def test_countdown_says_when_there_are_too_few_problems():
-  with pytest.raises(ValueError, match="distinct problems, not 99"):
+  with pytest.raises(ValueError, match="distinct training problems found"):
     data.Countdown(largest=3, highest=2, fixed=99).examples("train", 0)
 
 
