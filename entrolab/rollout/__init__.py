@@ -1,0 +1,1 @@
+"""How responses are made: strategies over one jitted sampler."""

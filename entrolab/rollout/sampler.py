@@ -1,0 +1,104 @@
+"""Sampling with a key-value cache: prefill each prompt once, then one jitted loop.
+
+A row's tokens depend on its prompt, its key and the parameters, and on nothing else: the key folds
+(run, step, prompt, sample, branch), the noise of a token folds its position into that key, so that
+batch composition, padding bucket, response limit and host count do not matter.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from entrolab.models import transformer
+from entrolab.rollout.draw import Draw, draw
+from entrolab.typing import Array, Bool, Float, Int, Key
+
+TRACES: list[tuple] = []  # one entry a compiled shape: (prompts, prompt length, samples, longest)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """B = P x G responses of T positions. mask includes the stop token and nothing after it;
+  finished: ended by a stop token. Log-probs and entropies [B, T] as in `Draw`, 0 off the mask."""
+  tokens: Any
+  mask: Any
+  logp: Any
+  entropy: Any
+  sampled_logp: Any
+  sampled_entropy: Any
+  finished: Any
+  steps: Any
+
+
+def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], samples: int, *,
+             branch: int = 0) -> Key[Array, " B"]:
+  """Keys of P x samples rows: fold(run key, step, prompt id, sample index, branch id)."""
+  fold = jax.random.fold_in
+  stepped = fold(key, step)
+  of_prompt = jax.vmap(lambda prompt: fold(stepped, prompt))(prompts)
+  one = lambda k: jax.vmap(lambda g: fold(fold(k, g), branch))(jnp.arange(samples))
+  return jax.vmap(one)(of_prompt).reshape(-1)
+
+
+def noise(keys: Key[Array, " B"], position: Array | int) -> Float[Array, " B"]:
+  """The uniform number of every row at one response position."""
+  return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(keys)
+
+
+def _prefill(config, params, prompt, prompt_mask, samples, longest):
+  """(last hidden state [B, D], cache with room for `longest` more tokens): each prompt once."""
+  rows, length = prompt.shape
+  positions = jnp.maximum(jnp.cumsum(prompt_mask, 1) - 1, 0).astype(jnp.int32)
+  cache = transformer.empty_cache(config, rows, length)
+  hidden, cache = transformer.extend(config, params, prompt, positions, prompt_mask, cache, 0)
+  grow = lambda x, axis: jnp.pad(jnp.repeat(x, samples, axis - 2 if axis == 3 else 0),
+                                 [(0, longest if i == axis else 0) for i in range(x.ndim)])
+  cache = transformer.Cache(grow(cache.k, 3), grow(cache.v, 3), grow(cache.valid, 1))
+  return jnp.repeat(hidden[:, -1], samples, 0), cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "samples", "longest"))
+def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
+           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
+           temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
+           pad_id: Array | int = 0) -> Samples:
+  """G responses to each left-padded prompt, at most `longest` tokens; ends when all rows did.
+
+  temperature, top_p, top_k: scalars or [B] arrays, never recompiled; 0 / 1 / 0 are greedy, off,
+  off. stop_ids: any of them ends a row and belongs to it; -1 matches nothing.
+  """
+  TRACES.append((*prompt.shape, samples, longest))
+  rows, length = prompt.shape[0] * samples, prompt.shape[1]
+  head = transformer.head_matrix(params).astype(config.dtype)
+  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
+  temperature, top_p = spread(temperature, jnp.float32), spread(top_p, jnp.float32)
+  top_k = spread(top_k, jnp.int32)
+  hidden, cache = _prefill(config, params, prompt, prompt_mask, samples, longest)
+  offset = jnp.repeat(prompt_mask.sum(1).astype(jnp.int32), samples)
+
+  def step(carry):
+    t, hidden, cache, done, out = carry
+    logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
+    drawn = draw(logits, noise(keys, t), temperature, top_p, top_k)
+    drawn = Draw(jnp.where(done, pad_id, drawn.token).astype(jnp.int32),
+                 *(jnp.where(done, 0.0, x) for x in drawn[1:]))
+    out = {name: jax.lax.dynamic_update_slice(out[name], value[:, None], (0, t)) for name, value
+           in {**drawn._asdict(), "mask": ~done}.items()}
+    now = done | (drawn.token[:, None] == stop_ids[None]).any(1)
+    hidden, cache = transformer.extend(config, params, drawn.token[:, None], (offset + t)[:, None],
+                                       ~done[:, None], cache, length + t)
+    return t + 1, hidden[:, 0], cache, now, out
+
+  kinds = dict(token=jnp.int32, mask=bool)
+  out = {name: jnp.zeros((rows, longest), kinds.get(name, jnp.float32))
+         for name in (*Draw._fields, "mask")}
+  out["token"] = out["token"] + jnp.asarray(pad_id, jnp.int32)
+  done = jnp.zeros(rows, bool)
+  go = lambda carry: (carry[0] < longest) & ~carry[3].all()
+  t, _, _, done, out = jax.lax.while_loop(go, step, (0, hidden, cache, done, out))
+  return Samples(out["token"], out["mask"], out["logp"], out["entropy"], out["sampled_logp"],
+                 out["sampled_entropy"], done, t)
