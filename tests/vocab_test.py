@@ -68,9 +68,9 @@ def test_fused_equals_plain(name, chunk):
   (_, want), want_grads = objective(spec, weights, plain=True)(*args)
   (_, got), grads = objective(spec, weights)(*args)
   np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=2e-6)
-  # a logit of 60 is rounded to 4e-6, and so is every log-prob of its row
+  # a logit of 60 is rounded to 4e-6, and so is every log-prob of its row: errors up to 8e-6 here
   for a, b in zip(grads, want_grads, strict=True):
-    np.testing.assert_allclose(a, b, atol=5e-5 * np.abs(b).max() + 1e-7)
+    np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-7)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

@@ -1,0 +1,126 @@
+"""Where arrays live: one table from logical axes to mesh axes, meshes, and several hosts.
+
+Mesh axes: `data` copies the parameters, `fsdp` shards them and the batch, `tensor` shards heads,
+the feed-forward width and the vocabulary.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from entrolab.models.transformer import Config
+
+AXES = ("data", "fsdp", "tensor")
+RULES = {"batch": ("data", "fsdp"), "width": "fsdp", "kv_heads": "tensor", "mlp": "tensor",
+         "vocab": "tensor", "layers": None, "queries": None, "head_dim": None, "gate": None}
+LOGICAL = {  # parameter -> logical axes
+    "embed": ("vocab", "width"), "head": ("vocab", "width"), "final_norm": ("width",),
+    "attn_norm": ("layers", "width"), "mlp_norm": ("layers", "width"),
+    "qkv": ("layers", "width", "kv_heads", "queries", "head_dim"),
+    "qkv_bias": ("layers", "kv_heads", "queries", "head_dim"),
+    "q_norm": ("layers", "head_dim"), "k_norm": ("layers", "head_dim"),
+    "out": ("layers", "kv_heads", "queries", "head_dim", "width"),
+    "gate_up": ("layers", "width", "gate", "mlp"), "down": ("layers", "mlp", "width")}
+START_TIMEOUT_S = 300
+
+
+def spec(*logical: str) -> P:
+  """The PartitionSpec of logical axes. Raises ValueError for an unknown or twice used mesh axis."""
+  for name in logical:
+    if name not in RULES:
+      raise ValueError(f"no rule for logical axis {name!r}; have: {', '.join(RULES)}")
+  axes = [RULES[name] for name in logical]
+  used = [a for entry in axes if entry for a in (entry if isinstance(entry, tuple) else (entry,))]
+  if len(set(used)) < len(used):
+    raise ValueError(f"logical axes {logical} use a mesh axis twice: {axes}")
+  return P(*axes)
+
+
+def param_specs(config: Config) -> dict[str, Any]:
+  """PartitionSpecs in the shape of the parameter tree."""
+  layers = ["attn_norm", "qkv", "out", "mlp_norm", "gate_up", "down"]
+  layers += ["qkv_bias"] * config.qkv_bias + ["q_norm", "k_norm"] * config.qk_norm
+  outer = ["embed", "final_norm"] + ["head"] * (not config.tied)
+  tree: dict[str, Any] = {name: spec(*LOGICAL[name]) for name in outer}
+  return {**tree, "layers": {name: spec(*LOGICAL[name]) for name in layers}}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> jax.sharding.Mesh:
+  """A mesh of Auto axes over all devices; data=-1 takes those that are left.
+
+  Raises ValueError when the product is not the number of devices.
+  """
+  count = jax.device_count() if devices is None else len(devices)
+  if data == -1 and fsdp > 0 and tensor > 0 and count % (fsdp * tensor) == 0:
+    data = count // (fsdp * tensor)
+  if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+    raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs their product to be "
+                     f"the number of devices, {count}; data=-1 takes what is left")
+  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3,
+                       devices=devices)
+
+
+def check(config: Config, mesh: jax.sharding.Mesh, rows: int, name: str) -> None:
+  """Raises ValueError when the model, or `rows` rows of `name`, do not divide over the mesh."""
+  tensor, ways = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = [("kv_heads", config.kv_heads, "tensor", tensor),
+           ("vocab_size", config.vocab_size, "tensor", tensor),
+           ("mlp_width", config.mlp_width, "tensor", tensor),
+           ("width", config.width, "fsdp", mesh.shape["fsdp"]), (name, rows, "data x fsdp", ways)]
+  for what, size, axis, cut in parts:
+    if size % cut:
+      choices = [c for c in range(1, size + 1) if size % c == 0]
+      raise ValueError(f"{what}={size} does not divide over {axis}={cut}; choices for {axis}: "
+                       f"{choices[:16]}")
+
+
+def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Rows over data and fsdp, whatever follows whole."""
+  return NamedSharding(mesh, spec("batch"))
+
+
+def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, P())
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+  """Host arrays that are alike on every process -> global arrays."""
+  put = lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda at: np.asarray(x)[at])
+  return jax.tree.map(put, tree)
+
+
+def fetch(tree: Any) -> Any:
+  """Global arrays -> numpy arrays, whole, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def start_hosts() -> None:
+  """Joins the processes of a job: on TPU pods and SLURM by what they announce, elsewhere by
+  ENTROLAB_COORDINATOR=host:port, ENTROLAB_PROCESSES and ENTROLAB_PROCESS. Alone: does nothing."""
+  if "ENTROLAB_COORDINATOR" in os.environ:
+    jax.distributed.initialize(
+        os.environ["ENTROLAB_COORDINATOR"], int(os.environ["ENTROLAB_PROCESSES"]),
+        int(os.environ["ENTROLAB_PROCESS"]), initialization_timeout=START_TIMEOUT_S)
+  elif (int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1):
+    jax.distributed.initialize(initialization_timeout=START_TIMEOUT_S)
+
+
+def agree(name: str, value: int) -> None:
+  """Raises RuntimeError naming the processes whose value differs from that of process 0."""
+  if jax.process_count() == 1:
+    return
+  low, high = value & 0x7FFFFFFF, (value >> 31) & 0x7FFFFFFF
+  pairs = np.asarray(multihost_utils.process_allgather(np.asarray([low, high], np.int32)))
+  differ = [p for p in range(len(pairs)) if (pairs[p] != pairs[0]).any()]
+  if differ:
+    raise RuntimeError(f"processes disagree on {name}: process {differ} differ from process 0; "
+                       "start every host with the same code, config and data")
