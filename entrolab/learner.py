@@ -22,7 +22,9 @@ from entrolab.ranks import masked_mean
 from entrolab.typing import Array
 
 NOISE = 2**31 - 1
-BEFORE = ("entropy", "logp", "sum_p2", "sum_p2_logp")  # what the account of a step needs
+# what the account of a step needs: of the policy that sampled, and of the one it became
+BEFORE = ("entropy", "logp", "nucleus_entropy", "sum_p2", "sum_p2_logp")
+AFTER = ("entropy", "logp")
 
 
 @jax.tree_util.register_dataclass
@@ -81,8 +83,11 @@ class Learner:
     self.step = jax.jit(self._step, donate_argnums=0)
     self.score = jax.jit(self._score, static_argnums=2)
     self.begin = jax.jit(self._begin)
+    self.prepare = jax.jit(self.objective.prepare)
+    self.observe = jax.jit(self._observe)
     self.account = jax.jit(self._account)
-    self.select = jax.jit(self._select, static_argnums=1)
+    self.select = jax.jit(self._select)
+    self.traces = 0  # of the step: one, unless something recompiles
 
   def init(self, params: Any) -> State:
     """The state at step 0, placed on the mesh."""
@@ -121,7 +126,7 @@ class Learner:
     control = controls.begin(self.objective.control, state.control, self.objective.means(scored))
     return dataclasses.replace(state, control=control)
 
-  def _select(self, batch: Batch, update: int) -> Batch:
+  def _select(self, batch: Batch, update: Array) -> Batch:
     """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows."""
     u, g = self.experiment.training.updates, self.experiment.sampling.samples
     return jax.tree.map(
@@ -129,6 +134,7 @@ class Learner:
 
   def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
     """(state, batch) -> (state, metrics): gradient, update, controllers, reference."""
+    self.traces += 1
     spec, t = self.objective.statistics, self.experiment.training
     if "noise" in self.objective.reads:
       batch = batch.replace(noise=row_noise(batch.row, state.step, batch.tokens.shape[1]))
@@ -161,7 +167,29 @@ class Learner:
     due = (state.step + 1) % (rule.every * self.experiment.training.updates) == 0
     return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.reference, params)
 
+  def _observe(self, before: dict[str, Array], batch: Batch, sampler_logp: Array
+               ) -> dict[str, Array]:
+    """What a rollout shows of the policy that made it: entropies under their labels, groups,
+    lengths, and how far trainer and sampler are apart."""
+    mask, size = batch.mask, self.experiment.sampling.samples
+    gap = jnp.where(mask, jnp.abs(before["logp"] - sampler_logp), 0.0)
+    r = batch.rewards.reshape(-1, size)
+    mean = lambda x: x.astype(jnp.float32).mean()
+    p = self.objective.vocab.top_p
+    return {
+        "entropy/exact": masked_mean(before["entropy"], mask),
+        "entropy/sequence": masked_mean(before["entropy"], mask, axis=1).mean(),
+        "entropy/surprisal": -masked_mean(before["logp"], mask),
+        f"entropy/truncated@{p:g}": masked_mean(before["nucleus_entropy"], mask),
+        "reward/mean": batch.rewards.mean(), "reward/std": batch.rewards.std(),
+        "reward/right": mean(batch.verdict == 1), "reward/unknown": mean(batch.verdict == -1),
+        "rollout/groups_with_signal": mean((r != r[:, :1]).any(1)),
+        "rollout/length": mask.sum(1).astype(jnp.float32).mean(),
+        "rollout/finished": mean(batch.finished), "rollout/tokens": mask.sum(),
+        "rollout/logp_gap": gap.max(), "rollout/logp_gap_mean": masked_mean(gap, mask)}
+
   def _account(self, before: dict[str, Array], after: dict[str, Array],
                batch: Batch) -> dict[str, Array]:
     """Predicted and measured change of entropy over the updates of one rollout."""
-    return entropy_change.account(before, after, batch.adv, batch.mask)
+    moved = masked_mean(before["logp"] - after["logp"], batch.mask)
+    return {**entropy_change.account(before, after, batch.adv, batch.mask), "train/kl": moved}

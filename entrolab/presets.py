@@ -80,3 +80,61 @@ class Preset:
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     own |= dict(training=learn, sampling=dataclasses.replace(self.sampling, **(sampling or {})))
     return Experiment(name=name, objective=objective, seed=seed, **{**own, **rest})
+
+
+def _tiny() -> Preset:
+  from entrolab.tasks import Countdown
+  return Preset(model=Tiny(), task=Countdown(),
+                sampling=Sampling(prompts=32, samples=8, longest=18),
+                training=Training(steps=100, updates=4, lr=5e-5, warmup=20),
+                evaluation=Evaluation(problems=256, samples=16))
+
+
+def _smollm2() -> Preset:
+  from entrolab.tasks import Arithmetic
+  return Preset(model=SmolLM2(), task=Arithmetic("multiply"),
+                sampling=Sampling(prompts=8, samples=8, longest=6),
+                training=Training(steps=6, updates=2, lr=2e-6, warmup=2),
+                evaluation=Evaluation(problems=32, samples=8, ks=(1, 2, 4, 8)))
+
+
+def _smollm2_gsm8k() -> Preset:
+  from entrolab.data import Jsonl, chat
+  task = Jsonl("gsm8k_train.jsonl", "gsm8k_test.jsonl", format=chat, max_prompt=256)
+  return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(8, 8, longest=128))
+
+
+def _paper(model: str, *, longest: int, mesh: Mesh, prompts: int = 128) -> Preset:
+  """128 prompts x 8, 16 updates of 64 rows, AdamW 1e-6: SIREN's run on Qwen2.5-Math-7B."""
+  from entrolab.data import Hub
+  task = Hub("agentica-org/DeepScaleR-Preview-Dataset", train="train[:-500]",
+             evaluation="train[-500:]", max_prompt=1024)
+  return Preset(model=HuggingFace(model), task=task, mesh=mesh,
+                sampling=Sampling(prompts=prompts, samples=8, longest=longest),
+                training=Training(steps=500, updates=16, micro=4, lr=1e-6, warmup=80,
+                                  weight_decay=0.1, dtype="bfloat16", remat="block",
+                                  measure_every=10),
+                evaluation=Evaluation(problems=500, samples=8, ks=(1, 8), every=50,
+                                      temperature=0.6, top_p=0.7))
+
+
+PRESETS = {
+    "tiny": _tiny, "smollm2": _smollm2, "smollm2-gsm8k": _smollm2_gsm8k,
+    "qwen2.5-math-1.5b": lambda: _paper("Qwen/Qwen2.5-Math-1.5B", longest=3072,
+                                        mesh=Mesh(fsdp=16)),
+    "qwen2.5-math-7b": lambda: _paper("Qwen/Qwen2.5-Math-7B", longest=3072,
+                                      mesh=Mesh(fsdp=16, tensor=4)),
+    "qwen3-4b": lambda: _paper("Qwen/Qwen3-4B", longest=8192, mesh=Mesh(fsdp=16, tensor=4)),
+    "qwen3-8b": lambda: _paper("Qwen/Qwen3-8B", longest=8192, mesh=Mesh(fsdp=16, tensor=8)),
+    "llama-3.2-3b": lambda: _paper("meta-llama/Llama-3.2-3B-Instruct", longest=3072,
+                                   mesh=Mesh(fsdp=16, tensor=4)),
+}
+
+
+def get(name: str) -> Preset:
+  """A preset by name. Raises ValueError with the choices."""
+  if name not in PRESETS:
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"preset {name!r}: {hint}choices: {', '.join(PRESETS)}")
+  return PRESETS[name]()

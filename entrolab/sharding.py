@@ -89,17 +89,23 @@ def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-  """Host arrays that are alike on every process -> global arrays."""
-  put = lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda at: np.asarray(x)[at])
-  return jax.tree.map(put, tree)
-
-
-def fetch(tree: Any) -> Any:
-  """Global arrays -> numpy arrays, whole, on every process."""
+def place(local: Any, sharding: NamedSharding) -> Any:
+  """The rows of this process -> one global array; a row is held by one process."""
   if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_put(local, sharding)
+  put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+  return jax.tree.map(put, local)
+
+
+def local(tree: Any) -> Any:
+  """Global arrays of rows -> the rows of this process, as numpy arrays."""
+  def one(x):
+    if jax.process_count() == 1:
+      return np.asarray(x)
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
+
+  return jax.tree.map(one, tree)
 
 
 def start_hosts() -> None:

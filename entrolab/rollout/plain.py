@@ -2,6 +2,8 @@
 times."""
 
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +32,22 @@ class Rollout:
   steps: int
   refills: int = 0
   sampled: int = 0
+  verify_seconds: float = 0.0
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _keys(key, step, ids, samples):
+  return sampler.row_keys(key, step, ids, samples)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _assemble(out, prompt, mask, keys, verdict, samples, on_rows):
+  spread = lambda x: jnp.repeat(x, samples, 0)
+  batch = Batch(tokens=out.tokens, mask=out.mask, prompt=spread(prompt), prompt_mask=spread(mask),
+                group=spread(jnp.arange(prompt.shape[0], dtype=jnp.int32)),
+                row=jax.random.key_data(keys), finished=out.finished, old_logp=out.logp,
+                old_entropy=out.entropy, sampled_logp=out.sampled_logp, verdict=verdict)
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), batch)
 
 
 class Sampler:
@@ -46,30 +64,26 @@ class Sampler:
     prompts = [self.task.prompt(example, self.tokenizer) for example in examples]
     prompt, mask = data.padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
     ids = np.asarray([example.id for example in examples], np.int32)
-    on_rows = sharding.rows(self.mesh)
-    keys = sampler.row_keys(key, step, ids, samples)
-    prompt, mask, keys = (jax.device_put(x, on_rows) for x in (prompt, mask, keys))
+    place = functools.partial(sharding.place, sharding=sharding.rows(self.mesh))
+    prompt, mask, ids = place((prompt, mask, ids))
+    keys = _keys(key, np.int32(step), ids, samples)
     out = sampler.sample(self.config, params, prompt, mask, keys, samples=samples, longest=longest,
                          temperature=np.float32(temperature), top_p=np.float32(top_p),
                          top_k=np.int32(top_k), stop_ids=self.stop,
                          pad_id=np.int32(self.tokenizer.pad_id))
-    spread = lambda x: jnp.repeat(x, samples, 0)
-    group = np.repeat(np.arange(len(examples), dtype=np.int32), samples)
     rows = [example for example in examples for _ in range(samples)]
     texts = self.texts(out)
+    begin = time.perf_counter()
     verdicts = self.task.verify(texts, rows)
-    place = lambda x: jax.device_put(x, on_rows)
-    batch = Batch(tokens=out.tokens, mask=out.mask, prompt=spread(prompt),
-                  prompt_mask=spread(mask), group=place(group), row=jax.random.key_data(keys),
-                  finished=out.finished, old_logp=out.logp, old_entropy=out.entropy,
-                  sampled_logp=out.sampled_logp,
-                  verdict=place(np.asarray(codes(verdicts), np.int32)))
-    batch = jax.tree.map(place, batch)
-    return Rollout(batch, rows, texts, verdicts, int(out.steps), sampled=len(rows))
+    seconds = time.perf_counter() - begin
+    verdict = place(np.asarray(codes(verdicts), np.int32))
+    batch = _assemble(out, prompt, mask, keys, verdict, samples, sharding.rows(self.mesh))
+    return Rollout(batch, rows, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
+                   verify_seconds=seconds)
 
   def texts(self, out: sampler.Samples) -> list[str]:
     """The responses as text, stop tokens left out where the tokenizer does."""
-    tokens, mask = sharding.fetch((out.tokens, out.mask))
+    tokens, mask = sharding.local((out.tokens, out.mask))
     return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]
 
 
@@ -85,7 +99,11 @@ def filled(sample: Callable[[Sequence[Example]], Rollout], draw: Draw, samples: 
 
   DAPO's dynamic sampling, bounded: after `refills` draws what is left stays as it is. The order of
   the kept groups is that of the draws, as if they had been filtered out of one long stream.
+  Raises NotImplementedError for refills with several processes.
   """
+  if refills and jax.process_count() > 1:
+    raise NotImplementedError(f"sampling.refills={refills} with {jax.process_count()} processes: "
+                              "groups are exchanged on one host only; set sampling.refills=0")
   got = [sample(draw())]
   size = len(got[0].examples) // samples
   kept = [with_signal(got[0], samples)]
@@ -106,4 +124,11 @@ def filled(sample: Callable[[Sequence[Example]], Rollout], draw: Draw, samples: 
   flat = lambda name: [x for r in got for x in getattr(r, name)]
   take = lambda xs: [xs[row] for row in rows]
   return Rollout(batch, take(flat("examples")), take(flat("texts")), take(flat("verdicts")),
-                 sum(r.steps for r in got), len(got) - 1, sum(r.sampled for r in got))
+                 sum(r.steps for r in got), len(got) - 1, sum(r.sampled for r in got),
+                 sum(r.verify_seconds for r in got))
+
+
+def local_rows(batch: Batch, rows: int) -> tuple[np.ndarray, np.ndarray]:
+  """(entropy, mask) [rows, T] of the first rows that this process holds."""
+  entropy, mask = sharding.local((batch.old_entropy, batch.mask))
+  return entropy[:rows], mask[:rows]

@@ -1,0 +1,74 @@
+"""`python -m entrolab.main --config=experiments/siren.py:beta=1e-2 --set training.lr=1e-5`
+
+Knobs after the colon are the arguments of the file's `get_config`; `--set` reaches any other leaf
+of the experiment. The same command resumes an interrupted run.
+"""
+
+import logging as standard
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+CONFIG = flags.DEFINE_string("config", None, "experiment: path.py[:knob=value,...]")
+SET = flags.DEFINE_multi_string("set", [], "path=value, such as training.lr=1e-5; repeatable")
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory; default runs/NAME-HASH of the "
+                              "experiment, so that the same command resumes")
+EXPLAIN = flags.DEFINE_bool("explain", False, "print the plan and exit")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "compile, run one step, and exit")
+ALLOW = flags.DEFINE_bool("allow_config_change", False, "resume although the configuration has "
+                          "changed; the changes are recorded in the run")
+CACHE = flags.DEFINE_string("compile_cache", None, "folder of compiled programs; default "
+                            "~/.cache/entrolab, 'off' for none")
+
+
+def compile_cache(choice: str | None) -> str:
+  """Switches the persistent compile cache on; the folder, or 'off'."""
+  import jax
+  if choice == "off":
+    return choice
+  folder = choice or os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
+      pathlib.Path.home() / ".cache" / "entrolab")
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  return folder
+
+
+def main(argv: list[str]) -> None:
+  """Loads the experiment, then explains, tries or runs it. Exit code 130 after a signal."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+  if CONFIG.value is None:
+    here = ", ".join(sorted(map(str, pathlib.Path("experiments").glob("*.py"))))
+    raise app.UsageError(f"--config is needed; choices here: {here or 'none'}")
+  if not flags.FLAGS["verbosity"].present:  # the libraries tell every file that they write
+    logging.set_verbosity(logging.WARNING)
+    standard.getLogger("absl").setLevel(standard.WARNING)
+  from entrolab import config, sharding, train  # after the flags, so that --help is quick
+  try:
+    experiment = config.load(CONFIG.value, tuple(SET.value))
+    sharding.start_hosts()
+    cache = compile_cache(CACHE.value)
+    if EXPLAIN.value:
+      print(train.Lab(experiment).plan())
+      return
+    if DRY_RUN.value:
+      train.dry_run(experiment)
+      print("dry run: everything compiled and one step ran")
+      return
+    folder = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / (
+        f"{experiment.name}-{config.config_hash(experiment)[:8]}"))
+    print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
+    result = train.run(experiment, folder, allow_config_change=ALLOW.value)
+  except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    if logging.get_verbosity() >= logging.DEBUG:
+      raise
+    sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+  if not result["finished"]:
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  app.run(main)

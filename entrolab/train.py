@@ -1,0 +1,314 @@
+"""The loop, read top to bottom: rollout, verdict, advantage, updates, account, log, save."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from entrolab import checkpoint, config, evaluate, explain, log, sharding
+from entrolab.analysis import report
+from entrolab.data import fitting, iterator
+from entrolab.experiment import Experiment
+from entrolab.learner import AFTER, BEFORE, Learner, State
+from entrolab.objective import Batch
+from entrolab.rollout import plain, sampler
+from entrolab.verify import unknown_reasons
+
+PATIENCE = 5  # updates in a row that were not finite before the run stops
+ALARM_UNKNOWN = 0.05  # share of unknown verdicts that is worth a warning
+
+
+class Lab:
+  """What a run holds open: mesh, model, task, sampler, learner."""
+
+  def __init__(self, experiment: Experiment):
+    self.experiment = experiment
+    m, s = experiment.mesh, experiment.sampling
+    self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
+    self.config, self.params, self.tokenizer = experiment.model.load()
+    sharding.check(self.config, self.mesh, s.prompts // experiment.training.updates, "prompts")
+    rows = s.prompts // experiment.training.updates * s.samples // experiment.training.micro
+    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
+    self.learner = Learner(experiment, self.config, self.mesh)
+    self.sampler = plain.Sampler(self.learner.config, self.tokenizer, experiment.task, self.mesh)
+    self.key = jax.random.key(experiment.seed)
+    rank, count = jax.process_index(), jax.process_count()
+    self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
+                         process_index=rank, process_count=count)
+    held = fitting(experiment.task, self.tokenizer, "eval", experiment.seed)
+    self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
+    self.problems = self.problems[rank::count]
+
+  def rollout(self, params: Any, step: int) -> plain.Rollout:
+    """The verified rows of one step, refilled where the experiment asks for it."""
+    s = self.experiment.sampling
+    sample = lambda examples: self.sampler.rollout(
+        params, examples, self.key, step, samples=s.samples, longest=s.longest,
+        temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
+    return plain.filled(sample, lambda: next(self.data), s.samples, s.refills)
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """eval/* on the held-out problems."""
+    return evaluate.evaluate(self.sampler, params, self.problems, self.key, self.experiment)[0]
+
+  def plan(self) -> str:
+    """What `--explain` prints."""
+    return explain.plan(self.experiment, self.config, self.experiment.task.max_prompt)
+
+
+def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
+               ) -> tuple[State, plain.Rollout, dict[str, Any]]:
+  """One rollout and its updates: (state, rollout, metrics)."""
+  experiment, learner = lab.experiment, lab.learner
+  t, clock = experiment.training, Clock()
+  rollout = lab.rollout(state.params, step)
+  batch = rollout.batch
+  jax.block_until_ready(batch.tokens)
+  clock.lap("rollout")
+  before = learner.score(state.params, batch, BEFORE)
+  sampled = batch.old_logp
+  if t.old_logp == "trainer":
+    batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
+  if learner.reads_reference:
+    batch = batch.replace(ref_logp=learner.score(state.reference, batch, ("logp",))["logp"])
+  batch = learner.prepare(batch, state.control)
+  if step == 0:
+    state = learner.begin(state, batch)
+  metrics = learner.observe(before, batch, sampled)
+  clock.lap("score", metrics)
+  of_updates = []
+  for update in range(t.updates):
+    rows = learner.select(batch, np.int32(update))
+    state, own = learner.step(state, rows)
+    if not bool(own["train/applied"]):
+      save_failure(folder, step, update, rows, state)
+    of_updates.append(own)
+  means = {name: np.mean([float(m[name]) for m in of_updates]) for name in of_updates[0]}
+  last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
+  clock.lap("train", means)
+  if t.measure_every and step % t.measure_every == 0:
+    after = learner.score(state.params, batch, AFTER)
+    metrics |= learner.account(before, after, batch)
+    clock.lap("measure", metrics)
+  metrics = {**means, **last, **metrics}  # entropy/exact: over the whole rollout, before updates
+  metrics = {name: np.asarray(x) for name, x in metrics.items()}
+  tokens = int(metrics["rollout/tokens"]) * rollout.sampled // batch.tokens.shape[0]
+  clock.seconds["verify"] = rollout.verify_seconds
+  metrics |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
+  metrics |= {"rollout/refills": rollout.refills, "rollout/sampled_tokens": tokens,
+              "rollout/tokens_per_second": tokens / clock.seconds["rollout"]}
+  return state, dataclasses.replace(rollout, batch=batch), metrics
+
+
+class Clock:
+  """Wall seconds of the phases of a step."""
+
+  def __init__(self) -> None:
+    self.begin, self.seconds = time.perf_counter(), {}
+
+  def lap(self, name: str, wait: Any = None) -> None:
+    """Ends a phase, after what it computed is there."""
+    jax.block_until_ready(wait)
+    now = time.perf_counter()
+    self.seconds[name], self.begin = now - self.begin, now
+
+
+def save_failure(folder: pathlib.Path, step: int, update: int, rows: Batch, state: State) -> None:
+  """Keeps what an update that was not finite saw: its rows, controlled values, parameters."""
+  place = (folder / "failures" / f"step_{step:06d}_update_{update}").resolve()
+  logging.error("step %d, update %d: loss, gradient or entropy is not finite; the update was not "
+                "applied, its batch and parameters are in %s", step, update, place)
+  columns = {**rows.columns(), **{f"control.{k}": v for k, v in state.control.items()}}
+  place.mkdir(parents=True, exist_ok=True)
+  np.savez(place / f"batch_{jax.process_index()}.npz",
+           **{name: sharding.local(x) if x.ndim else np.asarray(x) for name, x in columns.items()})
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(place / "params", state.params, force=True)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+  """Yields a list that SIGINT or SIGTERM appends to; a second one ends the process at once."""
+  got: list[int] = []
+  previous = {}
+
+  def handle(number, frame):
+    del frame
+    got.append(number)
+    print(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once",
+          flush=True)
+    signal.signal(number, previous[number])
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    previous[number] = signal.signal(number, handle)
+  try:
+    yield got
+  finally:
+    for number, old in previous.items():
+      signal.signal(number, old)
+
+
+def describe(lab: Lab) -> dict[str, Any]:
+  """What config.json holds."""
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  device = jax.devices()[0]
+  return {"name": lab.experiment.name, "hash": config.config_hash(lab.experiment),
+          "experiment": config.to_dict(lab.experiment), "plan": lab.plan(),
+          "versions": versions, "devices": {"kind": device.device_kind, "count": jax.device_count(),
+                                            "mesh": dict(lab.mesh.shape)}}
+
+
+def check_same(experiment: Experiment, meta: dict[str, Any], allow: bool) -> list[str]:
+  """The leaves in which a saved run differs. Raises ValueError with them unless allowed."""
+  changed = config.diff(meta["mathematics"], json.loads(json.dumps(
+      config.mathematics(experiment))))
+  if changed and not allow:
+    raise ValueError("this run was started with other numbers; choose another --workdir, or "
+                     "--allow_config_change to go on and record it:\n  " + "\n  ".join(changed))
+  return changed
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a run knows besides its state; in every checkpoint."""
+  step: int = 0
+  tokens: int = 0
+  seconds: float = 0.0
+  before: dict[str, float] | None = None
+  changes: list[str] = dataclasses.field(default_factory=list)
+  failed: int = 0  # updates in a row
+
+
+def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bool = False
+        ) -> dict[str, Any]:
+  """Trains, or goes on training, in `folder`; {"before", "after", "finished"}.
+
+  Raises ValueError when the folder holds a run of other mathematics, FloatingPointError after
+  PATIENCE updates in a row that were not finite.
+  """
+  begin = time.time()
+  folder.mkdir(parents=True, exist_ok=True)
+  lab = Lab(experiment)
+  sharding.agree("the configuration", int(config.config_hash(experiment), 16))
+  print(explain.batch_sentence(experiment), flush=True)
+  for sentence in explain.warnings(experiment):
+    print(f"note: {sentence}", flush=True)
+  state, progress = lab.learner.init(lab.params), Progress()
+  saved = checkpoint.Checkpoints(folder / "checkpoints", experiment.saving)
+  old, cursor = saved.meta(), 0
+  if old is not None:
+    progress.changes = check_same(experiment, old, allow_config_change)
+  found = saved.restore(state)
+  if found is not None:
+    _, state, meta = found
+    lab.data.set_state(meta["data"].encode())
+    progress = Progress(**{**meta["progress"], "changes": meta["progress"]["changes"]
+                           + progress.changes})
+    cursor = meta["cursor"]
+    print(f"resuming {folder} after step {progress.step} of {experiment.training.steps}",
+          flush=True)
+  if jax.process_index() == 0:
+    log.write_text(folder / "config.json", json.dumps(
+        {**describe(lab), "changes": progress.changes}, indent=1) + "\n")
+  out = log.Log(folder, cursor, progress.step)
+  try:
+    result = loop(lab, state, progress, saved, out, begin - progress.seconds)
+  finally:
+    saved.close()
+    out.close()
+  if jax.process_index() == 0:
+    print(f"report: {report.write(folder)}", flush=True)
+  return result
+
+
+def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoints, out: log.Log,
+         begin: float) -> dict[str, Any]:
+  """Evaluate, train to the last step or to a signal, evaluate; a checkpoint whenever it leaves."""
+  experiment, steps = lab.experiment, lab.experiment.training.steps
+
+  def save():
+    progress.seconds = time.time() - begin
+    saved.save(progress.step, state, {
+        "mathematics": config.mathematics(experiment), "data": lab.data.get_state().decode(),
+        "cursor": out.cursor, "progress": dataclasses.asdict(progress)})
+
+  def measured(metrics):
+    return {"tokens": progress.tokens, "seconds": round(time.time() - begin, 3), **metrics}
+
+  if progress.step >= steps and progress.before is not None:
+    print(f"nothing left to do: all {steps} steps are done; a larger training.steps goes on")
+    save = lambda: None
+  if progress.before is None:
+    progress.before = lab.evaluate(state.params)
+    out.write(0, measured(progress.before))
+    print(f"before: pass@1 {progress.before.get('eval/pass@1', float('nan')):.3f}  "
+          f"entropy {progress.before['eval/entropy']:.3f}", flush=True)
+  warm: tuple[int, int] | None = None
+  with stop_signals() as stopped:
+    while progress.step < steps and not stopped:
+      start = time.time()
+      state, rollout, metrics = train_step(lab, state, progress.step, out.folder)
+      progress.step += 1
+      progress.tokens += metrics["rollout/sampled_tokens"]
+      progress.failed = 0 if metrics["train/applied"] == 1.0 else progress.failed + 1
+      shapes = (len(sampler.TRACES), lab.learner.traces)
+      warm = warm or shapes
+      metrics["rollout/recompilations"] = shapes[0] - warm[0]
+      metrics["train/recompilations"] = shapes[1] - warm[1]
+      alarms(progress, rollout, metrics)
+      every = experiment.evaluation.every
+      if every and progress.step % every == 0 and progress.step < steps:
+        metrics |= lab.evaluate(state.params)
+        warm = (len(sampler.TRACES), lab.learner.traces)
+      out.write(progress.step, measured(metrics))
+      print(log.line(progress.step, steps, metrics,
+                     (time.time() - start) * (steps - progress.step)), flush=True)
+      middle = max(experiment.training.steps // 8, 1)
+      if progress.step in (1, steps) or progress.step % middle == 0:
+        out.samples(progress.step, rollout, lab.tokenizer, experiment.sampling.samples)
+      if experiment.saving.every and progress.step % experiment.saving.every == 0:
+        save()
+      if progress.failed >= PATIENCE:
+        raise FloatingPointError(f"step {progress.step - 1}: {PATIENCE} steps in a row were not "
+                                 f"finite; their batches are in {out.folder / 'failures'}")
+    if stopped:
+      save()
+      print(f"saved after step {progress.step}; the same command resumes", flush=True)
+      return {"before": progress.before, "after": None, "finished": False}
+  after = lab.evaluate(state.params)
+  out.write(progress.step, measured(after))
+  save()
+  print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems\n"
+        f"  {log.verdict(progress.before, after, experiment.evaluation.ks)}", flush=True)
+  return {"before": progress.before, "after": after, "finished": True}
+
+
+def alarms(progress: Progress, rollout: plain.Rollout, metrics: dict[str, Any]) -> None:
+  """Warnings about numbers that make a run meaningless, with the line to change."""
+  if metrics["reward/unknown"] > ALARM_UNKNOWN:
+    logging.warning("step %d: %.0f %% of the verdicts are unknown: %s", progress.step,
+                    100 * metrics["reward/unknown"], unknown_reasons(rollout.verdicts))
+  if metrics["rollout/groups_with_signal"] == 0.0:
+    logging.warning("step %d: no group has a signal; every advantage is zero (make the task easier "
+                    "or harder, or raise sampling.samples)", progress.step)
+
+
+def dry_run(experiment: Experiment) -> dict[str, Any]:
+  """Compiles everything and runs one step on a few problems, in a folder that is thrown away."""
+  few = dataclasses.replace(experiment.evaluation, problems=experiment.sampling.prompts)
+  one = dataclasses.replace(experiment, evaluation=few, training=dataclasses.replace(
+      experiment.training, steps=1))
+  with tempfile.TemporaryDirectory() as folder:
+    return run(one, pathlib.Path(folder))
