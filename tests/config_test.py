@@ -1,0 +1,89 @@
+"""Experiments from files: knobs, overrides, identity, and errors with the choices."""
+
+import dataclasses
+
+import pytest
+
+from entrolab import config, explain, presets
+from entrolab.experiment import Experiment
+
+SIREN = "experiments/siren.py"
+
+
+def test_knobs_and_overrides_reach_their_leaves():
+  made = config.load(f"{SIREN}:beta=1e-3,seed=3", ("training.lr=1e-5", "sampling.prompts=16",
+                                                   "evaluation.ks=(1, 4)", "task.highest=9"))
+  assert isinstance(made, Experiment)
+  assert made.objective.penalties[0].beta == 1e-3 and made.seed == 3
+  assert made.training.lr == 1e-5 and made.sampling.prompts == 16
+  assert made.evaluation.ks == (1, 4) and made.task.highest == 9
+
+
+@pytest.mark.parametrize("text, overrides, said", [
+    (f"{SIREN}:bta=1", (), "unknown knob 'bta'; did you mean 'beta'"),
+    (f"{SIREN}:beta=much", (), "beta='much': needs a value like 0.5 (float)"),
+    (f"{SIREN}:preset=tinny", (), "preset 'tinny': did you mean 'tiny'"),
+    (SIREN, ("training.lrr=1",), "--set training.lrr: no such name; did you mean 'lr'"),
+    (SIREN, ("train.lr=1",), "--set train: no such name; did you mean 'training'"),
+    (SIREN, ("training=1",), "has parts; choices: training.steps"),
+    (SIREN, ("training.lr.x=1",), "which has no parts"),
+    (SIREN, ("training.lr",), "write path=value"),
+    (SIREN, ("training.updates=5",), "does not divide 32 prompts"),
+    (SIREN, ("training.micro=7",), "does not divide an update of 64 rows"),
+    (SIREN, ("training.steps=1.5",), "needs a value like 100 (int)"),
+    (SIREN, ("evaluation.samples=4",), "pass@8 needs at least that many samples"),
+    (SIREN, ("sampling.samples=4",), "size=8"),
+    (SIREN, ("task.smallest=9",), "smallest <= largest"),
+])
+def test_wrong_values_stop_with_the_place_and_the_choices(text, overrides, said):
+  with pytest.raises((ValueError, TypeError)) as caught:
+    config.load(text, overrides)
+  assert said in str(caught.value)
+
+
+def test_missing_files_are_named():
+  with pytest.raises(FileNotFoundError, match="did you mean 'experiments/siren.py'"):
+    config.load("experiments/sirene.py")
+
+
+def test_a_file_without_an_experiment_is_refused(tmp_path):
+  (tmp_path / "empty.py").write_text("x = 1\n")
+  with pytest.raises(TypeError, match="defines no get_config"):
+    config.load(str(tmp_path / "empty.py"))
+
+
+def test_identity_is_that_of_the_mathematics():
+  base = config.load(SIREN)
+  same = config.load(SIREN, ("saving.every=3", "evaluation.problems=8", "training.steps=9",
+                             "mesh.data=1"))
+  assert config.config_hash(base) == config.config_hash(same)
+  for leaf in ("training.lr=1e-4", "seed=1", "sampling.temperature=0.9", "task.highest=9"):
+    assert config.config_hash(base) != config.config_hash(config.load(SIREN, (leaf,))), leaf
+  assert config.config_hash(base) != config.config_hash(config.load(f"{SIREN}:beta=0.4"))
+  with_schedule = ("training.schedule=cosine",)
+  assert config.config_hash(config.load(SIREN, with_schedule)) != config.config_hash(
+      config.load(SIREN, (*with_schedule, "training.steps=9")))
+  changed = config.diff(config.mathematics(base), config.mathematics(config.load(
+      f"{SIREN}:beta=0.4", ("training.lr=1.0",))))
+  assert [c.split(":")[0] for c in changed] == ["objective.penalties.0.beta", "training.lr"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_makes_an_experiment(name):
+  made = config.load(f"experiments/toy.py:preset={name}")
+  assert made.sampling.samples == 8
+  config.config_hash(made)
+
+
+def test_explain_names_what_cannot_act():
+  one = ("training.updates=1",)
+  said = " ".join(explain.warnings(config.load("experiments/kl_cov.py", one)))
+  assert "kl_cov.distance is identically zero with one update a rollout" in said
+  assert "kl_cov" not in " ".join(explain.warnings(config.load("experiments/kl_cov.py")))
+  said = " ".join(explain.warnings(config.load("experiments/clip_cov.py:fraction=2e-4")))
+  assert "selects under one of at most 1152 tokens" in said
+  toy = config.load("experiments/toy.py")
+  single = dataclasses.replace(toy.sampling, samples=1)
+  objective = dataclasses.replace(toy.objective, advantage=())
+  made = dataclasses.replace(toy, sampling=single, objective=objective)
+  assert "groups of size 1" in " ".join(explain.warnings(made))
