@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -13,16 +11,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from entrolab import sharding
+from entrolab.files import write_text
 from entrolab.rollout.plain import Rollout
 
 SHOWN = 16  # prompts whose rollouts are kept of a step
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Whole or not at all."""
-  with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-    file.write(text)
-  os.replace(file.name, path)
 
 
 def plain_numbers(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from entrolab import checkpoint, config, evaluate, explain, log, sharding
 from entrolab.analysis import report
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
+from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
 from entrolab.objective import Batch
 from entrolab.rollout import plain, sampler
@@ -37,7 +38,7 @@ class Lab:
     m, s = experiment.mesh, experiment.sampling
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
-    sharding.check(self.config, self.mesh, s.prompts // experiment.training.updates, "prompts")
+    sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
     rows = s.prompts // experiment.training.updates * s.samples // experiment.training.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     self.learner = Learner(experiment, self.config, self.mesh)
@@ -220,7 +221,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
     print(f"resuming {folder} after step {progress.step} of {experiment.training.steps}",
           flush=True)
   if jax.process_index() == 0:
-    log.write_text(folder / "config.json", json.dumps(
+    write_text(folder / "config.json", json.dumps(
         {**describe(lab), "changes": progress.changes}, indent=1) + "\n")
   out = log.Log(folder, cursor, progress.step)
   try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from entrolab.models.huggingface import TEMPLATE_LIMIT, Stored, assemble, write_json
+from entrolab.models.huggingface import Stored, assemble, check_template, write_json
 from entrolab.models.transformer import Config, Params
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -189,15 +189,13 @@ class Tokenizer:
   """The byte-level BPE of a GGUF file, and its chat template in jinja's sandbox."""
 
   def __init__(self, fast, name: str, *, eos_id: int, pad_id: int, template: str | None):
-    """fast: a `tokenizers.Tokenizer`. Raises ValueError for a template over TEMPLATE_LIMIT."""
+    """fast: a `tokenizers.Tokenizer`. Raises ValueError for a template that is too long."""
     self.fast, self.name, self.template = fast, name, template
     self.vocab_size = fast.get_vocab_size()
     for what, at in (("eos", eos_id), ("pad", pad_id)):
       if not 0 <= at < self.vocab_size:
         raise ValueError(f"{name}: {what} id {at} is no token id below {self.vocab_size}")
-    if template is not None and len(template) > TEMPLATE_LIMIT:
-      raise ValueError(f"{name}: a chat template of {len(template)} characters; at most "
-                       f"{TEMPLATE_LIMIT} are accepted")
+    check_template(name, template or "")
     self.eos_id, self.pad_id = eos_id, pad_id
     end = fast.token_to_id(END)
     self.stop_ids = (eos_id,) if end in (None, eos_id) else (eos_id, end)

@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import ml_dtypes
@@ -25,21 +25,12 @@ from entrolab.models.transformer import Config, Params
 
 ARCHITECTURES = dict(llama="LlamaForCausalLM", qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM")
 OFF = ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "quantization_config")
+ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SAVED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 TEMPLATE_LIMIT = 65536  # characters of a chat template
 SHARD_BYTES = 4 * 2 ** 30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-class Saves(Protocol):
-  """What `save` asks of a tokenizer."""
-  pad_id: int
-  stop_ids: tuple[int, ...]
-
-  def save(self, folder: pathlib.Path) -> None:
-    """Writes its files into an existing folder."""
-    ...
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -55,16 +46,17 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _rope_theta(facts: Mapping[str, Any], where: str) -> float:
   """The base of plain rotary positions. Raises ValueError for any scaled or partial kind."""
-  scaling, theta = facts.get("rope_scaling") or {}, facts.get("rope_theta")
   plain = facts.get("rope_parameters") or {}
-  for key, kind in (("rope_scaling", scaling), ("rope_parameters", plain)):
-    if kind.get("rope_type", kind.get("type", "default")) != "default":
+  for key in ("rope_scaling", "rope_parameters"):
+    kind = facts.get(key) or {}
+    known = isinstance(kind, dict) and not kind.keys() - ROPE
+    if not known or kind.get("rope_type", kind.get("type", "default")) != "default":
       raise ValueError(f"{where}: {key}={kind} is not supported; only plain rotary positions are")
   for given in (facts, plain):
     if given.get("partial_rotary_factor", 1.0) != 1.0:
       raise ValueError(f"{where}: partial_rotary_factor={given['partial_rotary_factor']} is not "
                        "supported; positions rotate whole heads")
-  bases = {float(x) for x in (theta, plain.get("rope_theta")) if x is not None}
+  bases = {float(given["rope_theta"]) for given in (facts, plain) if given.get("rope_theta")}
   if len(bases) > 1:
     raise ValueError(f"{where}: two values of rope_theta: {sorted(bases)}")
   return bases.pop() if bases else 1e4
@@ -121,7 +113,6 @@ def _places(c: Config) -> Iterator[tuple[str, tuple[int, ...], Callable[[Params]
   d, k, r, dh, f = c.width, c.kv_heads, c.queries, c.head_dim, c.mlp_width
   same = lambda x: x
   spread = lambda n: lambda x: x.reshape(k, n, dh, d).transpose(3, 0, 1, 2)
-  bias = lambda n: lambda x: x.reshape(k, n, dh)
   parts = (("q", slice(0, r), r), ("k", slice(r, r + 1), 1), ("v", slice(r + 1, r + 2), 1))
 
   yield "model.embed_tokens.weight", (c.vocab_size, d), lambda p: p["embed"], same
@@ -134,7 +125,8 @@ def _places(c: Config) -> Iterator[tuple[str, tuple[int, ...], Callable[[Params]
              lambda p, i=i, part=part: p["layers"]["qkv"][i][:, :, part], spread(n))
       if c.qkv_bias:
         yield (f"{at}.self_attn.{name}_proj.bias", (k * n * dh,),
-               lambda p, i=i, part=part: p["layers"]["qkv_bias"][i][:, part], bias(n))
+               lambda p, i=i, part=part: p["layers"]["qkv_bias"][i][:, part],
+             lambda x, n=n: x.reshape(k, n, dh))
     for name in ("q_norm", "k_norm") if c.qk_norm else ():
       yield f"{at}.self_attn.{name}.weight", (dh,), inner(name), same
     yield (f"{at}.self_attn.o_proj.weight", (d, k * r * dh), inner("out"),
@@ -188,14 +180,12 @@ def shapes(config: Config) -> Params:
 def _stored(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
   """Every tensor of the checkpoint by name. Raises ValueError where index and files disagree."""
   single, index = folder / SINGLE, folder / INDEX
-  listed = None
-  if not single.is_file():
-    if not index.is_file():
-      raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; checkpoints in other "
-                              "formats (*.bin, *.pth) are not read")
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict):
-      raise ValueError(f"{index}: no object under 'weight_map'")
+  if not single.is_file() and not index.is_file():
+    raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; checkpoints in other "
+                            "formats (*.bin, *.pth) are not read")
+  listed = None if single.is_file() else read_json(index).get("weight_map")
+  if not single.is_file() and not isinstance(listed, dict):
+    raise ValueError(f"{index}: no object under 'weight_map'")
   names = [SINGLE] if listed is None else sorted({str(name) for name in listed.values()})
   found: dict[str, Stored] = {}
   for name in names:
@@ -268,8 +258,7 @@ def tensors(config: Config, params: Params, dtype: str = "float32"
     yield name, shape, lambda s=shape, v=view, t=layout: make(s, v, t)
 
 
-def describe(config: Config, dtype: str = "float32", tokenizer: Saves | None = None
-             ) -> dict[str, Any]:
+def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> dict[str, Any]:
   """The config.json of a config. Raises ValueError where no known architecture fits."""
   if config.qkv_bias and config.qk_norm:
     raise ValueError("no known architecture has both qkv_bias and qk_norm")
@@ -280,11 +269,7 @@ def describe(config: Config, dtype: str = "float32", tokenizer: Saves | None = N
       num_hidden_layers=config.layers, num_attention_heads=config.heads,
       num_key_value_heads=config.kv_heads, head_dim=config.head_dim, hidden_act="silu",
       max_position_embeddings=config.max_length, rms_norm_eps=config.norm_eps,
-      rope_theta=config.rope_theta, tie_word_embeddings=config.tied, attention_dropout=0.0,
-      initializer_range=0.02, use_cache=True, torch_dtype=dtype)
-  facts |= dict(use_sliding_window=False) if kind != "llama" else {}
-  facts |= dict(attention_bias=False) if kind != "qwen2" else {}
-  facts |= dict(mlp_bias=False) if kind == "llama" else {}
+      rope_theta=config.rope_theta, tie_word_embeddings=config.tied, torch_dtype=dtype)
   # the class defaults name ids that this vocabulary may not have
   facts |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
   if tokenizer is not None:
@@ -294,14 +279,12 @@ def describe(config: Config, dtype: str = "float32", tokenizer: Saves | None = N
 
 def _write(folder: pathlib.Path, config: Config, params: Params, dtype: str) -> None:
   """model.safetensors, or shards of at most SHARD_BYTES and their index."""
-  shards, room = [], 0
+  shards, room = [], -1
   for name, shape, make in tensors(config, params, dtype):
     size = int(np.prod(shape)) * np.dtype(SAVED[dtype]).itemsize
-    if not shards or size > room:
-      shards.append({})
-      room = SHARD_BYTES
-    shards[-1][name] = size, make
-    room -= size
+    if size > room:
+      shards, room = [*shards, {}], SHARD_BYTES
+    shards[-1][name], room = (size, make), room - size
   label = lambda i: (SINGLE if len(shards) == 1 else
                      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
   for i, shard in enumerate(shards):
@@ -319,11 +302,11 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def save(folder: str | os.PathLike, config: Config, params: Params, *,
-         tokenizer: Saves | None = None, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+         tokenizer: Any = None, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
   """Writes a checkpoint that `transformers` opens; float32 comes back from `load` bit for bit.
 
-  The folder appears whole or not at all. Raises FileExistsError when it holds files already,
-  ValueError for an unknown dtype or parameters that do not fit the config.
+  tokenizer: has `save(folder)`, pad_id and stop_ids. The folder appears whole or not at all. Raises
+  FileExistsError when it holds files, ValueError for parameters that do not fit the config.
   """
   folder = pathlib.Path(folder)
   if dtype not in SAVED:
@@ -342,6 +325,13 @@ def save(folder: str | os.PathLike, config: Config, params: Params, *,
     os.replace(staged, folder)
   finally:
     shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_template(where: object, template: str) -> None:
+  """Raises ValueError for a chat template that is too long to be one."""
+  if len(template) > TEMPLATE_LIMIT:
+    raise ValueError(f"{where}: a chat template of {len(template)} characters; at most "
+                     f"{TEMPLATE_LIMIT} are accepted")
 
 
 class Tokenizer:
@@ -373,11 +363,8 @@ class Tokenizer:
     self.stop_ids = tuple(dict.fromkeys((self.eos_id, *self._generation_stops(folder))))
     self._skip = {self.pad_id, *self.stop_ids}
     template = self.inner.chat_template
-    sizes = [len(t) for t in (template.values() if isinstance(template, dict) else (template,))
-             if t is not None]
-    if sizes and max(sizes) > TEMPLATE_LIMIT:
-      raise ValueError(f"{folder}: a chat template of {max(sizes)} characters; at most "
-                       f"{TEMPLATE_LIMIT} are accepted")
+    several = template.values() if isinstance(template, dict) else [template or ""]
+    check_template(folder, max(several, key=len))
 
   def _generation_stops(self, folder: pathlib.Path) -> list[int]:
     path = folder / "generation_config.json"
