@@ -169,7 +169,7 @@ class _Formatted:
   """What tasks of written problems share; fields `format` and `verifier` come from the task."""
   format: Format
   verifier: Verifier
-  __repr__ = _shown
+  __repr__ = _shown  # type: ignore[assignment]
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the formatted problem."""

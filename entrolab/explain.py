@@ -129,8 +129,5 @@ def plan(experiment: Experiment, config, prompt_length: int) -> str:
 
 
 def _bytes(size: int) -> str:
-  for unit in ("B", "kB", "MB", "GB"):
-    if size < 1000 or unit == "GB":
-      return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-    size /= 1000
-  raise AssertionError("unreachable")
+  power = min(max(len(str(size)) - 1, 0) // 3, 3)
+  return f"{size / 1000 ** power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -1,6 +1,6 @@
 """The one equation, and how methods are composed into it.
 
-    loss = sum_bt scale_bt * ( prod_k weight^k_bt * surrogate_bt(adv) + sum_j beta_j * penalty^j_bt )
+    loss = sum_bt scale_bt ( prod_k weight^k_bt surrogate_bt(adv) + sum_j beta_j penalty^j_bt )
 
 A method is a pure function of named columns; `term` binds its hyper-parameters; an `Objective`
 is a frozen value whose slots hold terms. Nothing here knows that a trainer exists.
@@ -173,7 +173,7 @@ class Objective:
   surrogate: Term
   advantage: Chain = ()
   reward: Chain = ()
-  weights: tuple[Term, ...] = ()
+  weights: Chain = ()
   penalties: tuple[Any, ...] = ()
   aggregate: Term = Term(aggregates.token_mean)
   control: tuple[controls.Controller, ...] = ()
@@ -206,9 +206,9 @@ class Objective:
 
   def terms(self) -> Iterable[tuple[str, Term]]:
     """Every (slot, term) of the objective."""
-    yield from (("reward", t) for t in self.reward)
-    yield from (("advantage", t) for t in self.advantage)
-    yield from (("weight", t) for t in self.weights)
+    yield from (("reward", t) for t in _chain(self.reward))
+    yield from (("advantage", t) for t in _chain(self.advantage))
+    yield from (("weight", t) for t in _chain(self.weights))
     yield "surrogate", self.surrogate
     yield "scale", self.aggregate
     for entry in self.penalties:
@@ -239,9 +239,9 @@ class Objective:
   def prepare(self, batch: Batch, control: Columns | None = None) -> Batch:
     """Fills rewards and adv over a whole rollout; shaping that reads the current policy waits."""
     columns = _clean({**batch.columns(), **(control or {})})
-    for bound in self.reward:
+    for bound in _chain(self.reward):
       columns["rewards"] = jax.lax.stop_gradient(bound(columns))
-    for bound in self.advantage:
+    for bound in _chain(self.advantage):
       if set(bound.reads) & set(vocabulary.NAMES):
         break
       columns["adv"] = _per_token(bound(columns), columns["mask"])
@@ -254,11 +254,11 @@ class Objective:
     """
     columns = jax.lax.stop_gradient(_clean(columns))
     mask = columns["mask"]
-    for bound in self.advantage:
+    for bound in _chain(self.advantage):
       if set(bound.reads) & set(vocabulary.NAMES):
         columns["adv"] = _per_token(bound(columns), mask)
     weight = jnp.ones_like(real(mask))
-    for bound in self.weights:
+    for bound in _chain(self.weights):
       weight = weight * jnp.where(mask, real(bound(columns)), 0.0)
     columns["weight"] = weight
     scored = {"adv": columns.get("adv"), "weight": weight, "scale": self.aggregate(columns)}

@@ -132,8 +132,8 @@ def save_failure(folder: pathlib.Path, step: int, update: int, rows: Batch, stat
                 "applied, its batch and parameters are in %s", step, update, place)
   columns = {**rows.columns(), **{f"control.{k}": v for k, v in state.control.items()}}
   place.mkdir(parents=True, exist_ok=True)
-  np.savez(place / f"batch_{jax.process_index()}.npz",
-           **{name: sharding.local(x) if x.ndim else np.asarray(x) for name, x in columns.items()})
+  arrays: Any = {n: sharding.local(x) if x.ndim else np.asarray(x) for n, x in columns.items()}
+  np.savez(place / f"batch_{jax.process_index()}.npz", **arrays)
   with ocp.StandardCheckpointer() as writer:
     writer.save(place / "params", state.params, force=True)
 

@@ -7,21 +7,27 @@ T response positions, V vocabulary entries.
 The return annotation of a method says which slot of the equation it fills; `Objective` reads it.
 """
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-try:
-  from jaxtyping import Array, Bool, Float, Int, Key
-except ImportError:  # the types are documentation then
-  Array = jax.Array  # type: ignore[misc]
+if TYPE_CHECKING:  # a shape is a comment to a type checker
+  from typing import Annotated as Bool
+  from typing import Annotated as Float
+  from typing import Annotated as Int
+  from typing import Annotated as Key
 
-  class _Plain:
-    def __class_getitem__(cls, item: Any) -> type:
-      return jax.Array
+  Array = jax.Array
+else:
+  try:
+    from jaxtyping import Array, Bool, Float, Int, Key
+  except ImportError:  # the types are documentation then
+    class _Plain:
+      def __class_getitem__(cls, item: Any) -> type:
+        return jax.Array
 
-  Bool = Float = Int = Key = _Plain  # type: ignore[misc,assignment]
+    Array, Bool, Float, Int, Key = jax.Array, _Plain, _Plain, _Plain, _Plain
 
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "Reward", "Advantage", "Weight", "Surrogate",
            "Penalty", "Scale", "Outer", "SLOTS", "slot_of", "real"]

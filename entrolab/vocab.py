@@ -14,6 +14,7 @@ first.
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,8 @@ def _forward(hidden, head, tokens, spec: Spec, axis: str | None):
 
   def one(carry, xs):
     m, s, u, s2, u2, st = carry
-    z = _logits(hidden, *xs, size, spec)
+    block, start = xs
+    z = _logits(hidden, block, start, size, spec)
     top = jnp.maximum(m, z.max(-1))
     d = jnp.where(jnp.isfinite(m), m - top, 0.0)  # first chunk: nothing to rescale
     k = jnp.exp(d)
@@ -298,28 +300,34 @@ def _sharded(layout: Layout | None, fn, inputs, outputs):
   return run
 
 
+def _specs(layout: Layout | None) -> tuple[str | None, P, P]:
+  """(vocabulary axis, spec of rows, spec of rows x width)."""
+  if layout is None:
+    return None, P(), P()
+  return layout.vocab, P(layout.rows), P(layout.rows, None)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _fused(hidden, head, tokens, spec, layout):
   return _fused_fwd(hidden, head, tokens, spec, layout)[0]
 
 
 def _fused_fwd(hidden, head, tokens, spec, layout):
-  axis, rows = (None, None) if layout is None else (layout.vocab, P(layout.rows))
-  fn = _sharded(layout, partial(_forward, spec=spec, axis=axis),
-                (P(rows and layout.rows, None), P(axis, None), rows), (rows, rows))
+  axis, rows, wide = _specs(layout)
+  fn = _sharded(layout, partial(_forward, spec=spec, axis=axis), (wide, P(axis, None), rows),
+                (rows, rows))
   out, stats = fn(hidden, head, tokens)
   return out, (hidden, head, tokens, stats)
 
 
 def _fused_bwd(spec, layout, saved, grads):
   hidden, head, tokens, stats = saved
-  axis, rows = (None, None) if layout is None else (layout.vocab, P(layout.rows))
+  axis, rows, wide = _specs(layout)
 
   def local(*args):
     dh, dw = _backward(*args, spec=spec, axis=axis)
     return dh, dw if layout is None else jax.lax.psum(dw, layout.rows)
 
-  wide = P(rows and layout.rows, None)
   fn = _sharded(layout, local, (wide, P(axis, None), rows, rows, rows), (wide, P(axis, None)))
   dh, dw = fn(hidden, head, tokens, stats, grads)
   return dh.astype(hidden.dtype), dw.astype(head.dtype), None
@@ -343,7 +351,7 @@ def fused(hidden: Float[Array, "*b D"], head: Float[Array, "V D"], tokens: Int[A
       raise ValueError(f"{flat.shape[0]} tokens over {ways} row shards and a vocabulary of "
                        f"{head.shape[0]} over {cuts}: both must divide")
   head = head.astype(hidden.dtype)
-  out = _fused(flat, head, tokens.reshape(-1).astype(jnp.int32), spec, layout)
+  out: Any = _fused(flat, head, tokens.reshape(-1).astype(jnp.int32), spec, layout)
   return {name: value.reshape(tokens.shape) for name, value in out.items()}
 
 

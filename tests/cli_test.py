@@ -27,7 +27,8 @@ def call(*args, cwd=ROOT, timeout=300):
     (("--config=experiments/siren.py", "--set", "training.lrr=1"), "did you mean 'lr'"),
     (("--config=experiments/siren.py", "--wrokdir=x"), "workdir"),
     (("--config=experiments/siren.py", "extra"), "unknown argument 'extra'"),
-    (("--config=experiments/toy.py:preset=qwen3-4b",), "ENTROLAB_MODELS"),
+    (("--config=experiments/toy.py:preset=qwen3-4b", "--set", "mesh.fsdp=1", "--set",
+      "mesh.tensor=1"), "ENTROLAB_MODELS"),
     (("--config=experiments/toy.py", "--set", "mesh.tensor=3"), "number of devices"),
 ])
 def test_mistakes_stop_with_one_line_and_the_choices(args, said):

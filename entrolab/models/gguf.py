@@ -211,8 +211,16 @@ class Tokenizer:
     if model != "gpt2" or pre not in PRE:
       raise ValueError(f"{facts.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; known: "
                        f"'gpt2' with {', '.join(map(repr, PRE))}")
-    fast = _bpe(facts("tokenizer.ggml.tokens", list), facts("tokenizer.ggml.merges", list),
-                facts("tokenizer.ggml.token_type", list), pre)
+    tokens, merges, types = (facts(f"tokenizer.ggml.{key}", list)
+                             for key in ("tokens", "merges", "token_type"))
+    known = set(tokens)
+    if not len(known) == len(tokens) == len(types):
+      raise ValueError(f"{facts.path}: {len(tokens)} tokens, {len(known)} of them distinct, with "
+                       f"{len(types)} types; the three must agree")
+    for merge in merges:
+      if merge.count(" ") != 1 or not known.issuperset([*merge.split(" "), merge.replace(" ", "")]):
+        raise ValueError(f"{facts.path}: merge {merge!r} is not of two tokens into a third")
+    fast = _bpe(tokens, merges, types, pre)
     eos = facts("tokenizer.ggml.eos_token_id", int)
     name = facts("general.basename", str, facts.path.stem)
     return cls(fast, name, eos_id=eos, pad_id=facts("tokenizer.ggml.padding_token_id", int, eos),

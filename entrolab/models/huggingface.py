@@ -87,8 +87,7 @@ def read_config(path: pathlib.Path) -> Config:
                      "full_attention")
 
   def size(key, default=None):
-    value = facts.get(key)
-    value = default if value is None else value
+    value = default if facts.get(key) is None else facts[key]
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
       raise ValueError(f"{where}: {key}={value!r}; it must be a positive whole number")
     return value
@@ -270,11 +269,9 @@ def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> d
       num_key_value_heads=config.kv_heads, head_dim=config.head_dim, hidden_act="silu",
       max_position_embeddings=config.max_length, rms_norm_eps=config.norm_eps,
       rope_theta=config.rope_theta, tie_word_embeddings=config.tied, torch_dtype=dtype)
-  # the class defaults name ids that this vocabulary may not have
-  facts |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
-  if tokenizer is not None:
-    facts |= dict(eos_token_id=list(tokenizer.stop_ids), pad_token_id=int(tokenizer.pad_id))
-  return facts
+  # None, because the class defaults name ids that this vocabulary may not have
+  ends = (None, None) if tokenizer is None else (list(tokenizer.stop_ids), tokenizer.pad_id)
+  return facts | dict(bos_token_id=None, eos_token_id=ends[0], pad_token_id=ends[1])
 
 
 def _write(folder: pathlib.Path, config: Config, params: Params, dtype: str) -> None:

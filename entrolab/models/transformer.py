@@ -143,8 +143,9 @@ class Decoder(nn.Module):
     if not c.tied:
       self.param("head", nn.initializers.normal(0.02), (c.vocab_size, c.width))
     block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False)
+    axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                     in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=c.layers)
+                     in_axes=axes, length=c.layers)
     x = embed.astype(c.dtype)[tokens]
     carry, _ = layers(c, name="layers")((x, cache_k, cache_v), jnp.arange(c.layers), positions,
                                         allowed, start)
@@ -156,7 +157,8 @@ class Decoder(nn.Module):
 def init(config: Config, key: Array) -> Params:
   """Random float32 parameters: normal 0.02, outputs of the residual branches scaled by depth."""
   one = jnp.zeros((1, 1), jnp.int32)
-  return Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
+  made: Any = Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))
+  return made["params"]
 
 
 def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],
@@ -195,6 +197,7 @@ def extend(config: Config, params: Params, tokens: Int[Array, "B N"], positions:
   causal = slots[None] <= start + jnp.arange(n)[:, None]
   allowed = causal[None] & valid[:, None]
   config = dataclasses.replace(config, remat="none")
-  hidden, k, v = Decoder(config).apply({"params": params}, tokens, positions, allowed, cache.k,
-                                       cache.v, start)
+  out: Any = Decoder(config).apply({"params": params}, tokens, positions, allowed, cache.k, cache.v,
+                                   start)
+  hidden, k, v = out
   return hidden, Cache(k, v, valid)

@@ -90,7 +90,7 @@ class Sampler:
 def with_signal(rollout: Rollout, samples: int) -> np.ndarray:
   """bool [P]: groups whose verdicts are neither all right nor all not right."""
   right = np.asarray([v.status == "right" for v in rollout.verdicts]).reshape(-1, samples)
-  return right.any(1) & ~right.all(1)
+  return np.asarray(right.any(1) & ~right.all(1))
 
 
 def filled(sample: Callable[[Sequence[Example]], Rollout], draw: Draw, samples: int,
