@@ -66,7 +66,7 @@ def make(folder, *, config, seed, dtype=torch.float32, shard="1GB", **sizes):
 
 def main(argv=None):
   """Makes every case below the folder."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   default = pathlib.Path(__file__).resolve().parents[1] / "tests" / "parity"
   parser.add_argument("folder", type=pathlib.Path, nargs="?", default=default)
   args = parser.parse_args(argv)
