@@ -21,7 +21,7 @@ from tests import adapters  # noqa: E402
 
 def main(argv=None):
   """Exit code: 0 when every file passed, 1 otherwise, 2 when there is no file."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("folder", type=pathlib.Path, help="folder that holds *.npz")
   parser.add_argument("--method", help="only files whose name begins with this slug")
   args = parser.parse_args(argv)

@@ -1,0 +1,45 @@
+"""README says what is true: its table, its code, its commands' files."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_methods_is_up_to_date():
+  done = subprocess.run([sys.executable, "scripts/methods_table.py", "--check", "README.md"],
+                        cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
+def test_files_that_it_names_are_there():
+  for path in re.findall(r"(?:experiments|scripts|tests|entrolab|docs)/[\w/]+\.(?:py|png|md)",
+                         README):
+    assert (ROOT / path).exists() or path.endswith(("/name.py", "/name_test.py")), path
+
+
+def test_the_imported_loss_runs_as_printed():
+  """The block of README, in another trainer's place: a linear policy on random rows."""
+  block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "objective.loss" in b)
+  rng, shape = np.random.default_rng(0), (16, 6)
+  params = {"w": jnp.asarray(rng.normal(size=(8, 8)), jnp.float32),
+            "head": jnp.asarray(rng.normal(size=(32, 8)), jnp.float32)}
+  batch = {"tokens": jnp.asarray(rng.integers(0, 32, shape), jnp.int32),
+           "mask": jnp.asarray(rng.random(shape) < 0.8),
+           "rewards": jnp.asarray(rng.integers(0, 2, 16), jnp.float32),
+           "old_logp": jnp.full(shape, -3.4, jnp.float32)}
+  x = jnp.asarray(rng.normal(size=(*shape, 8)), jnp.float32)
+  names = {"params": params, "batch": batch, "hidden_states": lambda p, b: x @ p["w"]}
+  code = compile(block, "README.md", "exec")
+  exec(code, names)
+  assert np.isfinite(names["value"]) and set(names["grads"]) == {"w", "head"}
+  assert float(jnp.abs(names["grads"]["w"]).max()) > 1e-4
+  assert "term/bonus.negative_entropy" in names["metrics"]
+  assert jax.tree.structure(names["grads"]) == jax.tree.structure(params)
