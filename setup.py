@@ -19,7 +19,7 @@ setup(
     package_data={"entrolab.models": ["tiny_assets/*"], "entrolab.analysis": ["*.j2"]},
     install_requires=["jax>=0.7.2,<0.13", "numpy>=2.0"],
     extras_require={
-        "train": ["flax>=0.11.2,<0.13", "optax>=0.2.5", "orbax-checkpoint>=0.11.30",
+        "train": ["flax>=0.11.2,<0.13", "optax>=0.2.6", "orbax-checkpoint>=0.11.30",
                   "grain>=0.2.12", "sentencepiece>=0.2", "transformers>=5.0", "safetensors>=0.5",
                   "math-verify[antlr4_13_2]>=0.8", "tensorboardX>=2.6", "absl-py>=1.4",
                   "jinja2>=3.1", "matplotlib>=3.9"],

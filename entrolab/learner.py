@@ -122,9 +122,16 @@ class Learner:
   def _begin(self, state: State, batch: Batch) -> State:
     """Lets controllers see the first rollout at the initial policy, before any update."""
     live = self._score(state.params, batch, self.objective.statistics.names)
+    batch = self._noised(batch, state.step)
     scored = self.objective.score({**batch.columns(), **state.control, **live})
     control = controls.begin(self.objective.control, state.control, self.objective.means(scored))
     return dataclasses.replace(state, control=control)
+
+  def _noised(self, batch: Batch, step: Array) -> Batch:
+    """With the numbers that break ties, where a term reads them."""
+    if "noise" not in self.objective.reads:
+      return batch
+    return batch.replace(noise=row_noise(batch.row, step, batch.tokens.shape[1]))
 
   def _select(self, batch: Batch, update: Array) -> Batch:
     """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows."""
@@ -136,12 +143,11 @@ class Learner:
     """(state, batch) -> (state, metrics): gradient, update, controllers, reference."""
     self.traces += 1
     spec, t = self.objective.statistics, self.experiment.training
-    if "noise" in self.objective.reads:
-      batch = batch.replace(noise=row_noise(batch.row, state.step, batch.tokens.shape[1]))
+    batch = self._noised(batch, state.step)
     grads, metrics, live, scored = microbatch.gradient(
         self.objective, lambda p, rows: self.statistics(p, rows, spec), state.params, batch,
         state.control, micro=t.micro)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     exact = masked_mean(live["entropy"], batch.mask)
     metrics = {**metrics, "train/grad_norm": norm, "entropy/exact": exact,
                "method/touched": self.objective.touched(scored, batch)}

@@ -92,7 +92,7 @@ def _tiny() -> Preset:
 
 def _smollm2() -> Preset:
   from entrolab.tasks import Arithmetic
-  return Preset(model=SmolLM2(), task=Arithmetic("multiply"),
+  return Preset(model=SmolLM2(), task=Arithmetic("multiply", max_prompt=48),
                 sampling=Sampling(prompts=8, samples=8, longest=6),
                 training=Training(steps=6, updates=2, lr=2e-6, warmup=2),
                 evaluation=Evaluation(problems=32, samples=8, ks=(1, 2, 4, 8)))
@@ -100,8 +100,9 @@ def _smollm2() -> Preset:
 
 def _smollm2_gsm8k() -> Preset:
   from entrolab.data import Jsonl, chat
-  task = Jsonl("gsm8k_train.jsonl", "gsm8k_test.jsonl", format=chat, max_prompt=256)
-  return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(8, 8, longest=128))
+  task = Jsonl("gsm8k_train.jsonl", "gsm8k_test.jsonl", format=chat, max_prompt=160)
+  return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(4, 8, longest=96),
+                             evaluation=Evaluation(problems=16, samples=8, ks=(1, 2, 4, 8)))
 
 
 def _paper(model: str, *, longest: int, mesh: Mesh, prompts: int = 128) -> Preset:

@@ -51,18 +51,20 @@ def param_specs(config: Config) -> dict[str, Any]:
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> jax.sharding.Mesh:
-  """A mesh of Auto axes over all devices; data=-1 takes those that are left.
+  """A mesh of Auto axes; data=-1 takes all devices that are left, a number takes as many.
 
-  Raises ValueError when the product is not the number of devices.
+  Raises ValueError when there are not enough, or when several processes would not all take part.
   """
-  count = jax.device_count() if devices is None else len(devices)
+  devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
   if data == -1 and fsdp > 0 and tensor > 0 and count % (fsdp * tensor) == 0:
     data = count // (fsdp * tensor)
-  if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+  size = data * fsdp * tensor
+  if min(data, fsdp, tensor) < 1 or size > count or (jax.process_count() > 1 and size != count):
     raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs their product to be "
                      f"the number of devices, {count}; data=-1 takes what is left")
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=devices)
+                       devices=devices[:size])
 
 
 def check(config: Config, mesh: jax.sharding.Mesh, rows: int, name: str) -> None:

@@ -170,7 +170,7 @@ class Arithmetic:
   """
   kind: Kind = "add"
   shots: int = 4
-  max_prompt: int = 96
+  max_prompt: int = 112
   stop: tuple[str, ...] = ("\n",)
 
   def __post_init__(self) -> None:

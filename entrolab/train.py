@@ -84,7 +84,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   if learner.reads_reference:
     batch = batch.replace(ref_logp=learner.score(state.reference, batch, ("logp",))["logp"])
   batch = learner.prepare(batch, state.control)
-  if step == 0:
+  if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch)
   metrics = learner.observe(before, batch, sampled)
   clock.lap("score", metrics)

@@ -1,0 +1,134 @@
+"""The loop on real parts: every recipe, meshes, micro-batches, guards."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from entrolab import config, explain, train
+from entrolab.learner import Learner
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py"))
+SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.steps=2", "training.updates=2")
+ONE = ("mesh.data=1",)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_promote():
+  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+def rows(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_and_acts(recipe, tmp_path):
+  experiment = config.load(recipe, SMALL + ONE)
+  result = train.run(experiment, tmp_path)
+  assert result["finished"] and 0.0 <= result["after"]["eval/pass@1"] <= 1.0
+  steps = [r for r in rows(tmp_path) if "train/loss" in r]
+  assert len(steps) == 2 and all(r["train/applied"] == 1.0 for r in steps)
+  for row in steps:
+    for name, value in row.items():
+      assert value is not None, f"{name} is not finite"
+  objective = experiment.objective
+  if objective.weights or objective.penalties:
+    acted = max(max(r["method/touched"], r["rollout/refills"]) for r in steps)
+    assert acted > 0.0 or explain.warnings(experiment), recipe
+
+
+def first_steps(overrides, steps=2):
+  """(texts, metrics) of the first steps, and the parameters after them."""
+  experiment = config.load("experiments/siren.py", (*SMALL, *overrides))
+  lab = train.Lab(experiment)
+  state, seen = lab.learner.init(lab.params), []
+  for step in range(steps):
+    state, rollout, metrics = train.train_step(lab, state, step, pathlib.Path("/nonexistent"))
+    seen.append((rollout.texts, metrics))
+  return seen, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def single():
+  return first_steps(ONE)
+
+
+@pytest.mark.parametrize("overrides", [
+    ("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
+    ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"), ("mesh.data=1", "mesh.fsdp=2"),
+    ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=block")],
+    ids=lambda o: ",".join(x.split(".")[1] for x in o))
+def test_meshes_and_micro_batches_give_the_same_steps(single, overrides):
+  seen, params = first_steps(overrides)
+  for (texts, metrics), (want_texts, want) in zip(seen, single[0], strict=True):
+    assert texts == want_texts
+    for name in ("train/loss", "train/grad_norm", "entropy/exact", "method/touched",
+                 "term/siren.squared_distance", "control/anchor"):
+      np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=1e-6, err_msg=name)
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(single[1]), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_bfloat16_compute_keeps_float32_parameters():
+  seen, params = first_steps(("mesh.data=1", "training.dtype=bfloat16"), steps=1)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+  metrics = seen[0][1]
+  assert np.isfinite(metrics["train/loss"]) and metrics["train/loss"].dtype == np.float64
+  assert 0.0 < metrics["rollout/logp_gap"] < 0.5  # of bfloat16: 8 bits
+
+
+def test_an_update_that_is_not_finite_is_not_applied_and_is_kept(tmp_path):
+  experiment = config.load("experiments/entropy_bonus.py:beta=nan", (*SMALL, *ONE,
+                                                                     "training.steps=9"))
+  with pytest.raises(FloatingPointError, match=r"step 4: 5 steps in a row were not finite"):
+    train.run(experiment, tmp_path)
+  kept = tmp_path / "failures" / "step_000000_update_1"
+  with np.load(kept / "batch_0.npz") as batch:
+    assert batch["tokens"].shape == (32, 18) and {"mask", "adv", "old_logp"} <= set(batch)
+  assert (kept / "params").is_dir()
+  first, last = [r for r in rows(tmp_path) if "train/loss" in r][::4]
+  assert first["train/applied"] == last["train/applied"] == 0.0 and last["train/loss"] is None
+  # nothing moved: the policy that sampled is the one that was loaded
+  assert abs(first["entropy/exact"] - last["entropy/exact"]) < 0.2
+  assert last["entropy/measured"] == 0.0
+
+
+def test_the_reference_is_there_only_if_a_term_reads_it():
+  made = lambda name: train.Lab(config.load(name, SMALL + ONE))
+  without, reading = made("experiments/siren.py"), made("experiments/grpo.py")
+  assert without.learner.init(without.params).reference is None
+  state = reading.learner.init(reading.params)
+  assert jax.tree.structure(state.reference) == jax.tree.structure(state.params)
+  moved = jax.tree.map(lambda x: x + 1.0, state.params)
+  assert reading.learner._reference(state, moved) is state.reference  # frozen
+
+
+@pytest.mark.parametrize("rule, after", [("reference.rule=ema", 0.01), ("", None)])
+def test_moving_and_copied_references(rule, after):
+  overrides = (rule,) if rule else ()
+  experiment = config.load("experiments/grpo.py", (*SMALL, *ONE, *overrides))
+  if not rule:
+    from dataclasses import replace
+
+    from entrolab.experiment import Reference
+    experiment = replace(experiment, reference=Reference("every", every=1))
+  lab = train.Lab(experiment)
+  learner: Learner = lab.learner
+  state = learner.init(lab.params)
+  moved = jax.tree.map(lambda x: x + 1.0, state.params)
+  leaf = lambda tree: np.asarray(tree["final_norm"])
+  if after is not None:
+    got = leaf(learner._reference(state, moved)) - leaf(state.params)
+    np.testing.assert_allclose(got, after, atol=1e-5)
+  else:  # every rollout is every second of two updates
+    first = learner._reference(state, moved)
+    np.testing.assert_array_equal(leaf(first), leaf(state.params))
+    from dataclasses import replace
+    second = learner._reference(replace(state, step=state.step + 1), moved)
+    np.testing.assert_array_equal(leaf(second), leaf(moved))
