@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -64,6 +65,19 @@ class Checkpoints:
       raise RuntimeError(f"no checkpoint in {self.folder} can be read; move the folder away to "
                          "start anew:\n  " + "\n  ".join(failures))
     return None
+
+  def params(self, like: Any) -> Any:
+    """The parameters of the newest checkpoint as numpy arrays, in the tree of `like`.
+
+    Raises FileNotFoundError without a checkpoint.
+    """
+    step = self.manager.latest_step()
+    if step is None:
+      raise FileNotFoundError(f"no checkpoint in {self.folder}")
+    state = self.manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore()))["state"]
+    leaves = [np.asarray(state[f"params.{name}"]) for name in _flat(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def meta(self) -> dict[str, Any] | None:
     """What the newest checkpoint says of its run, without its arrays; None without any."""

@@ -249,7 +249,8 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
     return {"tokens": progress.tokens, "seconds": round(time.time() - begin, 3), **metrics}
 
   if progress.step >= steps and progress.before is not None:
-    print(f"nothing left to do: all {steps} steps are done; a larger training.steps goes on")
+    print(f"nothing left to train: all {steps} steps are done (a larger training.steps goes on); "
+          "evaluating again", flush=True)
     save = lambda: None
   if progress.before is None:
     progress.before = lab.evaluate(state.params)
@@ -288,9 +289,9 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
       save()
       print(f"saved after step {progress.step}; the same command resumes", flush=True)
       return {"before": progress.before, "after": None, "finished": False}
+  save()  # what follows is a function of what is saved: a kill in it loses nothing
   after = lab.evaluate(state.params)
   out.write(progress.step, measured(after))
-  save()
   print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems\n"
         f"  {log.verdict(progress.before, after, experiment.evaluation.ks)}", flush=True)
   return {"before": progress.before, "after": after, "finished": True}

@@ -61,7 +61,7 @@ def test_dry_run_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_run_leaves_everything_and_the_same_command_has_nothing_left_to_do(tmp_path):
+def test_a_run_leaves_everything_and_the_same_command_has_nothing_left_to_train(tmp_path):
   args = ("--config=experiments/siren.py", *SMALL, f"--workdir={tmp_path / 'run'}")
   done = call(*args)
   assert done.returncode == 0, done.stderr
@@ -85,7 +85,8 @@ def test_a_run_leaves_everything_and_the_same_command_has_nothing_left_to_do(tmp
   assert b"entropy/exact" in events.read_bytes()
 
   again = call(*args)
-  assert again.returncode == 0 and "nothing left to do" in again.stdout
+  assert again.returncode == 0 and "nothing left to train" in again.stdout
+  assert (folder / "metrics.jsonl").read_text().count("\n") == 4
   refused = call(*args, "--set", "training.lr=1e-3")
   assert refused.returncode != 0 and "training.lr: 5e-05 -> 0.001" in refused.stderr
   allowed = call(*args, "--set", "training.lr=1e-3", "--set", "training.steps=3",
