@@ -32,6 +32,11 @@ CASES = {
         config=transformers.Qwen3Config, num_key_value_heads=2, tie_word_embeddings=False,
         rope_parameters=dict(rope_type="default", rope_theta=2e3), rms_norm_eps=1e-4,
         head_dim=16, shard="60kB"),
+    "llama3": dict(  # rates stretched from Llama 3.1 on: all three ranges within 24 positions
+        config=transformers.LlamaConfig, num_key_value_heads=2, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="llama3", rope_theta=100.0, factor=8.0, low_freq_factor=1.0,
+                             high_freq_factor=4.0, original_max_position_embeddings=32),
+        rms_norm_eps=1e-4, head_dim=16),
 }
 
 
@@ -69,8 +74,11 @@ def main(argv=None):
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   default = pathlib.Path(__file__).resolve().parents[1] / "tests" / "parity"
   parser.add_argument("folder", type=pathlib.Path, nargs="?", default=default)
+  parser.add_argument("--only", choices=CASES)
   args = parser.parse_args(argv)
   for seed, (name, case) in enumerate(CASES.items()):
+    if args.only not in (None, name):
+      continue
     size, largest = make(args.folder / name, seed=seed, **case)
     print(f"{name}: {size / 1000:.0f} kB, logits up to {largest:.1f}")
 

@@ -15,7 +15,7 @@ from entrolab.models import gguf, huggingface, tiny, transformer
 from entrolab.rollout import sampler
 
 PARITY = pathlib.Path(__file__).parent / "parity"
-NAMES = ("llama", "llama_tied", "qwen2", "qwen3")
+NAMES = ("llama", "llama_tied", "llama3", "qwen2", "qwen3")
 
 
 def logits(config, params, tokens):

@@ -20,12 +20,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
-from entrolab.models import transformer
+from entrolab.models import rope, transformer
 from entrolab.models.transformer import Config, Params
 
 ARCHITECTURES = dict(llama="LlamaForCausalLM", qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM")
 OFF = ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "quantization_config")
-ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SAVED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 TEMPLATE_LIMIT = 65536  # characters of a chat template
@@ -42,24 +41,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"{path}: must hold an object, not {type(value).__name__}")
   return value
-
-
-def _rope_theta(facts: Mapping[str, Any], where: str) -> float:
-  """The base of plain rotary positions. Raises ValueError for any scaled or partial kind."""
-  plain = facts.get("rope_parameters") or {}
-  for key in ("rope_scaling", "rope_parameters"):
-    kind = facts.get(key) or {}
-    known = isinstance(kind, dict) and not kind.keys() - ROPE
-    if not known or kind.get("rope_type", kind.get("type", "default")) != "default":
-      raise ValueError(f"{where}: {key}={kind} is not supported; only plain rotary positions are")
-  for given in (facts, plain):
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
-      raise ValueError(f"{where}: partial_rotary_factor={given['partial_rotary_factor']} is not "
-                       "supported; positions rotate whole heads")
-  bases = {float(given["rope_theta"]) for given in (facts, plain) if given.get("rope_theta")}
-  if len(bases) > 1:
-    raise ValueError(f"{where}: two values of rope_theta: {sorted(bases)}")
-  return bases.pop() if bases else 1e4
 
 
 def read_config(path: pathlib.Path) -> Config:
@@ -97,10 +78,11 @@ def read_config(path: pathlib.Path) -> Config:
   dim = size("head_dim", even)
   if dim % 2:
     raise ValueError(f"{where}: head_dim={dim} must be even to be rotated by halves")
+  theta, stretch = rope.read(facts, where)
   return Config(
       vocab_size=size("vocab_size"), width=width, layers=size("num_hidden_layers"), heads=heads,
       kv_heads=size("num_key_value_heads", heads if kind == "llama" else None), head_dim=dim,
-      mlp_width=size("intermediate_size"), rope_theta=_rope_theta(facts, where),
+      mlp_width=size("intermediate_size"), rope_theta=theta, rope_stretch=stretch,
       norm_eps=float(facts.get("rms_norm_eps", 1e-6)),
       tied=bool(facts.get("tie_word_embeddings", False)), qkv_bias=kind == "qwen2",
       qk_norm=kind == "qwen3", max_length=size("max_position_embeddings"))
@@ -268,7 +250,8 @@ def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> d
       num_hidden_layers=config.layers, num_attention_heads=config.heads,
       num_key_value_heads=config.kv_heads, head_dim=config.head_dim, hidden_act="silu",
       max_position_embeddings=config.max_length, rms_norm_eps=config.norm_eps,
-      rope_theta=config.rope_theta, tie_word_embeddings=config.tied, torch_dtype=dtype)
+      tie_word_embeddings=config.tied, torch_dtype=dtype,
+      **rope.describe(config.rope_theta, config.rope_stretch))
   # None, because the class defaults name ids that this vocabulary may not have
   ends = (None, None) if tokenizer is None else (list(tokenizer.stop_ids), tokenizer.pad_id)
   return facts | dict(bos_token_id=None, eos_token_id=ends[0], pad_token_id=ends[1])

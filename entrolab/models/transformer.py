@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from entrolab.models.rope import Stretch, rotate
 from entrolab.typing import Array, Bool, Float, Int
 
 Params = dict[str, Any]
@@ -35,6 +36,7 @@ class Config:
   head_dim: int
   mlp_width: int
   rope_theta: float = 1e4
+  rope_stretch: Stretch | None = None
   norm_eps: float = 1e-5
   tied: bool = True
   qkv_bias: bool = False
@@ -71,17 +73,6 @@ def _norm(x: Array, gain: Array, eps: float) -> Array:
   return (y * gain).astype(x.dtype)
 
 
-def rotate(x: Float[Array, "B N *h dh"], positions: Int[Array, "B N"], theta: float) -> Array:
-  """Rotary embedding, half split: angles in float32 whatever the dtype of x."""
-  half = x.shape[-1] // 2
-  rate = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions.astype(jnp.float32)[..., None] * rate[None, None]
-  angle = angle.reshape(*positions.shape, *([1] * (x.ndim - 3)), half)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-
 def _attend(q: Array, k: Array, v: Array, allowed: Array) -> Array:
   """q [B, N, K, R, d], k and v [B, K, S, d], allowed [B, N, S] -> [B, N, K, R, d]."""
   scores = jnp.einsum("bnkrd,bksd->bkrns", q, k, preferred_element_type=jnp.float32)
@@ -114,7 +105,7 @@ class Block(nn.Module):
     if c.qk_norm:
       q = _norm(q, self.param("q_norm", ones, (dh,)), c.norm_eps)
       key = _norm(key, self.param("k_norm", ones, (dh,)), c.norm_eps)
-    q, key = rotate(q, positions, c.rope_theta), rotate(key, positions, c.rope_theta)
+    q, key = (rotate(x, positions, c.rope_theta, c.rope_stretch) for x in (q, key))
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if cache_k is not None:
       at = (layer, 0, 0, start, 0)
