@@ -1,0 +1,72 @@
+"""The page of a run: self-contained, safe, and never in the way of a run."""
+
+import json
+import re
+
+import pytest
+
+from entrolab.analysis import report
+
+
+def make(folder, steps=14, text="3*5", **extra):
+  (folder / "samples").mkdir(parents=True)
+  facts = {"name": "toy", "plan": "plan <b>", "experiment": {"seed": 0, "model": {"kind": "Tiny"},
+                                                             "task": {"kind": "Countdown"}}}
+  (folder / "config.json").write_text(json.dumps(facts))
+  evals = {f"eval/{n}{end}": 0.4 for n in ("pass@1", "pass@16", "greedy", "distinct")
+           for end in ("", "_low", "_high")} | {"eval/entropy": 0.3}
+  rows = [{"step": 0, **evals}]
+  for step in range(1, steps + 1):
+    rows.append({"step": step, "reward/mean": 0.1 * (step % 5), "reward/right": 0.3,
+                 "entropy/exact": 1.0 / step, "entropy/surprisal": None, "train/grad_norm": 1.0,
+                 "entropy/predicted": -0.01 * step, "entropy/measured": -0.02 * step, **extra})
+  rows.append({"step": steps, **evals})
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  row = {"step": 1, "prompt": text, "answer": text, "tokens": [text, "</code>"], "ids": [1, 2],
+         "entropy": [0.1, 2.0], "logp": [-0.1, -1.0], "verdict": "right", "why": text, "reward": 1.0}
+  (folder / "samples" / "step_000001.jsonl").write_text(json.dumps(row) + "\n")
+  return folder
+
+
+def test_it_is_one_file_without_scripts_or_links(tmp_path):
+  page = report.write(make(tmp_path / "run")).read_text()
+  assert not re.search(r"<script|<link|<iframe|src=|href=\"http|url\(http|@import", page)
+  assert page.count("<svg") >= 5 and "correlation 1.00, measured = 2.0 x predicted" in page
+  assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_hostile_text_stays_text(tmp_path):
+  bad = "<script>alert(1)</script>{{ 7*7 }}\"><img onerror=x>"
+  page = report.write(make(tmp_path / "run", text=bad)).read_text()
+  assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
+  assert "{{ 7*7 }}" in page
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+  run = make(tmp_path / "run")
+  first = report.write(run).read_bytes()
+  assert report.write(run).read_bytes() == first
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_run_that_was_cut_still_has_a_page(tmp_path, steps):
+  assert report.write(make(tmp_path / "run", steps=steps)).is_file()
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+  run = make(tmp_path / "run", **{"method/touched": None, "control/coef": None})
+  assert "NaN" not in report.write(run).read_text()
+
+
+def test_several_runs_are_compared(tmp_path):
+  page = report.write(make(tmp_path / "a"), make(tmp_path / "b", steps=5))
+  assert page == tmp_path / "a" / "compare.html" and page.read_text().count("toy (seed 0)") >= 4
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    report.write(tmp_path)
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "metrics.jsonl").write_text("")
+  with pytest.raises(ValueError, match="has no line yet"):
+    report.write(tmp_path)
