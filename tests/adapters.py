@@ -1,7 +1,8 @@
 """From golden files to methods: one table of names, one account of every stored array.
 
 A golden file `SLUG_CASE.npz` holds inputs and outputs of an official implementation. The function
-`golden(case)` of `tests/methods/SLUG_test.py` runs ours on the inputs and compares every output.
+`golden(case)` of `tests/methods/SLUG_test.py`, or of `tests/analysis`, runs ours on the inputs and
+compares every output.
 Nothing is skipped in silence: an array that is neither an input, nor compared, nor ignored with a
 reason fails the file, and so does a file whose slug nobody knows.
 """
@@ -137,23 +138,25 @@ def _error(got, want):
 
 
 def slugs():
-  """Every slug that has an adapter: the test files of the methods."""
-  folder = pathlib.Path(__file__).parent / "methods"
-  return sorted((p.name.removesuffix("_test.py") for p in folder.glob("*_test.py")), key=len)
+  """Every slug that has an adapter, and its module: the test files of methods and analyses."""
+  here = pathlib.Path(__file__).parent
+  return {path.name.removesuffix("_test.py"): f"tests.{folder}.{path.stem}"
+          for folder in ("methods", "analysis") for path in (here / folder).glob("*_test.py")}
 
 
 def adapter(path):
   """The `golden` function of a file; raises Mismatch for a slug that nobody knows."""
   stem = pathlib.Path(path).stem
-  found = [slug for slug in slugs() if stem == slug or stem.startswith(slug + "_")]
+  known = slugs()
+  found = [slug for slug in sorted(known, key=len) if stem == slug or stem.startswith(slug + "_")]
   if not found:
-    raise Mismatch(f"{stem}.npz: no method of that name; have: {', '.join(sorted(slugs()))}")
+    raise Mismatch(f"{stem}.npz: no method of that name; have: {', '.join(sorted(known))}")
   root = str(pathlib.Path(__file__).parents[1])
   if root not in sys.path:
     sys.path.insert(0, root)
-  module = importlib.import_module(f"tests.methods.{found[-1]}_test")
+  module = importlib.import_module(known[found[-1]])
   if not hasattr(module, "golden"):
-    raise Mismatch(f"{stem}.npz: tests/methods/{found[-1]}_test.py has no golden(case)")
+    raise Mismatch(f"{stem}.npz: {known[found[-1]]} has no golden(case)")
   return module.golden
 
 

@@ -1,0 +1,78 @@
+"""CONFORMAL-IP: ask the question whose conformal bound on the label's entropy is lowest.
+
+Conformal Information Pursuit for Interactively Guiding Large Language Models (arXiv:2507.03279,
+2025). Official code: ryanchankh/Conformal-IP, src/20q.
+Acts on: analysis.  State: none.
+Differs from the official code: thresholds are its quantile by default (`rank="higher"`), the
+textbook's finite-sample rank by `rank="split"`. BITS here, not nats: the bound counts yes-or-no
+questions. Everything is host arithmetic in float64; theirs is float32.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+CLAMP = 1e-5  # of probabilities in the official entropy
+
+
+def scores(posteriors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """-f(y | h) of the true label: [n, C], [n] -> [n]."""
+  return -posteriors[np.arange(len(labels)), labels]
+
+
+def threshold(score: np.ndarray, alpha: float, *,
+              rank: Literal["higher", "split"] = "higher") -> float:
+  """The (1 - alpha) quantile of calibration scores, or the ceil((n + 1)(1 - alpha))-th smallest:
+  infinite when that exceeds n. Raises ValueError for alpha outside (0, 1)."""
+  if not 0.0 < alpha < 1.0:
+    raise ValueError(f"threshold(alpha={alpha}): inside (0, 1)")
+  if rank == "higher":
+    return float(np.quantile(score, 1.0 - alpha, method="higher"))
+  at = int(np.ceil((len(score) + 1) * (1.0 - alpha)))
+  return float(np.sort(score)[at - 1]) if at <= len(score) else float("inf")
+
+
+def prediction_set(posteriors: np.ndarray, qhat: float) -> np.ndarray:
+  """bool [..., C]: labels with f >= -qhat; equal up to float32 rounding is in, since a threshold
+  is one of the posteriors that were calibrated on."""
+  return posteriors >= -qhat - 1e-7
+
+
+def bound(sets: np.ndarray, labels: np.ndarray, alpha: float) -> np.ndarray:
+  """U of each query from the sets [Q, n, C] after simulated answers of n labels, bits:
+
+  h2(alpha) + (1 - alpha_n) mean_covered log2 |C| + alpha mean_missed log2(classes - |C|), with
+  alpha_n = alpha - 1 / (n + 1); an empty mean counts 0.
+  """
+  classes = sets.shape[-1]
+  size = sets.sum(-1).astype(np.float64)
+  covered = np.take_along_axis(sets, np.broadcast_to(labels[None, :, None], (*size.shape, 1)),
+                               -1)[..., 0]
+  mean = lambda x, on: np.where(on, x, 0.0).sum(1) / np.maximum(on.sum(1), 1)
+  log = lambda x: np.log2(np.maximum(x, 1e-300))
+  first = -alpha * np.log2(alpha) - (1.0 - alpha) * np.log2(1.0 - alpha)
+  alpha_n = alpha - 1.0 / (len(labels) + 1.0)
+  return (first + (1.0 - alpha_n) * mean(log(size), covered)
+          + alpha * mean(log(classes - size), ~covered))
+
+
+def expected_entropy(posteriors: np.ndarray) -> np.ndarray:
+  """Mean over simulated answers of the posterior's entropy [Q], bits: information pursuit."""
+  p = np.maximum(posteriors, CLAMP)
+  return -(p * np.log2(p)).sum(-1).mean(-1)
+
+
+def choose(value: np.ndarray, *, slack: float = 0.0) -> int:
+  """The query of lowest value, the first one among those within `slack`."""
+  return int(np.flatnonzero(value <= value.min() + slack)[0])
+
+
+def naive_posterior(attributes: np.ndarray, asked: list[int], answers: np.ndarray, *, flip: float,
+                    sharpness: float = 1.0) -> np.ndarray:
+  """Posterior [C] over classes with binary attributes [C, Q] whose answers flip with a chance.
+
+  sharpness: exponent of an over-confident predictor.
+  """
+  same = attributes[:, asked] == answers[None]
+  likelihood = np.where(same, 1.0 - flip, flip).prod(1) ** sharpness
+  return likelihood / likelihood.sum()

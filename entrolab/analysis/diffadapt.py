@@ -1,0 +1,69 @@
+"""DIFFADAPT: label questions by accuracy and entropy, probe a hidden state, pick a strategy.
+
+DiffAdapt: Difficulty-Adaptive Reasoning for Token-Efficient LLM Inference (arXiv:2510.19669,
+2025). Official code: none found; formulas read in descriptions.
+Acts on: analysis.  State: none.
+Differs from the paper, as far as known: a question's entropy is the mean over samples of their
+token means; the order of the tests (Normal, Hard, else Easy) is ours and matters only for
+gamma > alpha.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab.typing import Array, Float, Int
+
+EASY, NORMAL, HARD = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """How a class of questions is asked: temperature, share of the token limit, prompt style."""
+  temperature: float
+  budget: float
+  style: str
+
+
+STRATEGIES = (Strategy(0.5, 0.4, "answer directly, then verify"),
+              Strategy(0.8, 1.0, "step by step"), Strategy(0.4, 0.5, "fail fast"))
+
+
+def labels(entropy: Float[Array, " Q"], accuracy: Float[Array, " Q"], *, alpha: float, beta: float,
+           gamma: float) -> Int[Array, " Q"]:
+  """NORMAL if accuracy >= alpha and entropy <= beta; else HARD if accuracy < gamma; else EASY.
+
+  entropy: nats a token. Easy is the over-thinking zone: often right, and yet uncertain.
+  """
+  rest = jnp.where(accuracy < gamma, HARD, EASY)
+  return jnp.where((accuracy >= alpha) & (entropy <= beta), NORMAL, rest)
+
+
+def probe_logits(hidden: Float[Array, "Q D"], w1: Float[Array, "H D"], b1: Float[Array, " H"],
+                 w2: Float[Array, "3 H"], b2: Float[Array, " 3"]) -> Float[Array, "Q 3"]:
+  """W2 relu(W1 h + b1) + b2 of the last prompt token's hidden state."""
+  return jax.nn.relu(hidden @ w1.T + b1[None]) @ w2.T + b2[None]
+
+
+def probe_loss(logits: Float[Array, "Q 3"], label: Int[Array, " Q"]) -> Float[Array, ""]:
+  """Mean cross-entropy, nats."""
+  return -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], 1).mean()
+
+
+def decide(label: Int[Array, " Q"], longest: int) -> tuple[np.ndarray, np.ndarray]:
+  """(temperature, token budget) of each question: floor(share x longest)."""
+  at = np.asarray(label)
+  temperature = np.asarray([s.temperature for s in STRATEGIES])[at]
+  budget = np.asarray([int(s.budget * longest) for s in STRATEGIES])[at]
+  return temperature, budget
+
+
+def cheapest_right(right: np.ndarray, cost: np.ndarray) -> np.ndarray:
+  """Oracle: of each question the cheapest strategy among those that answer it, else the cheapest.
+
+  right, cost: [Q, strategies].
+  """
+  priced = np.where(right | ~right.any(1, keepdims=True), cost, np.inf)
+  return priced.argmin(1)

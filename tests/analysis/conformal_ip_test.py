@@ -1,0 +1,86 @@
+"""C-IP: golden parity with the official functions, coverage, and the toy game."""
+
+import numpy as np
+
+from entrolab.analysis import conformal_ip as cip
+
+
+def _functions(case):
+  config = case.config
+  posteriors, labels = case.raw("cal_posteriors"), case.raw("cal_labels")
+  score = cip.scores(posteriors, labels)
+  case.compare("cal_scores", score, tolerance=1e-6)
+  for name, rank in (("official", "higher"), ("standard", "split")):
+    case.compare(f"qhat_{name}", [cip.threshold(score, a, rank=rank) for a in case.raw("alphas")])
+  qhat = cip.threshold(score, config["alpha"])
+  case.compare("qhat", qhat)
+  asked, true = case.raw("posteriors"), case.raw("labels")
+  sets = cip.prediction_set(asked, qhat)
+  case.compare("pred_sets", sets)
+  case.compare("set_sizes", sets.sum(-1))
+  case.compare("covered", sets[:, np.arange(len(true)), true])
+  value, entropy = cip.bound(sets, true, config["alpha"]), cip.expected_entropy(asked)
+  case.compare("bound", value, tolerance=2e-6)  # the official code computes in float32
+  case.compare("entropy_emp", entropy, tolerance=2e-6)
+  case.compare("best_query", cip.choose(value))
+  case.compare("best_query_entropy", cip.choose(entropy))
+
+
+def play(attributes, truth, steps, config, thresholds=None):
+  """(queries, posteriors, first values) of one game; thresholds by history length, or entropies."""
+  classes, count = attributes.shape
+  posterior = lambda q, a: cip.naive_posterior(attributes, q, a, flip=config["flip"],
+                                               sharpness=config["overconfidence"])
+  asked, beliefs, first = [], [posterior([], np.zeros(0))], None
+  for step in range(steps):
+    value = np.full(count, np.inf)
+    for q in (q for q in range(count) if q not in asked):
+      known = attributes[truth, asked]
+      after = np.stack([posterior([*asked, q], np.append(known, attributes[y, q]))
+                        for y in range(classes)])[None]
+      if thresholds is None:
+        value[q] = cip.expected_entropy(after)[0]
+      else:
+        sets = cip.prediction_set(after, thresholds[step])
+        value[q] = cip.bound(sets, np.arange(classes), config["alpha"])[0]
+    first = value if first is None else first
+    asked.append(cip.choose(value, slack=1e-6))
+    beliefs.append(posterior(asked, attributes[truth, asked]))
+  return asked, np.stack(beliefs), first
+
+
+def _game(case):
+  config, attributes = case.config, case.raw("attributes")
+  for name, thresholds in (("cip", case.raw("qhat_by_length")), ("ip", None)):
+    games = [play(attributes, y, config["steps"], config, thresholds) for y in range(config["C"])]
+    case.compare(f"{name}_queries", np.stack([g[0] for g in games]))
+    beliefs = np.stack([g[1] for g in games])
+    case.compare(f"{name}_posteriors", beliefs)
+    right = beliefs.argmax(-1) == np.arange(config["C"])[:, None]
+    case.compare(f"{name}_acc", right.mean(0))
+    case.compare("cip_first_bounds" if name == "cip" else "ip_first_entropies", games[0][2],
+                 tolerance=2e-6)
+
+
+def golden(case):
+  (_game if "attributes" in case else _functions)(case)
+
+
+def test_the_textbook_rank_covers_and_says_when_it_cannot():
+  rng = np.random.default_rng(0)
+  covered = []
+  for _ in range(2000):
+    score = rng.random(41)
+    covered.append(score[-1] <= cip.threshold(score[:-1], 0.1, rank="split"))
+  assert 0.9 - 0.02 < np.mean(covered) < 0.9 + 1 / 41 + 0.02
+  assert cip.threshold(rng.random(5), 0.1, rank="split") == np.inf
+
+
+def test_the_bound_is_above_the_entropy_it_bounds():
+  """Calibrated posteriors: labels drawn from them."""
+  rng = np.random.default_rng(1)
+  p = rng.dirichlet(np.full(8, 0.3), 4000)
+  labels = np.asarray([rng.choice(8, p=row) for row in p])
+  qhat = cip.threshold(cip.scores(p[:2000], labels[:2000]), 0.1)
+  value = cip.bound(cip.prediction_set(p[None, 2000:], qhat), labels[2000:], 0.1)[0]
+  assert value > cip.expected_entropy(p[None, 2000:])[0]
