@@ -1,0 +1,190 @@
+"""AEPO-AGENTIC: branch tool use at high entropy within a budget; clipped tokens keep a gradient.
+
+Agentic Entropy-Balanced Policy Optimization (arXiv:2510.14545, 2025), on Agentic Reinforced Policy
+Optimization (arXiv:2507.19849, 2025). Official code: RUC-NLPIR/ARPO, AEPO/verl_aepo_entropy,
+verl/workers/rollout/vllm_rollout/vllm_rollout_with_tools.py and verl/trainer/ppo/core_algos.py.
+Acts on: rollout, advantage, surrogate.  State: none.
+Differs from the official code: (1) the entropy-aware advantage acts; as released the entropy is
+never computed; (2) its mean and deviation are those of the whole optimiser batch, theirs of each
+micro-batch (`scope="micro"`), and its factor never turns negative; (3) the first entropy of a
+rollout is forgotten with the batch; (4) `scope="path"` of `Branching` damps the paths that branch,
+as the paper, not the prompts.
+
+Not to be confused with Arbitrary Entropy Policy Optimization. Which rollouts branch is decided on
+the host out of segment entropies; a segment ends at a tool call or at the end of the response.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import ranks
+from entrolab.methods import ppo
+from entrolab.typing import Advantage, Array, Bool, Float, Int, Surrogate, real
+
+
+def entropy_aware(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
+                  *, coef: float = 0.2) -> Advantage:
+  """A max(1 + coef z, 0), z = (H - mean H) / std H over all valid tokens, n - 1.
+
+  H of the current policy, no gradient; equal entropies (std under 1e-5 nats) leave A alone.
+  """
+  middle = ranks.centred(entropy, mask)
+  count = jnp.maximum(real(mask).sum() - 1.0, 1.0).astype(entropy.dtype)
+  std = jnp.sqrt(jnp.square(middle).sum() / count)
+  z = jnp.where(std > 1e-5, middle / jnp.maximum(std, 1e-5), 0.0)
+  return adv * jax.lax.stop_gradient(jnp.maximum(1.0 + coef * z, 0.0))
+
+
+def balanced_clip(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
+                  adv: Float[Array, "B T"], *, low: float = 0.2, high: float = 0.2,
+                  dual: float = 3.0, limit: float = float("inf")) -> Surrogate:
+  """PPO in value; a token clipped from above keeps the gradient -A (1 + high) d log pi.
+
+  The upper bound is (1 + high) r / stop(r). Clipped from below, or beyond the dual clip where
+  A < 0, there is no gradient, as in `ppo.clipped_ratio`. limit: nats of the log-ratio.
+  """
+  r = ppo.ratio(logp, old_logp, limit=limit)
+  bound = (1.0 + high) * r / jax.lax.stop_gradient(r)
+  inside = jnp.where(r > 1.0 + high, bound, jnp.where(r < 1.0 - low, 1.0 - low, r))
+  loss = jnp.maximum(-adv * r, -adv * inside)
+  return jnp.where(adv < 0.0, jnp.minimum(loss, -adv * dual), loss)
+
+
+def segment_entropy(top_logp: Float[Array, "N T K"], lengths: Int[Array, " N"], *, vocab: int,
+                    first: int = 20) -> Float[Array, " N"]:
+  """-sum p log p / log V over the K likeliest tokens of the first positions: a sum, no mean.
+
+  top_logp: of the policy that samples; vocab: V; first: most positions that count.
+  """
+  on = jnp.arange(top_logp.shape[1])[None] < jnp.minimum(lengths, first)[:, None]
+  terms = jnp.where(on[..., None], jnp.exp(top_logp) * top_logp, 0.0)
+  return -terms.sum((1, 2)) / math.log(vocab)
+
+
+def budget(root: np.ndarray, calls: np.ndarray, *, samples: int,
+           sharpness: float = 0.5) -> np.ndarray:
+  """m [P]: fresh rollouts a prompt, floor(n sigmoid(sharpness (H_root - H_avg))) + 1 in [1, n].
+
+  root: entropy of the prompt's first segment; calls: mean over the segments of one trial, the
+  first included. The other n - m are left to branches.
+  """
+  share = 1.0 / (1.0 + np.exp(-sharpness * (np.asarray(root) - np.asarray(calls))))
+  return np.clip(np.floor(samples * share).astype(int) + 1, 1, samples)
+
+
+Test = Callable[[float, float, int, "Branching"], bool]
+
+
+def aepo_test(u: float, gain: float, streak: int, rule: "Branching") -> bool:
+  """(u + w gain) max(0, 1 - penalty streak) >= p: u uniform, gain the rise of the entropy."""
+  q = (u + rule.weight * gain) * max(0.0, 1.0 - rule.penalty * streak)
+  return min(max(q, 0.0), 1.0) >= rule.probability
+
+
+def arpo_test(u: float, gain: float, streak: int, rule: "Branching") -> bool:
+  """u - w gain <= p: ARPO, which knows no streak."""
+  return min(max(u - rule.weight * gain, 0.0), 1.0) <= rule.probability
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """One response: prompt; ids of its segments; tool calls made; entropy of the first segment of
+  its own; rounds in a row in which it branched; whether the limit of calls ended it."""
+  prompt: int
+  path: tuple[int, ...] = ()
+  calls: int = 0
+  first: float | None = None
+  streak: int = 0
+  limited: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """All rollouts in order of creation, those that go on, segments so far, streaks of prompts."""
+  rollouts: tuple[Rollout, ...]
+  active: tuple[int, ...]
+  segments: int
+  streaks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Branching:
+  """Rules of the tree: samples n a prompt in all, beam Z (a source gets Z - 1 trials a round),
+  probability p, weight w of the rise of the entropy, penalty a consecutive round, calls of tools
+  a rollout. scope: whose rounds are counted, the prompt's (code) or the path's (paper).
+  """
+  samples: int = 16
+  beam: int = 2
+  probability: float = 0.5
+  weight: float = 0.2
+  penalty: float = 0.05
+  calls: int = 3
+  test: Test = aepo_test
+  scope: Literal["prompt", "path"] = "prompt"
+
+  def __post_init__(self) -> None:
+    if self.scope not in ("prompt", "path"):
+      raise ValueError(f"Branching(scope={self.scope!r}); choices: 'prompt', 'path'")
+
+  def start(self, initial: Sequence[int]) -> Tree:
+    """The tree before any token: `initial` fresh rollouts of each prompt, in [1, n]."""
+    counts = [min(max(1, m), self.samples) for m in initial]
+    rollouts = tuple(Rollout(p) for p, m in enumerate(counts) for _ in range(m))
+    return Tree(rollouts, tuple(range(len(rollouts))), 0, (0,) * len(counts))
+
+  def advance(self, tree: Tree, entropy: Sequence[float], asks: Sequence[bool],
+              draw: Callable[[], float]) -> Tree:
+    """One round: a segment for every active rollout has come; who goes on, who is copied.
+
+    entropy: of the segments; asks: whether the segment calls a tool and there is room for the
+    result; draw: the next number in [0, 1). New rollouts stand at the end, copies before fresh
+    starts; a prompt without any active rollout gets one fresh start a round.
+    """
+    every, going = list(tree.rollouts), []
+    gain = {}
+    for slot, i in enumerate(tree.active):
+      old = every[i]
+      first = entropy[slot] if old.first is None else old.first
+      goes = bool(asks[slot]) and old.calls < self.calls
+      every[i] = dataclasses.replace(
+          old, path=(*old.path, tree.segments + slot), first=first, calls=old.calls + goes,
+          limited=bool(asks[slot]) and not goes)
+      gain[i] = entropy[slot] - first
+      if goes:
+        going.append(i)
+    counts = [sum(r.prompt == p for r in every) for p in range(len(tree.streaks))]
+    sources = self._sources(tree, every, going, counts, gain, draw)
+    if self.scope == "path":
+      for i in going:
+        every[i] = dataclasses.replace(every[i], streak=every[i].streak + 1 if i in sources else 0)
+    new = [dataclasses.replace(every[i], first=None) for i in sources]
+    here = {every[i].prompt for i in going}
+    new += [Rollout(p) for p, n in enumerate(counts) if p not in here and n < self.samples]
+    grown = {r.prompt for r in new}
+    streaks = tree.streaks if not new else tuple(
+        c + 1 if p in grown else 0 for p, c in enumerate(tree.streaks))
+    active = (*going, *range(len(every), len(every) + len(new)))
+    return Tree((*every, *new), active, tree.segments + len(tree.active), streaks)
+
+  def _sources(self, tree, every, going, counts, gain, draw) -> list[int]:
+    """The rollout behind every new branch; draws one number a trial, prompts in order."""
+    made: list[int] = []
+    for p in dict.fromkeys(every[i].prompt for i in going):
+      free = self.samples - counts[p]
+      for i in (i for i in going if every[i].prompt == p):
+        streak = tree.streaks[p] if self.scope == "prompt" else every[i].streak
+        trials = min(self.beam - 1, free)
+        hits = sum(self.test(draw(), gain[i], streak, self) for _ in range(trials))
+        made, free = made + [i] * hits, free - hits
+    return made
+
+  def outputs(self, tree: Tree) -> list[Rollout]:
+    """n rollouts of each prompt in order of creation."""
+    own = [[r for r in tree.rollouts if r.prompt == p] for p in range(len(tree.streaks))]
+    return [r for rollouts in own for r in rollouts[:self.samples]]

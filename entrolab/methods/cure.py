@@ -1,0 +1,91 @@
+"""CURE: cut responses at an uncertain token, sample on from there, learn from all as one group.
+
+CURE: Critical-Token-Guided Re-Concatenation for Entropy-Collapse Prevention (arXiv:2508.11016,
+2025). Official code: bytedance/CURE, recipe/CURE_First_Stage/dapo_ray_trainer.py.
+Acts on: rollout.  State: none.
+Differs from the official code: (1) which tokens may be cut at is a table [V] made once, not a
+decoder in the loop; (2) padding is outside the mask, theirs goes by its id; (3) equal entropies
+keep their order. Advantage and loss are DAPO's: `grpo.group_advantage` over the whole group,
+`ppo.clipped_ratio(low=0.2, high=0.28, dual=10.0)`, the token mean; stage 2 is DAPO alone.
+
+A group of n1 + n1 n2 rows: n1 responses to the prompt, then for each of them in order n2
+continuations. A continuation is a row of its own: what was kept belongs to its prompt, its
+log-probabilities are taken in that context, and only new tokens are in its mask.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab.ranks import grouped
+from entrolab.typing import Array, Bool, Float, Int
+
+
+def admissible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
+  """bool [V]: tokens that may be cut at: not special, and over one character without blanks."""
+  allowed = np.array([len(text.strip()) > 1 for text in texts], bool)
+  allowed[list(special)] = False
+  return allowed
+
+
+def candidates(old_entropy: Float[Array, "B T"], tokens: Int[Array, "B T"],
+               mask: Bool[Array, "B T"], allowed: Bool[Array, " V"], *,
+               most: int = 20) -> Int[Array, "B K"]:
+  """The `most` admissible positions of highest entropy in each row, descending, then -1.
+
+  Position 0 is none. old_entropy: nats, at the temperature of the draw; any random numbers in
+  its place choose at random, the paper's ablation.
+  """
+  slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+  able = mask & allowed[tokens] & (slots > 0)
+  order = jnp.argsort(jnp.where(able, -old_entropy, jnp.inf), axis=1, stable=True)
+  kept = jnp.where(jnp.take_along_axis(able, order, axis=1), order, -1)[:, :most]
+  short = max(most - kept.shape[1], 0)
+  return jnp.pad(kept.astype(jnp.int32), ((0, 0), (0, short)), constant_values=-1)
+
+
+def branch_point(choices: Int[Array, "B K"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
+  """One candidate of each row, all alike, by a number in [0, 1); 0 where there is none."""
+  count = (choices >= 0).sum(1, dtype=jnp.int32)
+  at = jnp.minimum(jnp.floor(uniform * count.astype(uniform.dtype)).astype(jnp.int32), count - 1)
+  picked = jnp.take_along_axis(choices, jnp.maximum(at, 0)[:, None], axis=1)[:, 0]
+  return jnp.where(count > 0, picked, 0)
+
+
+def reprompt(prompt: Int[Array, "B L"], prompt_mask: Bool[Array, "B L"], tokens: Int[Array, "B T"],
+             branch: Int[Array, " B"], *, overflow: Literal["move", "skip"] = "move"
+             ) -> tuple[Array, Array, Array]:
+  """(prompt, mask, positions) [B, L] of prompt + tokens[:branch], left padded as before.
+
+  The token at `branch` is sampled anew. What does not fit into L moves the branch forward to
+  L - length, or with "skip" gives the bare prompt. Raises ValueError for another overflow.
+  """
+  if overflow not in ("move", "skip"):
+    raise ValueError(f"reprompt(overflow={overflow!r}); choices: 'move', 'skip'")
+  room = (~prompt_mask).sum(1, dtype=jnp.int32)
+  shift = jnp.minimum(branch, room)
+  if overflow == "skip":
+    shift = jnp.where(branch > room, 0, shift)
+  slots = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None]
+  both = jnp.concatenate([prompt, tokens.astype(prompt.dtype)], axis=1)
+  first = (room - shift)[:, None]
+  return (jnp.take_along_axis(both, slots + shift[:, None], axis=1), slots >= first,
+          jnp.maximum(slots - first, 0))
+
+
+def family(originals: int = 4, branches: int = 3) -> tuple[np.ndarray, np.ndarray]:
+  """(kind, parent) of the rows of a group: kind 0 original, 1 continuation; parent counts in the
+  group and is the row itself for an original."""
+  own = np.arange(originals)
+  kind = np.repeat([0, 1], [originals, originals * branches])
+  return kind, np.concatenate([own, np.repeat(own, branches)])
+
+
+def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:
+  """[P n1, ...] and [P n1 n2, ...], prompts in order, to [P (n1 + n1 n2), ...], groups
+  contiguous."""
+  groups = grouped(original, originals)
+  more = grouped(continued, continued.shape[0] // groups.shape[0])
+  return jnp.concatenate([groups, more], axis=1).reshape(-1, *original.shape[1:])

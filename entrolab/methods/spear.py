@@ -1,0 +1,172 @@
+"""SPEAR: pay for tool calls at first, then imitate one's own good trajectories from a buffer.
+
+Learn the Ropes, Then Trust the Wins: Self-imitation with Progressive Exploration for Agentic
+Reinforcement Learning (arXiv:2509.22601, 2025). Official code: TencentYoutuResearch/SPEAR,
+verl/verl/trainer/ppo/ray_trainer_hybrid.py, verl/recipe/spear/reward.py.
+Acts on: reward, weights, replay, controller.  State: schedules, buffer (host).
+Differs from the official code: (1) rules of its maths tree, whose replay has no covariance bounds
+of its own; here it has those of the agent tree; (2) group means follow the groups, theirs break
+when rows are balanced over devices; (3) rows and groups are left out by weight 0; (4) replayed
+rows may share a step with new ones (`replay_weight`), theirs follow in steps of their own.
+
+The advantage is `grpo.centred_advantage`, dropping by covariance `clip_cov.keep_mask(
+fraction=0.02, lower=1.0, upper=40.0, low=0.2, high=0.28)`, without a dual clip.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import ranks
+from entrolab.control import Controller, State
+from entrolab.typing import Array, Bool, Float, Int, Reward, Weight, real
+
+Rows = dict[str, np.ndarray]
+
+
+def growing(step: Array | float, *, length: float = 200) -> Array:
+  """(1 - cos(pi step / length)) / 2, then 1: the weight of self-imitation."""
+  share = jnp.minimum(jnp.asarray(step, float) / length, 1.0)
+  return (1.0 - jnp.cos(math.pi * share)) / 2.0
+
+
+def fading(step: Array | float, *, length: float = 200) -> Array:
+  """(1 + cos(pi step / length)) / 2, then 0: the weight of the tool reward. Steps count from 1."""
+  return 1.0 - growing(step, length=length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum(Controller):
+  """`tool_weight` falls from 1 to 0 over `tools` rollouts, `sil_weight` grows from 0 to `strength`
+  over `imitation` rollouts. updates: optimiser steps a rollout."""
+  tools: int = 200
+  imitation: int = 200
+  strength: float = 1.0
+  updates: int = 1
+
+  def init(self) -> State:
+    return self._at(jnp.zeros((), float))
+
+  def update(self, state: State, metrics: Mapping[str, Array]) -> State:
+    return self._at(state["curriculum_count"] + 1.0)
+
+  def _at(self, count: Array) -> State:
+    step = jnp.floor(count / self.updates) + 1.0
+    return {"curriculum_count": count, "tool_weight": fading(step, length=self.tools),
+            "sil_weight": self.strength * growing(step, length=self.imitation)}
+
+
+def tool_reward(rewards: Float[Array, " B"], tool_calls: Int[Array, " B"],
+                tool_weight: Float[Array, ""], *, each: float = 0.1, once: bool = False) -> Reward:
+  """R + c min(1, each n), n the messages that call a tool.
+
+  c: `tool_weight`. once: a right answer (R > 0) is paid c for its first call and no more, the
+  variant for Qwen3.
+  """
+  paid = jnp.minimum(1.0, each * real(tool_calls))
+  if once:
+    paid = jnp.where(rewards > 0.0, real(tool_calls > 0), paid)
+  return rewards + (tool_weight.astype(paid.dtype) * paid).astype(rewards.dtype)
+
+
+def usable_rows(usable: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Weight:
+  """0 on rows that are incomplete, overlong, repetitive or unreadable; they still count in the
+  mean reward of their group."""
+  return real(mask & usable[:, None])
+
+
+def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
+                  noise: Float[Array, "B T"], *, size: int, fraction: float = 0.75) -> Weight:
+  """1 on the floor(fraction P) groups whose rewards deviate most, 0 elsewhere; ties by noise."""
+  r = ranks.grouped(rewards, size)
+  spread = jnp.square(r - r.mean(1, keepdims=True)).sum(1, keepdims=True)
+  equal = (r == r[:, :1]).all(1, keepdims=True)  # the mean may round away from its members
+  order = ranks.grouped(noise[:, 0], size).min(1, keepdims=True)
+  spread = jnp.where(equal, 0.0, spread)
+  kept = ranks.top(spread, jnp.ones_like(equal), order, int(fraction * r.shape[0]))
+  return real(mask & jnp.broadcast_to(kept, r.shape).reshape(-1, 1))
+
+
+def replay_weight(replayed: Bool[Array, " B"], sil_weight: Float[Array, ""],
+                  mask: Bool[Array, "B T"]) -> Weight:
+  """`sil_weight` on replayed rows, 1 on new ones."""
+  rows = jnp.where(replayed, sil_weight, jnp.ones_like(sil_weight))
+  return jnp.where(mask, rows[:, None], 0.0)
+
+
+def repeats(tokens: np.ndarray, *, n: int = 20, times: int = 10) -> bool:
+  """Whether some n-gram of one response stands at `times` or more places. Host."""
+  if len(tokens) < n:
+    return False
+  grams = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), n)
+  return bool(np.unique(grams, axis=0, return_counts=True)[1].max() >= times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+  """The buffer of good trajectories, numpy on the host; state in, state out.
+
+  Once more than 1.5 `size` trajectories beat the median of the stored group means, the buffer is
+  replayed and emptied. baseline: most group means before older steps leave; tolerance: steps
+  (at most 10) behind the newest ENTRY after which one leaves; decay: in (0, 1] keeps the first
+  advantage times decay, 0 takes it anew against the median; by_std: divided by the median of the
+  groups' deviations; tools: only trajectories that called a tool are admitted.
+  """
+  size: int = 2048
+  baseline: int = 10_240
+  tolerance: int = 5
+  decay: float = 0.0
+  by_std: bool = False
+  tools: bool = True
+
+  def init(self) -> dict[str, Any]:
+    """No rows; group means and deviations with their steps."""
+    return {"rows": {}, "groups": {"step": np.zeros(0, int), "mean": np.zeros(0),
+                                   "std": np.zeros(0)}}
+
+  def recalibrated(self, state: dict[str, Any]) -> np.ndarray:
+    """A~ [N] = R - median of the group means: what the stored rows are worth today."""
+    rows, groups = state["rows"], state["groups"]
+    if self.decay:
+      return rows["row_adv"] * self.decay
+    adv = rows["rewards"] - np.median(groups["mean"])
+    return adv / (np.median(groups["std"]) + 1e-6) if self.by_std else adv
+
+  def replay(self, state: dict[str, Any],
+             shuffle: Callable[[int], np.ndarray]) -> tuple[Rows | None, dict[str, Any]]:
+    """(rows with A~ > 0 and `row_adv` = A~, the emptied state), or (None, state) when not due.
+
+    Their number is a power of two, at most `size`. shuffle: n -> a permutation of n, such as
+    `np.random.default_rng(seed).permutation`.
+    """
+    adv = self.recalibrated(state) if state["rows"] else np.zeros(0)
+    kept = np.flatnonzero(adv > 0)
+    if len(kept) <= 1.5 * self.size:
+      return None, state
+    power = 1 << (len(kept).bit_length() - 1) if len(kept) > 1 else 0
+    taken = kept[shuffle(len(kept))[:min(power, self.size)]]
+    rows = {k: v[taken] for k, v in state["rows"].items()}
+    return {**rows, "row_adv": adv[taken]}, {**state, "rows": {}}
+
+  def admit(self, state: dict[str, Any], step: int, rows: Rows, *, size: int) -> dict[str, Any]:
+    """The state after this step was trained on: stale rows leave, then its good ones come.
+
+    rows: `rewards`, `row_adv` and `tool_calls` [B], `usable` [B] (any token in the mask), and
+    whatever else is to be stored by row; groups of `size` contiguous.
+    """
+    good = (rows["row_adv"] > 0) & rows["usable"] & ((rows["tool_calls"] > 0) | (not self.tools))
+    new = {**{k: v[good] for k, v in rows.items()}, "step": np.full(good.sum(), step)}
+    old = state["rows"]
+    if old and len(old["step"]):
+      fresh = old["step"].max() - old["step"] <= min(self.tolerance, 10)
+      new = {k: np.concatenate([old[k][fresh], new[k]]) for k in new}
+    groups, r = state["groups"], rows["rewards"].reshape(-1, size)
+    while len(groups["step"]) > self.baseline:
+      later = groups["step"] > groups["step"].min()
+      groups = {k: v[later] for k, v in groups.items()}
+    own = {"step": np.full(len(r), step), "mean": r.mean(1), "std": r.std(1, ddof=int(size > 1))}
+    return {"rows": new, "groups": {k: np.concatenate([groups[k], own[k]]) for k in own}}

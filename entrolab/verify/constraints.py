@@ -1,0 +1,168 @@
+r"""Instructions that can be checked: every one met or not, with partial credit.
+
+A requirement is a mapping of the keys below, those of Light-IF (arXiv:2508.03178), English set;
+`points` adds up the credit of what is met, `right` means that everything is. Bounds come in pairs
+`low_*`, `max_*`; a missing one is -1:
+
+    low > 0, max > low   a range          low = max > 0   exactly
+    low > 0, max < low   at least low     low <= 0 < max  at most max     both <= 0  none at all
+
+    prompt_to_repeat                        the response begins with the prompt          0.1
+    num_highlights                          at least, *so* or _so_                       0.05
+    low_word_cnt, max_word_cnt              words                           0.1, one bound 0.05
+    num_placeholders                        at least, [so]                               0.05
+    num_bullets                             lines that begin with "* ", exactly          0.1
+    low_capital_cnt, max_capital_cnt        words of two or more capitals   0.1, one bound 0.05
+    keywords, keywords_num                  each (low, max) times           0.1, one bound 0.05
+    num_sentences, sentences_style          by . ! ?  0 exactly 0.2; 1 fewer, 2 more     0.05
+    letter, low_letter_num, max_letter_num  one character             0.05, none at all  0.2
+    paragraphs, paragraphs_num              separator, exactly                           0.1
+    end_phrase                              ends with it                                 0.1
+    nth_paragraph, first_word               paragraph n begins with the word             0.1
+
+Counting tells capitals from small letters, and a keyword may stand inside a word. Nothing in a
+response can raise; a requirement that nobody can meet (an unknown separator) is unmet.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from entrolab.verify import Verdict
+
+SEPARATORS = ("\n\n", "\n\n\n", "***")
+KEYS = frozenset(
+    "prompt_to_repeat num_highlights low_word_cnt max_word_cnt num_placeholders num_bullets "
+    "low_capital_cnt max_capital_cnt keywords keywords_num num_sentences sentences_style letter "
+    "low_letter_num max_letter_num paragraphs paragraphs_num end_phrase nth_paragraph first_word"
+    .split())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+  """One instruction: its key, whether the response meets it, what that is worth."""
+  name: str
+  met: bool
+  credit: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+  """points: credit of what is met; right: all of it; total: points + 1 if right."""
+  points: float
+  right: bool
+  checks: tuple[Check, ...] = ()
+
+  @property
+  def total(self) -> float:
+    return self.points + float(self.right)
+
+
+def within(count: int, low: int, high: int) -> bool:
+  """Whether a count keeps its bounds."""
+  if low > 0 and high >= low:
+    return low <= count <= high
+  if low > 0:
+    return count >= low
+  return count <= max(high, 0)
+
+
+def _credit(low: int, high: int) -> float:
+  return 0.1 if 0 < low <= high else 0.05
+
+
+def _pair(require: Mapping[str, Any], name: str) -> tuple[int, int]:
+  return require.get(f"low_{name}", -1), require.get(f"max_{name}", -1)
+
+
+def _parts(text: str, marks: str) -> list[str]:
+  return [part.strip() for part in re.split(marks, text) if part.strip()]
+
+
+def _counts(answer: str, require: Mapping[str, Any]) -> Iterator[Check]:
+  """Words, capitals, keywords, sentences, letters."""
+  low, high = _pair(require, "word_cnt")
+  if low > 0 or high > 0:
+    words = len(re.findall(r"\w+", answer))
+    yield Check("word_cnt", within(words, low, high), _credit(low, high))
+  if require.keys() & {"low_capital_cnt", "max_capital_cnt"}:
+    low, high = _pair(require, "capital_cnt")
+    capitals = sum(len(w) > 1 and w.isupper() for w in re.findall(r"\w+", answer))
+    yield Check("capital_cnt", within(capitals, low, high), _credit(low, high))
+  words, bounds = require.get("keywords", ()), require.get("keywords_num", ())
+  for word, (low, high) in zip(words, bounds, strict=True):
+    found = answer.count(word) if word else -1
+    yield Check(f"keyword {word!r}", found >= 0 and within(found, low, high), _credit(low, high))
+  if require.get("num_sentences", 0) > 0:
+    goal, found = require["num_sentences"], len(_parts(answer, "[.!?]+"))
+    style = require.get("sentences_style", 0)
+    met = {0: found == goal, 1: found < goal, 2: found > goal}.get(style, False)
+    yield Check("num_sentences", met, 0.05 if style else 0.2)
+  if "letter" in require:
+    low, high = _pair(require, "letter_num")
+    found = answer.count(require["letter"]) if require["letter"] else -1
+    yield Check("letter", found >= 0 and within(found, low, high),
+                0.2 if max(low, high) <= 0 else 0.05)
+
+
+def _format(answer: str, require: Mapping[str, Any], prompt: str) -> Iterator[Check]:
+  """Repetition of the prompt, marks, bullets, paragraphs, beginnings and endings."""
+  if require.get("prompt_to_repeat"):
+    yield Check("prompt_to_repeat", answer.startswith(prompt.strip()), 0.1)
+  marks = (("num_highlights", r"\*[^*\n]+\*|_[^_\n]+_"), ("num_placeholders", r"\[[^\[\]]*\]"))
+  for name, pattern in marks:
+    if require.get(name, 0) > 0:
+      yield Check(name, len(re.findall(pattern, answer)) >= require[name], 0.05)
+  if require.get("num_bullets", 0) > 0:
+    bullets = sum(line.lstrip().startswith("* ") for line in answer.splitlines())
+    yield Check("num_bullets", bullets == require["num_bullets"], 0.1)
+  separator = require.get("paragraphs", SEPARATORS[0])
+  known = separator in SEPARATORS
+  paragraphs = _parts(answer, re.escape(separator)) if known else []
+  if require.get("paragraphs_num", 0) > 0:
+    yield Check("paragraphs_num", len(paragraphs) == require["paragraphs_num"], 0.1)
+  if require.get("end_phrase"):
+    yield Check("end_phrase", answer.endswith(require["end_phrase"].strip()), 0.1)
+  if require.get("first_word"):
+    n = require.get("nth_paragraph", 1)
+    own = paragraphs[n - 1] if 0 < n <= len(paragraphs) else ""
+    yield Check("first_word", own.startswith(require["first_word"]), 0.1)
+
+
+def score(answer: str, require: Mapping[str, Any], *, prompt: str = "") -> Score:
+  """What an answer is worth. Raises ValueError for an unknown key, or keywords without bounds."""
+  unknown = sorted(require.keys() - KEYS)
+  if unknown:
+    raise ValueError(f"requirement {unknown[0]!r}; choices: {', '.join(sorted(KEYS))}")
+  answer = answer.strip()
+  checks = (*_format(answer, require, prompt), *_counts(answer, require))
+  return Score(sum(c.credit for c in checks if c.met), all(c.met for c in checks), checks)
+
+
+def answer_of(text: str) -> str | None:
+  """What follows the last </think>; None where there is none."""
+  _, mark, answer = text.rpartition("</think>")
+  return answer.strip() if mark else None
+
+
+def verify(texts: Sequence[str], requires: Sequence[Mapping[str, Any]],
+           prompts: Sequence[str]) -> list[tuple[Verdict, Score]]:
+  """A verdict (right when everything is met) and the score of each response.
+
+  A response that does not end its reasoning is wrong and worth nothing. Raises ValueError when
+  lengths differ, and as `score`.
+  """
+  if not len(texts) == len(requires) == len(prompts):
+    raise ValueError(f"{len(texts)} texts, {len(requires)} requirements, {len(prompts)} prompts")
+  out = []
+  for text, require, prompt in zip(texts, requires, prompts, strict=True):
+    answer = answer_of(text)
+    if answer is None:
+      out.append((Verdict("wrong", "no </think>"), Score(0.0, False)))
+      continue
+    worth = score(answer, require, prompt=prompt)
+    unmet = ", ".join(c.name for c in worth.checks if not c.met)
+    out.append((Verdict("right" if worth.right else "wrong", f"unmet: {unmet}" if unmet else
+                        f"{len(worth.checks)} met"), worth))
+  return out
