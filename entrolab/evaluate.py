@@ -5,7 +5,7 @@ differ by the policy alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,13 +52,14 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
   return mean, mean - half, mean + half
 
 
-def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int]) -> dict[str, float]:
+def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
+            key_of: Callable[[str], str | None] = vote.key) -> dict[str, float]:
   """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones."""
   count = right.shape[1]
   found: dict[str, np.ndarray] = {f"pass@{k}": pass_at_k(right, k) for k in ks}
   rows = [texts[at:at + count] for at in range(0, len(texts), count)]
   found[f"maj@{count}"] = np.asarray([
-      majority_right([vote.key(t) for t in row], list(r)) for row, r in zip(rows, right,
+      majority_right([key_of(t) for t in row], list(r)) for row, r in zip(rows, right,
                                                                            strict=True)])
   found["distinct"] = np.asarray([len({t for t, ok in zip(row, r, strict=True) if ok})
                                   for row, r in zip(rows, right, strict=True)], float)
@@ -93,7 +94,7 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
     greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
   matrix = np.asarray(right).reshape(-1, e.samples)
   mean, low, high = interval(np.asarray(greedy, float))
-  out = metrics(matrix, texts, e.ks)
+  out = metrics(matrix, texts, e.ks, sampler.key_of)
   out |= {f"eval/avg@{e.samples}": float(matrix.mean()), "eval/greedy": mean,
           "eval/greedy_low": low, "eval/greedy_high": high,
           "eval/entropy": entropy / max(tokens, 1), "eval/unknown": unknown / len(right),

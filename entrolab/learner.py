@@ -83,7 +83,7 @@ class Learner:
     self.step = jax.jit(self._step, donate_argnums=0)
     self.score = jax.jit(self._score, static_argnums=2)
     self.begin = jax.jit(self._begin)
-    self.prepare = jax.jit(self.objective.prepare)
+    self.prepare = jax.jit(self._prepare)
     self.observe = jax.jit(self._observe)
     self.account = jax.jit(self._account)
     self.select = jax.jit(self._select)
@@ -126,6 +126,11 @@ class Learner:
     scored = self.objective.score({**batch.columns(), **state.control, **live})
     control = controls.begin(self.objective.control, state.control, self.objective.means(scored))
     return dataclasses.replace(state, control=control)
+
+  def _prepare(self, batch: Batch, state: State) -> Batch:
+    """Rewards and advantages of a whole rollout."""
+    batch = self.objective.prepare(self._noised(batch, state.step), state.control)
+    return batch.replace(noise=None)  # every update draws its own
 
   def _noised(self, batch: Batch, step: Array) -> Batch:
     """With the numbers that break ties, where a term reads them."""

@@ -9,6 +9,7 @@ tokenizer's own end. Tasks that are read from files are in `data`.
 import dataclasses
 import functools
 import operator
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -99,6 +100,7 @@ class Countdown:
   fixed: int = 0
   max_prompt: int = 10
   stop: tuple[str, ...] = ()
+  think_end: str = ","  # the first step is what others would call thinking
 
   def __post_init__(self) -> None:
     if not 2 <= self.smallest <= self.largest or not 1 <= self.highest <= 99:
@@ -135,6 +137,10 @@ class Countdown:
     numbers, target = example.prompt.removesuffix(":").split(">")
     return [int(n) for n in numbers.split(",")], int(target)
 
+  def key(self, text: str) -> str | None:
+    """What a vote compares: the whole chain, since every right one ends in the target."""
+    return text or None
+
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """Exact: every step is checked, every number is used once, the last result is the target."""
     return [countdown.check_steps(text, *self.problem(example))
@@ -152,6 +158,39 @@ def _distinct(task: Countdown, seed: int) -> tuple[Example, ...]:
       return tuple(found.values())
   raise ValueError(f"{task!r}: only {len(found)} distinct training problems found; ask for fewer, "
                    "or for more or higher numbers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+  """Training on copies of a few problems of another task, each copy a group of its own; evaluation
+  is the other task's. indices: which problems; copies: of each, at least the prompts of a step
+  over their number."""
+  task: Countdown = Countdown()
+  indices: tuple[int, ...] = (0,)
+  copies: int = 64
+  max_prompt: int = 10
+  stop: tuple[str, ...] = ()
+  think_end: str = ","
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """copies x len(indices) rows that differ by their id, hence by the noise of their samples."""
+    source = self.task.examples(split, seed)
+    if part_of(split):
+      return source
+    make = lambda i: dataclasses.replace(source[self.indices[i % len(self.indices)]], id=i)
+    return Lazy(self.copies * len(self.indices), make, f"{self!r}.examples({split!r}, {seed})")
+
+  def prompt(self, example: Example, tokenizer) -> list[int]:
+    """As the other task."""
+    return self.task.prompt(example, tokenizer)
+
+  def key(self, text: str) -> str | None:
+    """As the other task."""
+    return self.task.key(text)
+
+  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """As the other task."""
+    return self.task.verify(texts, examples)
 
 
 Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4", "add2",
@@ -205,6 +244,11 @@ class Arithmetic:
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the solved lines and the question."""
     return tokenizer.encode(example.prompt)
+
+  def key(self, text: str) -> str | None:
+    """What a vote compares: the first integer."""
+    found = re.search(r"-?\d+", text)
+    return found[0] if found else None
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """The first integer of the response is the answer's."""

@@ -42,7 +42,8 @@ class Lab:
     rows = s.prompts // experiment.training.updates * s.samples // experiment.training.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     self.learner = Learner(experiment, self.config, self.mesh)
-    self.sampler = plain.Sampler(self.learner.config, self.tokenizer, experiment.task, self.mesh)
+    self.sampler = plain.Sampler(self.learner.config, self.tokenizer, experiment.task, self.mesh,
+                                 experiment.objective.extra)
     self.key = jax.random.key(experiment.seed)
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
@@ -83,7 +84,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
     batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
   if learner.reads_reference:
     batch = batch.replace(ref_logp=learner.score(state.reference, batch, ("logp",))["logp"])
-  batch = learner.prepare(batch, state.control)
+  batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch)
   metrics = learner.observe(before, batch, sampled)
@@ -265,15 +266,12 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
       progress.step += 1
       progress.tokens += metrics["rollout/sampled_tokens"]
       progress.failed = 0 if metrics["train/applied"] == 1.0 else progress.failed + 1
-      shapes = (len(sampler.TRACES), lab.learner.traces)
-      warm = warm or shapes
-      metrics["rollout/recompilations"] = shapes[0] - warm[0]
-      metrics["train/recompilations"] = shapes[1] - warm[1]
+      warm = recompiled(lab, metrics, warm)
       alarms(progress, rollout, metrics)
       every = experiment.evaluation.every
       if every and progress.step % every == 0 and progress.step < steps:
         metrics |= lab.evaluate(state.params)
-        warm = (len(sampler.TRACES), lab.learner.traces)
+        warm = None  # an evaluation has shapes of its own
       out.write(progress.step, measured(metrics))
       print(log.line(progress.step, steps, metrics,
                      (time.time() - start) * (steps - progress.step)), flush=True)
@@ -295,6 +293,15 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
   print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems\n"
         f"  {log.verdict(progress.before, after, experiment.evaluation.ks)}", flush=True)
   return {"before": progress.before, "after": after, "finished": True}
+
+
+def recompiled(lab: Lab, metrics: dict[str, Any], warm: tuple[int, int] | None) -> tuple[int, int]:
+  """Counts compilations of sampler and step since `warm`, the counts after the first step."""
+  now = (len(sampler.TRACES), lab.learner.traces)
+  warm = warm or now
+  metrics["rollout/recompilations"], metrics["train/recompilations"] = (
+      n - w for n, w in zip(now, warm, strict=True))
+  return warm
 
 
 def alarms(progress: Progress, rollout: plain.Rollout, metrics: dict[str, Any]) -> None:

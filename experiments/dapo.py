@@ -16,13 +16,16 @@ from entrolab.objective import Objective, term
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, high: float = 0.28,
                refills: int = 2) -> Experiment:
-  """The penalty begins at four fifths of the longest response."""
+  """Responses may be a quarter longer than the preset's, as the paper's 20480 to 16384: the penalty
+  falls on that quarter alone."""
   base = presets.get(preset)
-  longest = base.sampling.longest
-  overlong = term(dapo.overlong, longest=longest, buffer=max(longest // 5, 1))
+  buffer = max(base.sampling.longest // 4, 1)
+  longest = base.sampling.longest + buffer
+  overlong = term(dapo.overlong, longest=longest, buffer=buffer)
   objective = Objective(reward=(term(grpo.outcome), overlong),
                         advantage=term(grpo.group_advantage, size=base.samples),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=high, dual=10.0),
                         weights=(term(dapo.has_signal, size=base.samples),),
                         aggregate=term(aggregate.selected_mean))
-  return base.experiment("dapo", objective, seed=seed, steps=steps, sampling=dict(refills=refills))
+  return base.experiment("dapo", objective, seed=seed, steps=steps,
+                         sampling=dict(refills=refills, longest=longest))

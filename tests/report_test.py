@@ -23,7 +23,8 @@ def make(folder, steps=14, text="3*5", **extra):
   rows.append({"step": steps, **evals})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   row = {"step": 1, "prompt": text, "answer": text, "tokens": [text, "</code>"], "ids": [1, 2],
-         "entropy": [0.1, 2.0], "logp": [-0.1, -1.0], "verdict": "right", "why": text, "reward": 1.0}
+         "entropy": [0.1, 2.0], "logp": [-0.1, -1.0], "verdict": "right", "why": text,
+         "reward": 1.0}
   (folder / "samples" / "step_000001.jsonl").write_text(json.dumps(row) + "\n")
   return folder
 

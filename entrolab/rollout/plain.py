@@ -16,7 +16,7 @@ from entrolab.models.transformer import Config
 from entrolab.objective import Batch
 from entrolab.rollout import sampler
 from entrolab.tasks import Example
-from entrolab.verify import Verdict, codes
+from entrolab.verify import Verdict, codes, vote
 
 Draw = Callable[[], Sequence[Example]]  # the next prompts of this step's data
 
@@ -51,11 +51,20 @@ def _assemble(out, prompt, mask, keys, verdict, samples, on_rows):
 
 
 class Sampler:
-  """Sampling for one model, task and mesh: prompts in, verified rows out."""
+  """Sampling for one model, task and mesh: prompts in, verified rows out.
 
-  def __init__(self, config: Config, tokenizer: Any, task: Any, mesh: jax.sharding.Mesh):
+  extra: further columns, of those in FILLS. Raises TypeError for another one.
+  """
+
+  def __init__(self, config: Config, tokenizer: Any, task: Any, mesh: jax.sharding.Mesh,
+               extra: Sequence[str] = ()):
     self.config, self.tokenizer, self.task, self.mesh = config, tokenizer, task, mesh
     self.stop = np.asarray(data.stop_ids(task, tokenizer), np.int32)
+    self.key_of = getattr(task, "key", vote.key)  # what answers are compared by in a vote
+    self.extra = {name: FILLS[name] for name in extra if name in FILLS}
+    for name in extra:
+      if name not in FILLS:
+        raise TypeError(f"the rollout fills no column {name!r}; choices: {', '.join(FILLS)}")
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
@@ -78,6 +87,8 @@ class Sampler:
     seconds = time.perf_counter() - begin
     verdict = place(np.asarray(codes(verdicts), np.int32))
     batch = _assemble(out, prompt, mask, keys, verdict, samples, sharding.rows(self.mesh))
+    batch = batch.replace(**{name: place(fill(self, texts, out, samples))
+                             for name, fill in self.extra.items()})
     return Rollout(batch, rows, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
                    verify_seconds=seconds)
 
@@ -85,6 +96,29 @@ class Sampler:
     """The responses as text, stop tokens left out where the tokenizer does."""
     tokens, mask = sharding.local((out.tokens, out.mask))
     return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]
+
+
+def cluster(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndarray:
+  """int32 [B]: rows of a group with equal answers have equal ids; -1 without an answer."""
+  del out
+  ids = []
+  for at in range(0, len(texts), samples):
+    classes = vote.cluster([sampler.key_of(text) for text in texts[at:at + samples]])
+    ids += [-1 if c is None else c for c in classes]
+  return np.asarray(ids, np.int32)
+
+
+def think_end(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndarray:
+  """int32 [B]: position of the first token that ends the thinking (task.think_end); -1 without."""
+  del texts, samples
+  end = getattr(sampler.task, "think_end", "</think>")
+  tokens, mask = sharding.local((out.tokens, out.mask))
+  pieces = {t: sampler.tokenizer.decode([int(t)]) for t in np.unique(tokens)}
+  ends = np.asarray([[end in pieces[t] for t in row] for row in tokens]) & mask
+  return np.where(ends.any(1), ends.argmax(1), -1).astype(np.int32)
+
+
+FILLS = {"cluster": cluster, "think_end": think_end}
 
 
 def with_signal(rollout: Rollout, samples: int) -> np.ndarray:

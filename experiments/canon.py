@@ -1,0 +1,35 @@
+"""CANON: halves of each group by entropy, compared with each other (mu = 1) or within (mu = 0).
+
+arXiv:2509.23962, equations 5 and 8.  A = mu A_inter + (1 - mu) A_intra, no deviation, token sums
+divided by the longest response.
+
+  python -m entrolab.main --config=experiments/canon.py:mu=0.0
+  python -m entrolab.main --config=experiments/canon.py:schedule=accuracy
+
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import canon, grpo, ppo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, metric: str = "entropy",
+               mu: float = 1.0, alpha: float = 1.0, schedule: str = "none") -> Experiment:
+  """metric: entropy or length; schedule: none, accuracy, cosine or reverse (of the mix)."""
+  base = presets.get(preset)
+  knobs = dict(size=base.samples, divisor=float(base.sampling.longest))
+  choices = {"none": term({"entropy": canon.by_entropy, "length": canon.by_length}[metric],
+                          mu=mu, alpha=alpha, **knobs),
+             "accuracy": term(canon.by_accuracy, **knobs),
+             "cosine": term(canon.scheduled, **knobs), "reverse": term(canon.scheduled, **knobs)}
+  if schedule not in choices:
+    raise ValueError(f"schedule={schedule!r}; choices: {', '.join(choices)}")
+  moving = schedule in ("cosine", "reverse")
+  control = (canon.Cosine(base.training.updates, schedule == "reverse"),) if moving else ()
+  objective = Objective(
+      reward=term(grpo.outcome), advantage=choices[schedule], control=control,
+      surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=3.0),
+      aggregate=term(aggregate.sequence_sum))
+  return base.experiment("canon", objective, seed=seed, steps=steps)

@@ -1,0 +1,25 @@
+"""EMPO: no labels; a response earns the share of its group that gives the same answer.
+
+arXiv:2504.05812, equations 6 and 7.  r = |class| / G inside the gate low < H < high; GSPO.
+
+  python -m entrolab.main --config=experiments/empo.py:high=1.9
+
+In countdown an answer is the whole chain: the vote sharpens the policy on what it says most often.
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import empo, grpo, gspo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float = -1.0,
+               high: float = 1e9) -> Experiment:
+  """low, high: nats of semantic entropy between which a group is used; the defaults use all."""
+  base = presets.get(preset)
+  objective = Objective(
+      reward=term(empo.class_share, size=base.samples, low=low, high=high), extra=("cluster",),
+      advantage=term(grpo.group_advantage, size=base.samples),
+      surrogate=term(gspo.clipped_sequence), aggregate=term(aggregate.row_mean))
+  return base.experiment("empo", objective, seed=seed, steps=steps)

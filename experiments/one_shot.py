@@ -1,0 +1,29 @@
+"""One-shot RLVR: every prompt of every step is the same problem; evaluation is on all of them.
+
+arXiv:2504.20571.  loss = c_pg PG - c_ent H + c_kl k3, one update a rollout, AdamW 5e-5 here.
+
+  python -m entrolab.main --config=experiments/one_shot.py:index=7
+  python -m entrolab.main --config=experiments/one_shot.py:pg=0.0,kl_coef=0.0,entropy=0.01
+
+The second line is training on the entropy loss alone.
+Expect: FIGURES
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment
+from entrolab.methods import bonus, grpo, kl, one_shot
+from entrolab.objective import Objective, term
+from entrolab.tasks import Copies
+
+
+def get_config(*, seed: int = 0, steps: int = 0, index: int = 0, pg: float = 1.0,
+               entropy: float = 1e-3, kl_coef: float = 1e-3) -> Experiment:
+  """index of the problem among the training problems of this seed."""
+  base = presets.get("tiny")
+  objective = Objective(reward=term(grpo.outcome),
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(one_shot.policy_loss, coefficient=pg),
+                        penalties=((entropy, term(bonus.negative_entropy)),
+                                   (kl_coef, term(kl.k3))))
+  return base.experiment("one_shot", objective, seed=seed, steps=steps,
+                         task=Copies(indices=(index,)), training=dict(updates=1))

@@ -1,0 +1,24 @@
+"""PEAR: right answers lose reward for entropy in their thinking beyond that of their answer.
+
+arXiv:2510.08026.  r = min(1, 1 - max(0, H_think - alpha H_answer)) if right, else 0; GRPO.
+
+  python -m entrolab.main --config=experiments/pear.py:alpha=0.5
+
+In countdown the first step stands for the thinking, what follows for the answer.
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, pear, ppo
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               alpha: float = 1.0) -> Experiment:
+  """alpha: coefficient of the answer's entropy."""
+  base = presets.get(preset)
+  objective = Objective(reward=term(pear.phase_reward, alpha=alpha), extra=("think_end",),
+                        advantage=term(grpo.group_advantage, size=base.samples),
+                        surrogate=term(ppo.clipped_ratio), aggregate=term(aggregate.sequence_mean))
+  return base.experiment("pear", objective, seed=seed, steps=steps)

@@ -1,0 +1,29 @@
+"""SPINE: TTRL's reward, learned at forking tokens alone, whose entropy is held in a band.
+
+arXiv:2511.17938.  loss = mean over the top 20 % of tokens of [ppo + 0.01 k3 + band].
+
+  python -m entrolab.main --config=experiments/spine.py:fraction=0.2
+
+`labels=true` pays for right answers instead of the majority's.
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, kl, ppo, spine, ttrl
+from entrolab.objective import Objective, Penalty, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.2,
+               beta: float = 0.01, band: float = 0.1, labels: bool = False) -> Experiment:
+  """fraction of a response's tokens that fork; beta: of the KL; band: of both its sides."""
+  base = presets.get(preset)
+  fork = term(spine.fork_mask, fraction=fraction)
+  hinges = term(spine.band_penalty, fraction=fraction, above=band, under=band)
+  reward = term(grpo.outcome) if labels else term(ttrl.agreement, size=base.samples)
+  objective = Objective(
+      reward=reward, extra=() if labels else ("cluster",),
+      advantage=term(grpo.group_advantage, size=base.samples),
+      surrogate=term(ppo.clipped_ratio), weights=(fork,), aggregate=term(aggregate.selected_mean),
+      penalties=(Penalty(beta, term(kl.k3), weight=fork), Penalty(1.0, hinges, weight=fork)))
+  return base.experiment("spine", objective, seed=seed, steps=steps)

@@ -1,0 +1,31 @@
+"""T1: RLOO on hot samples, an entropy bonus, the KL to a moving anchor in the reward.
+
+arXiv:2501.11651.  R = r' - beta (KL - mean KL), r' = -1 for a broken output; A = R less the mean R
+of the other samples of the prompt; loss = mean_t [-A log pi] - alpha mean_t H; anchor <- decay
+anchor + (1 - decay) policy after every update.
+
+  python -m entrolab.main --config=experiments/t1.py:alpha=0.003
+
+The paper samples 64 responses a prompt at a temperature of 1.2; `samples` sets their number.
+Expect: FIGURES
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment, Reference
+from entrolab.methods import bonus, grpo, ppo, rloo, t1
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, samples: int = 0,
+               temperature: float = 1.2, alpha: float = 1e-3, beta: float = 2e-4,
+               decay: float = 0.99) -> Experiment:
+  """samples: K a prompt, 0 for the preset's; alpha: nats; decay: of the anchor, an update."""
+  base = presets.get(preset)
+  size = samples or base.samples
+  objective = Objective(
+      reward=(term(grpo.outcome), term(t1.broken_output), term(t1.kl_in_reward, beta=beta)),
+      advantage=term(rloo.leave_one_out, size=size, alone=0.0), surrogate=term(ppo.plain_ratio),
+      penalties=((alpha, term(bonus.negative_entropy)),))
+  return base.experiment("t1", objective, seed=seed, steps=steps,
+                         reference=Reference(rule="ema", decay=decay),
+                         sampling=dict(samples=size, temperature=temperature))
