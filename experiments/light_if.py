@@ -1,7 +1,7 @@
 """Light-IF's TEA: an entropy term that weighs tokens by the covariance of advantage and log-prob.
 
-arXiv:2508.03178.  loss = mean_t [ppo + 0.001 k3] - beta mean_t w H, w = min(10 softmax_t(cov), 5) in
-each response, cov = (A - mean A)(log pi - mean log pi), without gradient. Clip [0, 2], dual 10.
+arXiv:2508.03178.  loss = mean_t [ppo + 0.001 k3] - beta mean_t w H, w = min(10 softmax_t(cov), 5)
+in each response, cov = (A - mean A)(log pi - mean log pi), without gradient. Clip [0, 2], dual 10.
 
   python -m entrolab.main --config=experiments/light_if.py:beta=0.03
 

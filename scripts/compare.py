@@ -2,8 +2,8 @@
 
   python scripts/compare.py RUN [RUN ...] [--write README.md] [--html]
 
-The interval is Student's over seeds; a single seed has none. Before is the mean over all runs, whose
-first evaluation asks one policy the problems of each seed.
+The interval is Student's over seeds; a single seed has none. Before is the mean over all runs,
+whose first evaluation asks one policy the problems of each seed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def table(runs: list[report.Run]) -> str:
     raise ValueError("at most ten seeds a method")
   reward = lambda run: float(np.mean(run.series("reward/right")[1][-10:]))
   head = ["method", "seeds", *COLUMNS, "training reward, last 10 steps"]
-  rows = [["before", "", *(cell([np.mean([r.evals[0][m] for r in runs])]) for m in
+  rows = [["before", "", *(cell([float(np.mean([r.evals[0][m] for r in runs]))]) for m in
                            COLUMNS.values()), ""]]
   for name, members in groups.items():
     rows.append([f"`{name}`", str(len(members)),

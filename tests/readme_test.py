@@ -19,6 +19,13 @@ def test_the_table_of_methods_is_up_to_date():
   assert done.returncode == 0, done.stderr
 
 
+def test_the_table_of_differences_is_up_to_date():
+  done = subprocess.run([sys.executable, "scripts/methods_table.py", "--differences"], cwd=ROOT,
+                        capture_output=True, text=True, check=True)
+  assert done.stdout == (ROOT / "docs/papers_against_code.md").read_text()
+  assert done.stdout.count("\n| `") >= 60
+
+
 def test_files_that_it_names_are_there():
   for path in re.findall(r"(?:experiments|scripts|tests|entrolab|docs)/[\w/]+\.(?:py|png|md)",
                          README):

@@ -21,11 +21,11 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 STYLE: Any = {
-         "svg.hashsalt": "entrolab", "svg.fonttype": "none", "font.size": 10, "axes.grid": True,
-         "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-         "grid.alpha": 0.25, "grid.linewidth": 0.6, "figure.facecolor": "none",
-         "axes.facecolor": "none", "savefig.facecolor": "none", "axes.titlelocation": "left",
-         "axes.titlesize": 11, "axes.titleweight": "bold", "lines.linewidth": 1.8}
+    "svg.hashsalt": "entrolab", "svg.fonttype": "none", "font.size": 10, "axes.grid": True,
+    "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
+    "grid.alpha": 0.25, "grid.linewidth": 0.6, "figure.facecolor": "none", "axes.facecolor":
+    "none", "savefig.facecolor": "none", "axes.titlelocation": "left", "axes.titlesize": 11,
+    "axes.titleweight": "bold", "lines.linewidth": 1.8}
 
 
 class Run:

@@ -19,7 +19,8 @@ def golden(case):
     case.compare("intra_weight_cosine", canon.cosine_weight(steps))
     case.compare("intra_weight_cosine_r", canon.cosine_weight(steps, reverse=True))
     return
-  config, logits, mask, rewards = case.config, case["logits"], case["response_mask"], case["rewards"]
+  config, logits, mask = case.config, case["logits"], case["response_mask"]
+  rewards = case["rewards"]
   entropy = case.live(logits)["entropy"]
   kind = config["metric"]
   metric = (jnp.asarray(mask, float).sum(1) if kind == "length"
