@@ -48,7 +48,8 @@ def differences() -> str:
   lines = ["# Papers against their code", "",
            "Where a paper, its official code and this project disagree: one row a difference, as",
            "the header of the method states it. Keywords in code type select the sides;",
-           "`scope=\"micro\"` of `Objective` scores each micro-batch alone, as most official code does. Made by",
+           "`scope=\"micro\"` of `Objective` scores each micro-batch alone, as most official code",
+           "does. Made by",
            "`python scripts/methods_table.py --differences`.", "",
            "| method | difference |", "|---|---|"]
   for path in sorted((ROOT / "entrolab/methods").glob("*.py")):

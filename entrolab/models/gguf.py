@@ -60,7 +60,9 @@ def read_config(facts: _Facts, tied: bool) -> Config:
   kind = facts("general.architecture", str)
   if kind not in ARCHITECTURES:
     raise ValueError(f"{facts.path}: architecture {kind!r}; known: {', '.join(ARCHITECTURES)}")
-  get = lambda key, default=None, types=int: facts(f"{kind}.{key}", types, default)
+  def get(key: str, default: Any = None, types: Any = int) -> Any:
+    return facts(f"{kind}.{key}", types, default)
+
   for key in facts.fields:
     off = key.startswith(f"{kind}.rope.scaling") and facts.fields[key].contents() not in ("none", 1)
     if off or key.startswith((f"{kind}.expert", f"{kind}.attention.sliding_window")):
@@ -161,7 +163,7 @@ def _bpe(tokens: list[str], merges: list[str], types: list[int], pre: str):
   from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
   from tokenizers import Tokenizer as Fast
   fast = Fast(models.BPE(vocab={token: at for at, token in enumerate(tokens)},
-                         merges=[tuple(merge.split(" ")) for merge in merges]))
+                         merges=[(a, b) for a, b in (merge.split(" ") for merge in merges)]))
   if pre == "smollm":
     first = pre_tokenizers.Digits(individual_digits=True)
     then = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -187,7 +187,8 @@ def _stored(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stor
         raise ValueError(f"{path}: {key} is {head.get_dtype()}; known: {', '.join(DTYPES)}")
       found[key] = Stored(f"{path}: {key}", tuple(head.get_shape()),
                           lambda file=file, key=key: file.get_tensor(key))
-  lost = sorted((listed or {}).keys() - found.keys())
+  listed = listed or {}
+  lost = sorted(listed.keys() - found.keys())
   if lost:
     raise ValueError(f"{folder / listed[lost[0]]}: no tensor {lost[0]}, which {INDEX} puts there")
   return found
