@@ -22,7 +22,7 @@ def call(*args, cwd=ROOT, timeout=300):
 
 @pytest.mark.parametrize("args, said", [
     ((), "--config is needed; choices here: experiments/"),
-    (("--config=experiments/sirne.py",), "did you mean 'experiments/siren.py'"),
+    (("--config=experiments/sirenn.py",), "did you mean 'experiments/siren.py'"),
     (("--config=experiments/siren.py:beat=1",), "unknown knob 'beat'; did you mean 'beta'"),
     (("--config=experiments/siren.py", "--set", "training.lrr=1"), "did you mean 'lr'"),
     (("--config=experiments/siren.py", "--wrokdir=x"), "workdir"),
