@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from entrolab.objective import Objective
+from entrolab.rollout.plain import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run, whole. Raises ValueError where its numbers do not fit together."""
+  """A run, whole; rollout is a strategy. Raises ValueError where its numbers do not fit together."""
   name: str
   objective: Objective
   model: Any
   task: Any
   sampling: Sampling = Sampling()
+  rollout: Any = Plain()
   training: Training = Training()
   evaluation: Evaluation = Evaluation()
   saving: Saving = Saving()

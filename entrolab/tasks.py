@@ -101,6 +101,7 @@ class Countdown:
   max_prompt: int = 10
   stop: tuple[str, ...] = ()
   think_end: str = ","  # the first step is what others would call thinking
+  step_end: str = ","
 
   def __post_init__(self) -> None:
     if not 2 <= self.smallest <= self.largest or not 1 <= self.highest <= 99:
@@ -171,6 +172,7 @@ class Copies:
   max_prompt: int = 10
   stop: tuple[str, ...] = ()
   think_end: str = ","
+  step_end: str = ","
 
   def examples(self, split: str, seed: int) -> Lazy:
     """copies x len(indices) rows that differ by their id, hence by the noise of their samples."""

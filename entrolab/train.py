@@ -42,8 +42,11 @@ class Lab:
     rows = s.prompts // experiment.training.updates * s.samples // experiment.training.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     self.learner = Learner(experiment, self.config, self.mesh)
-    self.sampler = plain.Sampler(self.learner.config, self.tokenizer, experiment.task, self.mesh,
-                                 experiment.objective.extra)
+    objective, made = experiment.objective, experiment.rollout.columns
+    wanted = (*objective.extra, *(("phase",) if "phase" in objective.reads else ()))
+    self.sampler = experiment.rollout.engine(
+        self.learner.config, self.tokenizer, experiment.task, self.mesh,
+        [name for name in wanted if name not in made])
     self.key = jax.random.key(experiment.seed)
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
@@ -52,13 +55,13 @@ class Lab:
     self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
     self.problems = self.problems[rank::count]
 
-  def rollout(self, params: Any, step: int) -> plain.Rollout:
-    """The verified rows of one step, refilled where the experiment asks for it."""
+  def rollout(self, state: State, step: int) -> plain.Rollout:
+    """The verified rows of one step, by the strategy of the experiment."""
     s = self.experiment.sampling
-    sample = lambda examples: self.sampler.rollout(
-        params, examples, self.key, step, samples=s.samples, longest=s.longest,
-        temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
-    return plain.filled(sample, lambda: next(self.data), s.samples, s.refills)
+    knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
+                 top_k=s.top_k)
+    return self.experiment.rollout(self.sampler, plain.Request(
+        state.params, lambda: next(self.data), self.key, step, state.control, knobs, s.refills))
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """eval/* on the held-out problems."""
@@ -74,7 +77,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   """One rollout and its updates: (state, rollout, metrics)."""
   experiment, learner = lab.experiment, lab.learner
   t, clock = experiment.training, Clock()
-  rollout = lab.rollout(state.params, step)
+  rollout = lab.rollout(state, step)
   batch = rollout.batch
   jax.block_until_ready(batch.tokens)
   clock.lap("rollout")

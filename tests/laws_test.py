@@ -41,9 +41,11 @@ def run(objective, columns, logits, *, micro=1, dtype=None):
   return metrics["train/loss"], grads
 
 
+compiled = jax.jit(run, static_argnums=0, static_argnames=("micro", "dtype"))
+
+
 def jitted(fn, columns, logits, **more):
-  objective = probe.objective(fn)
-  return jax.jit(lambda c, z: run(objective, c, z, **more))(columns, logits)
+  return compiled(probe.objective(fn), columns, logits, **more)
 
 
 def close(got, want, tolerance=2e-6):

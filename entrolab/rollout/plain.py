@@ -4,8 +4,8 @@ times."""
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,22 @@ def _assemble(out, prompt, mask, keys, verdict, samples, on_rows):
                 row=jax.random.key_data(keys), finished=out.finished, old_logp=out.logp,
                 old_entropy=out.entropy, sampled_logp=out.sampled_logp, verdict=verdict)
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What a strategy is asked for at one step.
+
+  draw: the next prompts of the data; control: the controlled values by name; knobs: samples,
+  longest, temperature, top_p, top_k of `Sampler.rollout`; refills: further draws that are allowed.
+  """
+  params: Any
+  draw: Draw
+  key: jax.Array
+  step: int
+  control: Mapping[str, Any]
+  knobs: Mapping[str, Any]
+  refills: int = 0
 
 
 class Sampler:
@@ -118,7 +134,41 @@ def think_end(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.
   return np.where(ends.any(1), ends.argmax(1), -1).astype(np.int32)
 
 
-FILLS = {"cluster": cluster, "think_end": think_end}
+def phase(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndarray:
+  """int32 [B, T]: the step of every token; a token with task.step_end in it is the last of its own.
+  """
+  del texts, samples
+  end = getattr(sampler.task, "step_end", "\n")
+  tokens, mask = sharding.local((out.tokens, out.mask))
+  ends = np.asarray([t for t in np.unique(tokens) if end in sampler.tokenizer.decode([int(t)])])
+  after = np.cumsum(np.isin(tokens, ends) & mask, axis=1)
+  return np.pad(after[:, :-1], ((0, 0), (1, 0))).astype(np.int32)
+
+
+def trajectory(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndarray:
+  """int32 [B]: every row is a trajectory of its own."""
+  del sampler, out, samples
+  first = jax.process_index() * len(texts)
+  return np.arange(first, first + len(texts), dtype=np.int32)
+
+
+FILLS = {"cluster": cluster, "think_end": think_end, "phase": phase, "trajectory": trajectory}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+  """G independent responses to every prompt.
+
+  A strategy is a frozen dataclass: `engine` makes what samples, in training and in evaluation;
+  `columns` are those it fills itself; a call answers one request.
+  """
+  engine: ClassVar[type[Sampler]] = Sampler
+  columns: ClassVar[tuple[str, ...]] = ()
+
+  def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
+    """The verified rows of one step, refilled where the request allows it."""
+    sample = lambda examples: sampler.rollout(ask.params, examples, ask.key, ask.step, **ask.knobs)
+    return filled(sample, ask.draw, ask.knobs["samples"], ask.refills)
 
 
 def with_signal(rollout: Rollout, samples: int) -> np.ndarray:

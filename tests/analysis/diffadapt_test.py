@@ -12,7 +12,7 @@ from entrolab.ranks import masked_mean
 def golden(case):
   config = case.config
   logits = case["sample_logits"]
-  on = jnp.arange(logits.shape[2]) < case["sample_lengths"][..., None]
+  on = jnp.arange(logits.shape[2])[None, None] < case["sample_lengths"][..., None]
   flat = lambda x: x.reshape(-1, x.shape[-1])
   h = masked_mean(flat(vocab.entropy(logits)), flat(on), axis=1).reshape(on.shape[:2])
   case.compare("sample_entropy", h)

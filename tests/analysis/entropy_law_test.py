@@ -53,7 +53,7 @@ def _dynamics(case):
   for name, natural in (("pg", False), ("npg", True)):
     change = entropy_law.policy_gradient_change(z, adv, natural=natural)
     case.compare(f"cov_{name}", -change)
-    case.compare(f"pred_{name}", etas[:, None] * change)
+    case.compare(f"pred_{name}", etas[:, None] * change[None])
     step = adv if natural else p * adv
     # a difference of two entropies: rounding of H over the change
     case.compare(f"dH_{name}", jnp.stack([vocab.entropy(z + e * step) - h for e in etas]),

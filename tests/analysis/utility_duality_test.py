@@ -32,7 +32,7 @@ def golden(case):
   case.compare("nll_grid", curve * scale)
   case.compare("argmax_logprob", logp.argmax())
   case.compare("argmax_raw", raw.argmax())
-  case.compare("argmax_len_norm", (logp / case["cand_len"]).argmax())
+  case.compare("argmax_len_norm", (logp / case["cand_len"].astype(logp.dtype)).argmax())
   gain = duality.expected_gain(probs, case["gain"])
   case.compare("expected_gain", gain)
   case.compare("mbr", gain.argmax(1))
