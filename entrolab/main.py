@@ -61,8 +61,9 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / (
         f"{experiment.name}-{config.config_hash(experiment)[:8]}"))
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
-    result = train.run(experiment, folder, allow_config_change=ALLOW.value)
-  except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    result = train.run(experiment, folder, allow_config_change=ALLOW.value,
+                       source={"config": CONFIG.value, "set": SET.value})
+  except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise
     sys.exit(f"error: {error}\n(--verbosity=1 shows where)")

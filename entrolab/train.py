@@ -13,21 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import logging
 
-from entrolab import checkpoint, config, evaluate, explain, log, sharding
+from entrolab import checkpoint, config, evaluate, explain, guards, log, sharding
 from entrolab.analysis import report
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
-from entrolab.objective import Batch
 from entrolab.rollout import plain, sampler
-from entrolab.verify import unknown_reasons
 
 PATIENCE = 5  # updates in a row that were not finite before the run stops
-ALARM_UNKNOWN = 0.05  # share of unknown verdicts that is worth a warning
 
 
 class Lab:
@@ -97,7 +92,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
     rows = learner.select(batch, np.int32(update))
     state, own = learner.step(state, rows)
     if not bool(own["train/applied"]):
-      save_failure(folder, step, update, rows, state)
+      guards.save_failure(folder, lab, step, update, rows, state, own)
     of_updates.append(own)
   means = {name: np.mean([float(m[name]) for m in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
@@ -129,19 +124,6 @@ class Clock:
     self.seconds[name], self.begin = now - self.begin, now
 
 
-def save_failure(folder: pathlib.Path, step: int, update: int, rows: Batch, state: State) -> None:
-  """Keeps what an update that was not finite saw: its rows, controlled values, parameters."""
-  place = (folder / "failures" / f"step_{step:06d}_update_{update}").resolve()
-  logging.error("step %d, update %d: loss, gradient or entropy is not finite; the update was not "
-                "applied, its batch and parameters are in %s", step, update, place)
-  columns = {**rows.columns(), **{f"control.{k}": v for k, v in state.control.items()}}
-  place.mkdir(parents=True, exist_ok=True)
-  arrays: Any = {n: sharding.local(x) if x.ndim else np.asarray(x) for n, x in columns.items()}
-  np.savez(place / f"batch_{jax.process_index()}.npz", **arrays)
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(place / "params", state.params, force=True)
-
-
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
   """Yields a list that SIGINT or SIGTERM appends to; a second one ends the process at once."""
@@ -164,12 +146,12 @@ def stop_signals() -> Iterator[list[int]]:
       signal.signal(number, old)
 
 
-def describe(lab: Lab) -> dict[str, Any]:
-  """What config.json holds."""
+def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
+  """What config.json holds; source: the command's `config` and `set`, where there was one."""
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   versions = {name: importlib.metadata.version(name) for name in packages}
   device = jax.devices()[0]
-  return {"name": lab.experiment.name, "hash": config.config_hash(lab.experiment),
+  return {"name": lab.experiment.name, "source": source, "hash": config.config_hash(lab.experiment),
           "experiment": config.to_dict(lab.experiment), "plan": lab.plan(),
           "versions": versions, "devices": {"kind": device.device_kind, "count": jax.device_count(),
                                             "mesh": dict(lab.mesh.shape)}}
@@ -194,10 +176,11 @@ class Progress:
   before: dict[str, float] | None = None
   changes: list[str] = dataclasses.field(default_factory=list)
   failed: int = 0  # updates in a row
+  alarms: list[str] = dataclasses.field(default_factory=list)  # those that last
 
 
-def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bool = False
-        ) -> dict[str, Any]:
+def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bool = False,
+        source: dict[str, Any] | None = None) -> dict[str, Any]:
   """Trains, or goes on training, in `folder`; {"before", "after", "finished"}.
 
   Raises ValueError when the folder holds a run of other mathematics, FloatingPointError after
@@ -226,7 +209,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
           flush=True)
   if jax.process_index() == 0:
     write_text(folder / "config.json", json.dumps(
-        {**describe(lab), "changes": progress.changes}, indent=1) + "\n")
+        {**describe(lab, source), "changes": progress.changes}, indent=1) + "\n")
   out = log.Log(folder, cursor, progress.step)
   try:
     result = loop(lab, state, progress, saved, out, begin - progress.seconds)
@@ -270,7 +253,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
       progress.tokens += metrics["rollout/sampled_tokens"]
       progress.failed = 0 if metrics["train/applied"] == 1.0 else progress.failed + 1
       warm = recompiled(lab, metrics, warm)
-      alarms(progress, rollout, metrics)
+      guards.watch(experiment, progress, metrics, rollout.verdicts)
       every = experiment.evaluation.every
       if every and progress.step % every == 0 and progress.step < steps:
         metrics |= lab.evaluate(state.params)
@@ -305,16 +288,6 @@ def recompiled(lab: Lab, metrics: dict[str, Any], warm: tuple[int, int] | None) 
   metrics["rollout/recompilations"], metrics["train/recompilations"] = (
       n - w for n, w in zip(now, warm, strict=True))
   return warm
-
-
-def alarms(progress: Progress, rollout: plain.Rollout, metrics: dict[str, Any]) -> None:
-  """Warnings about numbers that make a run meaningless, with the line to change."""
-  if metrics["reward/unknown"] > ALARM_UNKNOWN:
-    logging.warning("step %d: %.0f %% of the verdicts are unknown: %s", progress.step,
-                    100 * metrics["reward/unknown"], unknown_reasons(rollout.verdicts))
-  if metrics["rollout/groups_with_signal"] == 0.0:
-    logging.warning("step %d: no group has a signal; every advantage is zero (make the task easier "
-                    "or harder, or raise sampling.samples)", progress.step)
 
 
 def dry_run(experiment: Experiment) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""Repeats a kept update that was not finite, and says which leaf, column, term or token it was.
+
+  python scripts/replay_batch.py runs/NAME-HASH/failures/step_000012_update_1 [--set mesh.data=1]
+
+The experiment is rebuilt from the command that the run's config.json recorded, or from --config.
+Findings are in the order of cause: parameters, columns of the rollout, controlled values,
+statistics of the policy, scores, terms and their slopes, gradients. The first one is where to look.
+Exit code 0 when the update is again not finite, 1 when it is finite here, 2 on a mistake.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from entrolab import config, guards, microbatch, sharding  # noqa: E402
+from entrolab.experiment import Experiment  # noqa: E402
+from entrolab.learner import Learner  # noqa: E402
+from entrolab.objective import Batch, Penalty  # noqa: E402
+
+TOLD = 3  # leaves of a tree that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+  """The update once more: gradient, metrics, statistics [B, T], scores, and what it saw."""
+  learner: Learner
+  params: Any
+  batch: Batch
+  control: dict[str, Any]
+  grads: Any
+  metrics: dict[str, Any]
+  live: dict[str, Any]
+  scored: dict[str, Any]
+  tokenizer: Any
+
+  @property
+  def columns(self) -> dict[str, Any]:
+    """What terms read, by name."""
+    return {**self.batch.columns(), **self.control, **self.live}
+
+  @property
+  def norm(self) -> float:
+    """Of the gradient."""
+    return float(jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(self.grads))))
+
+
+def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
+  """Computes the loss of a kept update and its gradient, on the devices at hand."""
+  m = experiment.mesh
+  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
+  model, params, tokenizer = experiment.model.load()
+  learner = Learner(experiment, model, mesh)
+  params = failure.params(learner.init(params).params)
+  step = np.int32(failure.record["optimiser_step"])
+  batch = learner._noised(jax.device_put(failure.batch, sharding.rows(mesh)), jnp.asarray(step))
+  control = {name: jnp.asarray(x) for name, x in failure.control.items()}
+  spec = experiment.objective.statistics
+
+  @jax.jit
+  def gradient(params, batch, control):
+    return microbatch.gradient(
+        experiment.objective, lambda p, rows: learner.statistics(p, rows, spec), params, batch,
+        control, micro=experiment.training.micro)
+
+  return Replay(learner, params, batch, control, *gradient(params, batch, control), tokenizer)
+
+
+def findings(replay: Replay) -> Iterator[str]:
+  """What is not finite, in the order of cause."""
+  yield from leaves("parameter", replay.params)
+  for name, value in replay.batch.columns().items():
+    yield from tokens(replay, f"column {name} of the rollout", value)
+  for name, value in replay.control.items():
+    yield from leaves(f"controlled value {name}", value)
+  for name, value in replay.live.items():
+    yield from tokens(replay, f"statistic {name} of the policy", value)
+  for name, value in replay.scored.items():
+    if value is not None:
+      yield from tokens(replay, f"score {readable(replay, name)}", value)
+  for name, value in replay.metrics.items():
+    if name.startswith("term/"):
+      yield from leaves(f"sum of {name.removeprefix('term/')}", value)
+  yield from terms(replay)
+  yield from leaves("loss", replay.metrics["train/loss"])
+  yield from leaves("gradient", replay.grads)
+  if not np.isfinite(replay.norm) and all(bool(jnp.isfinite(g).all()) for g in
+                                          jax.tree.leaves(replay.grads)):
+    yield f"gradient norm: {replay.norm}, although every leaf is finite: it overflows"
+
+
+def leaves(what: str, tree: Any) -> Iterator[str]:
+  """Leaves of a tree that hold something not finite, with how many and the first place."""
+  lines = list(_leaves(what, tree))
+  yield from lines[:TOLD]
+  if len(lines) > TOLD:
+    yield f"{what}: and {len(lines) - TOLD} more leaves"
+
+
+def _leaves(what: str, tree: Any) -> Iterator[str]:
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    value = np.asarray(leaf)
+    bad = ~np.isfinite(value) if np.issubdtype(value.dtype, np.floating) else np.zeros((), bool)
+    if bad.any():
+      name = " ".join(filter(None, [what, jax.tree_util.keystr(path, simple=True, separator=".")]))
+      first = tuple(int(i) for i in np.argwhere(bad)[0])
+      where = f" at {list(first)}" if first else ""
+      yield f"{name}: {value[first]}{where}; {bad.sum()} of {bad.size} are not finite"
+
+
+def tokens(replay: Replay, what: str, value: Any) -> Iterator[str]:
+  """The same for a column: only where the mask holds, and with the row's text around the token."""
+  value, mask = np.asarray(value), np.asarray(replay.batch.mask)
+  if not np.issubdtype(value.dtype, np.floating):
+    return
+  if value.shape != mask.shape:
+    yield from leaves(what, value)
+    return
+  bad = ~np.isfinite(value) & mask
+  for row, at in np.argwhere(bad)[:1]:
+    ids = np.asarray(replay.batch.tokens)[row]
+    text = replay.tokenizer.decode(ids[mask[row]].tolist())
+    token = replay.tokenizer.decode([int(ids[at])])
+    yield (f"{what}: {value[row, at]} at row {row}, position {at}, token {ids[at]} {token!r} of "
+           f"{text!r}; {bad.sum()} of {mask.sum()} tokens in {bad.any(1).sum()} rows are not finite")
+
+
+def readable(replay: Replay, name: str) -> str:
+  """share0 -> share0 of kl.k3."""
+  digits = name.lstrip("abcdefghijklmnopqrstuvwxyz")
+  penalties = replay.learner.objective.penalties
+  return f"{name} of {penalties[int(digits)].value.name}" if digits else name
+
+
+def terms(replay: Replay) -> Iterator[str]:
+  """Values and slopes of every term by token, and the weights of penalties."""
+  objective, columns = replay.learner.objective, replay.columns
+  if replay.scored["adv"] is not None:
+    columns["adv"] = replay.scored["adv"]
+  yield from term(replay, "surrogate", objective.surrogate, columns)
+  for entry in objective.penalties:
+    yield from weight(entry, columns)
+    yield from term(replay, "penalty", entry.value, columns)
+
+
+def weight(entry: Penalty, columns: dict[str, Any]) -> Iterator[str]:
+  """The weight of a penalty, a number or a controlled value."""
+  controlled = isinstance(entry.beta, str)
+  beta = float(columns[entry.beta] if controlled else entry.beta)
+  if not np.isfinite(beta):
+    source = f"the controlled value {entry.beta}" if controlled else "a number of the recipe"
+    yield f"weight (beta) of penalty {entry.value.name}: {beta}, {source}"
+
+
+def term(replay: Replay, what: str, bound: Any, columns: dict[str, Any]) -> Iterator[str]:
+  """Value [B, T] of one term, and its slope by each statistic that it reads."""
+  mask = replay.batch.mask
+  read = {name: replay.live[name] for name in bound.reads if name in replay.live}
+
+  def total(live):
+    value = bound({**columns, **live})
+    return jnp.where(mask, value, 0.0).sum(), value
+
+  if not read:
+    yield from tokens(replay, f"{what} {bound.name}", bound(columns))
+    return
+  slopes, value = jax.grad(total, has_aux=True)(read)
+  yield from tokens(replay, f"{what} {bound.name}", value)
+  for name, slope in slopes.items():
+    yield from tokens(replay, f"slope of {what} {bound.name} by {name}", slope)
+
+
+def rebuild(run: pathlib.Path, text: str | None, overrides: list[str]) -> Experiment:
+  """The experiment of a run directory; prints the leaves in which it is another one.
+
+  Raises ValueError when the run recorded no command and none is given, or when the recorded one
+  gives other numbers by now.
+  """
+  saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+  source = saved["source"]
+  if text is None and source is None:
+    raise ValueError(f"{run / 'config.json'} records no command (the run was started from Python); "
+                     "name the recipe with --config")
+  base, own = (text, []) if text is not None else (source["config"], source["set"])
+  experiment = config.load(base, (*own, *overrides))
+  changed = []
+  if config.config_hash(experiment) != saved["hash"]:
+    changed = config.diff(config.leaves(saved["experiment"]),
+                          config.leaves(json.loads(json.dumps(config.to_dict(experiment)))))
+  if changed and text is None and not overrides:
+    raise ValueError(f"{base} gives other numbers than the run had; go back to its code, or repeat "
+                     "with --config:\n  " + "\n  ".join(changed))
+  for line in changed:
+    print(f"note: differs from the run in {line}")
+  return experiment
+
+
+def main() -> None:
+  """Replays one failure and prints what it finds."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("failure", type=pathlib.Path, help="RUN/failures/step_..._update_...")
+  parser.add_argument("--config", help="recipe, in place of the recorded one")
+  parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
+  args = parser.parse_args()
+  try:
+    failure = guards.Failure.load(args.failure.resolve())
+    experiment = rebuild(failure.place.parents[1], args.config, args.set)
+    replay = repeat(experiment, failure)
+  except (ValueError, TypeError, FileNotFoundError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  record = failure.record
+  print(f"step {record['step']}, update {record['update']} of {experiment.name}: "
+        f"{replay.batch.tokens.shape[0]} rows, {int(replay.batch.mask.sum())} tokens")
+  found = list(findings(replay))
+  for line in found:
+    print(f"- {line}")
+  was = record["metrics"]
+  print(f"recorded: loss {was['train/loss']}, gradient norm {was['train/grad_norm']}\n"
+        f"replayed: loss {float(replay.metrics['train/loss'])}, gradient norm {replay.norm}")
+  if not found:
+    print("finite here: the run had other devices, libraries or numbers")
+  sys.exit(0 if found else 1)
+
+
+if __name__ == "__main__":
+  main()
