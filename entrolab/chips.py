@@ -1,0 +1,69 @@
+"""The one table of accelerators, and the time that a program needs at least on one of them.
+
+Rates are the makers' peaks per chip (dense bfloat16, no sparsity). `link` is what a chip can send
+at once over all links of its fast interconnect, one way; makers also state twice that, both ways.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """flops: bfloat16 a second; memory: bytes; bandwidth: of the memory, bytes a second; link: bytes
+  a second, one way; axes: dimensions of the torus, 1 for a switch; source: where it is stated."""
+  name: str
+  flops: float
+  memory: float
+  bandwidth: float
+  link: float
+  axes: int
+  source: str
+
+
+GB, GIB = 1e9, 2.0 ** 30
+CHIPS = {chip.name: chip for chip in (
+    Chip("v4", 275e12, 32 * GIB, 1200 * GB, 300 * GB, 3, "https://cloud.google.com/tpu/docs/v4"),
+    Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 2, "https://cloud.google.com/tpu/docs/v5e"),
+    Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 3, "https://cloud.google.com/tpu/docs/v5p"),
+    Chip("v6e", 918e12, 32 * GIB, 1600 * GB, 400 * GB, 2, "https://cloud.google.com/tpu/docs/v6e"),
+    Chip("A100", 312e12, 80 * GIB, 2039 * GB, 300 * GB, 1, "NVIDIA A100 80GB SXM data sheet, 2021"),
+    Chip("H100", 989.4e12, 80 * GIB, 3350 * GB, 450 * GB, 1, "NVIDIA H100 SXM data sheet, 2023"))}
+
+
+def get(name: str) -> Chip:
+  """A chip by name. Raises ValueError with the choices."""
+  if name not in CHIPS:
+    raise ValueError(f"chip {name!r}; choices: {', '.join(CHIPS)}")
+  return CHIPS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+  """Seconds for the arithmetic, the memory and the interconnect of one program on one chip."""
+  compute: float
+  memory: float
+  link: float
+
+  @property
+  def seconds(self) -> float:
+    """The least time: everything that can overlap does."""
+    return max(dataclasses.astuple(self))
+
+  @property
+  def serial(self) -> float:
+    """The time if nothing overlaps."""
+    return sum(dataclasses.astuple(self))
+
+  @property
+  def bound(self) -> str:
+    """Which of the three binds."""
+    return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+def roofline(chip: Chip, flops: float, moved: float, sent: float = 0.0) -> Roofline:
+  """The roofline time of a program of which each chip does `flops`, moves `moved` bytes from and to
+  its memory and sends `sent` bytes over all its links.
+
+  A transfer within one axis of a torus has 1 / axes of the links: scale its bytes by `axes`.
+  """
+  return Roofline(flops / chip.flops, moved / chip.bandwidth, sent / chip.link)
