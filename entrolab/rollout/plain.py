@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ Draw = Callable[[], Sequence[Example]]  # the next prompts of this step's data
 @dataclasses.dataclass(frozen=True)
 class Rollout:
   """A batch on the mesh and what the host knows of it, row by row; steps: decoded positions;
-  refills: how often prompts were drawn again; sampled: rows that were generated in all."""
+  refills: how often prompts were drawn again; sampled: rows that were generated in all; counts:
+  what else the strategy counted."""
   batch: Batch
   examples: list[Example]
   texts: list[str]
@@ -33,18 +34,26 @@ class Rollout:
   refills: int = 0
   sampled: int = 0
   verify_seconds: float = 0.0
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _keys(key, step, ids, samples):
-  return sampler.row_keys(key, step, ids, samples)
+class Asked(NamedTuple):
+  """P examples and, on the mesh, their left-padded prompts and mask [P, L] and their ids [P]."""
+  examples: list[Example]
+  prompt: jax.Array
+  mask: jax.Array
+  ids: jax.Array
+
+
+row_keys = jax.jit(sampler.row_keys, static_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _assemble(out, prompt, mask, keys, verdict, samples, on_rows):
-  spread = lambda x: jnp.repeat(x, samples, 0)
+  rows = out.tokens.shape[0]
+  spread = lambda x: jnp.repeat(x, rows // x.shape[0], 0)
   batch = Batch(tokens=out.tokens, mask=out.mask, prompt=spread(prompt), prompt_mask=spread(mask),
-                group=spread(jnp.arange(prompt.shape[0], dtype=jnp.int32)),
+                group=spread(jnp.arange(rows // samples, dtype=jnp.int32)),
                 row=jax.random.key_data(keys), finished=out.finished, old_logp=out.logp,
                 old_entropy=out.entropy, sampled_logp=out.sampled_logp, verdict=verdict)
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), batch)
@@ -86,24 +95,54 @@ class Sampler:
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
               top_k: int = 0) -> Rollout:
     """P examples -> B = P x samples verified rows, the rows of a prompt one after another."""
+    asked = self.asked(examples)
+    keys = row_keys(key, np.int32(step), asked.ids, samples)
+    out = self.sample(params, asked, keys, samples=samples, longest=longest,
+                      temperature=temperature, top_p=top_p, top_k=top_k)
+    return self.judged(asked, keys, out, samples)
+
+  def place(self, local: Any) -> Any:
+    """Rows of this process -> arrays on the mesh."""
+    return sharding.place(local, sharding.rows(self.mesh))
+
+  def asked(self, examples: Sequence[Example]) -> Asked:
+    """The prompts of some examples, on the mesh."""
     prompts = [self.task.prompt(example, self.tokenizer) for example in examples]
     prompt, mask = data.padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
     ids = np.asarray([example.id for example in examples], np.int32)
-    place = functools.partial(sharding.place, sharding=sharding.rows(self.mesh))
-    prompt, mask, ids = place((prompt, mask, ids))
-    keys = _keys(key, np.int32(step), ids, samples)
-    out = sampler.sample(self.config, params, prompt, mask, keys, samples=samples, longest=longest,
-                         temperature=np.float32(temperature), top_p=np.float32(top_p),
-                         top_k=np.int32(top_k), stop_ids=self.stop,
-                         pad_id=np.int32(self.tokenizer.pad_id))
-    rows = [example for example in examples for _ in range(samples)]
-    texts = self.texts(out)
+    return Asked(list(examples), *self.place((prompt, mask, ids)))
+
+  def sample(self, params: Any, asked: Asked, keys: jax.Array, *, samples: int, longest: int,
+             temperature: Any = 1.0, top_p: float = 1.0, top_k: int = 0, keep: bool = False
+             ) -> sampler.Samples:
+    """`samples` responses to every prompt; temperature: a number, or [B] on the mesh."""
+    return sampler.sample(self.config, params, asked.prompt, asked.mask, keys, samples=samples,
+                          longest=longest, keep=keep, **self.limits(temperature, top_p, top_k))
+
+  def limits(self, temperature: Any, top_p: float, top_k: int) -> dict[str, Any]:
+    """What a draw obeys, in the types that never recompile."""
+    if not isinstance(temperature, jax.Array):
+      temperature = np.float32(temperature)
+    return dict(temperature=temperature, top_p=np.float32(top_p), top_k=np.int32(top_k),
+                stop_ids=self.stop, pad_id=np.int32(self.tokenizer.pad_id))
+
+  def judged(self, asked: Asked, keys: jax.Array, out: sampler.Samples, samples: int, *,
+             texts: list[str] | None = None) -> Rollout:
+    """Verdicts, and the columns of a batch: B rows of the examples, `samples` a group.
+
+    asked: prompts of the examples, or of every row; texts: what the verifier is to see instead
+    of the responses.
+    """
+    texts = self.texts(out) if texts is None else texts
+    each = len(texts) // len(asked.examples)
+    rows = [example for example in asked.examples for _ in range(each)]
     begin = time.perf_counter()
     verdicts = self.task.verify(texts, rows)
     seconds = time.perf_counter() - begin
-    verdict = place(np.asarray(codes(verdicts), np.int32))
-    batch = _assemble(out, prompt, mask, keys, verdict, samples, sharding.rows(self.mesh))
-    batch = batch.replace(**{name: place(fill(self, texts, out, samples))
+    verdict = self.place(np.asarray(codes(verdicts), np.int32))
+    batch = _assemble(dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys,
+                      verdict, samples, sharding.rows(self.mesh))
+    batch = batch.replace(**{name: self.place(fill(self, texts, out, samples))
                              for name, fill in self.extra.items()})
     return Rollout(batch, rows, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
                    verify_seconds=seconds)
@@ -207,9 +246,10 @@ def filled(sample: Callable[[Sequence[Example]], Rollout], draw: Draw, samples: 
                        batch.replace(group=group), got[0].batch)
   flat = lambda name: [x for r in got for x in getattr(r, name)]
   take = lambda xs: [xs[row] for row in rows]
+  counts = {name: sum(r.counts[name] for r in got) for name in got[0].counts}
   return Rollout(batch, take(flat("examples")), take(flat("texts")), take(flat("verdicts")),
                  sum(r.steps for r in got), len(got) - 1, sum(r.sampled for r in got),
-                 sum(r.verify_seconds for r in got))
+                 sum(r.verify_seconds for r in got), counts)
 
 
 def local_rows(batch: Batch, rows: int) -> tuple[np.ndarray, np.ndarray]:

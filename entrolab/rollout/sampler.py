@@ -23,7 +23,8 @@ TRACES: list[tuple] = []  # one entry a compiled shape: (prompts, prompt length,
 @dataclasses.dataclass(frozen=True)
 class Samples:
   """B = P x G responses of T positions. mask includes the stop token and nothing after it;
-  finished: ended by a stop token. Log-probs and entropies [B, T] as in `Draw`, 0 off the mask."""
+  finished: ended by a stop token. Log-probs and entropies [B, T] as in `Draw`, 0 off the mask.
+  trunk: what `resume` goes on from, where it was asked for."""
   tokens: Any
   mask: Any
   logp: Any
@@ -32,15 +33,29 @@ class Samples:
   sampled_entropy: Any
   finished: Any
   steps: Any
+  trunk: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+  """B rows to be cut and continued: their cache of L + T slots, the hidden state [B, T, D] that
+  each of their tokens was drawn from, and how many tokens their prompts have [B]."""
+  cache: Any
+  hidden: Any
+  offset: Any
 
 
 def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], samples: int, *,
-             branch: int = 0) -> Key[Array, " B"]:
-  """Keys of P x samples rows: fold(run key, step, prompt id, sample index, branch id)."""
+             first: Array | int = 0, branch: Array | int = 0) -> Key[Array, " B"]:
+  """Keys of P x samples rows: fold(run key, step, prompt id, sample index, branch id).
+
+  Sample indices count from `first`.
+  """
   fold = jax.random.fold_in
   stepped = fold(key, step)
   of_prompt = jax.vmap(lambda prompt: fold(stepped, prompt))(prompts)
-  one = lambda k: jax.vmap(lambda g: fold(fold(k, g), branch))(jnp.arange(samples))
+  one = lambda k: jax.vmap(lambda g: fold(fold(k, g), branch))(first + jnp.arange(samples))
   return jax.vmap(one)(of_prompt).reshape(-1)
 
 
@@ -49,39 +64,35 @@ def noise(keys: Key[Array, " B"], position: Array | int) -> Float[Array, " B"]:
   return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(keys)
 
 
+def _spread(cache, copies, longest):
+  """Every row `copies` times over, with room for `longest` more tokens."""
+  grow = lambda x, rows, slots: jnp.pad(jnp.repeat(x, copies, rows), [
+      (0, longest if axis == slots else 0) for axis in range(x.ndim)])
+  return transformer.Cache(grow(cache.k, 1, 3), grow(cache.v, 1, 3), grow(cache.valid, 0, 1))
+
+
 def _prefill(config, params, prompt, prompt_mask, samples, longest):
   """(last hidden state [B, D], cache with room for `longest` more tokens): each prompt once."""
   rows, length = prompt.shape
   positions = jnp.maximum(jnp.cumsum(prompt_mask, 1) - 1, 0).astype(jnp.int32)
   cache = transformer.empty_cache(config, rows, length)
   hidden, cache = transformer.extend(config, params, prompt, positions, prompt_mask, cache, 0)
-  grow = lambda x, axis: jnp.pad(jnp.repeat(x, samples, axis - 2 if axis == 3 else 0),
-                                 [(0, longest if i == axis else 0) for i in range(x.ndim)])
-  cache = transformer.Cache(grow(cache.k, 3), grow(cache.v, 3), grow(cache.valid, 1))
-  return jnp.repeat(hidden[:, -1], samples, 0), cache
+  return jnp.repeat(hidden[:, -1], samples, 0), _spread(cache, samples, longest)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "longest"))
-def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
-           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
-           temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
-           pad_id: Array | int = 0) -> Samples:
-  """G responses to each left-padded prompt, at most `longest` tokens; ends when all rows did.
-
-  temperature, top_p, top_k: scalars or [B] arrays, never recompiled; 0 / 1 / 0 are greedy, off,
-  off. stop_ids: any of them ends a row and belongs to it; -1 matches nothing.
-  """
-  TRACES.append((*prompt.shape, samples, longest))
-  rows, length = prompt.shape[0] * samples, prompt.shape[1]
+def _decode(config, params, hidden, cache, offset, keys, longest, temperature, top_p, top_k,
+            stop_ids, pad_id, keep=False):
+  """Samples from the hidden states [B, D] of the last tokens, into the last slots of the cache."""
+  rows, start = hidden.shape[0], cache.valid.shape[1] - longest
   head = transformer.head_matrix(params).astype(config.dtype)
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
   temperature, top_p = spread(temperature, jnp.float32), spread(top_p, jnp.float32)
   top_k = spread(top_k, jnp.int32)
-  hidden, cache = _prefill(config, params, prompt, prompt_mask, samples, longest)
-  offset = jnp.repeat(prompt_mask.sum(1).astype(jnp.int32), samples)
 
   def step(carry):
-    t, hidden, cache, done, out = carry
+    t, hidden, cache, done, out, states = carry
+    if keep:
+      states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, t, 0))
     logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
     drawn = draw(logits, noise(keys, t), temperature, top_p, top_k)
     drawn = Draw(jnp.where(done, pad_id, drawn.token).astype(jnp.int32),
@@ -90,15 +101,53 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
            in {**drawn._asdict(), "mask": ~done}.items()}
     now = done | (drawn.token[:, None] == stop_ids[None]).any(1)
     hidden, cache = transformer.extend(config, params, drawn.token[:, None], (offset + t)[:, None],
-                                       ~done[:, None], cache, length + t)
-    return t + 1, hidden[:, 0], cache, now, out
+                                       ~done[:, None], cache, start + t)
+    return t + 1, hidden[:, 0], cache, now, out, states
 
   kinds = dict(token=jnp.int32, mask=bool)
   out = {name: jnp.zeros((rows, longest), kinds.get(name, jnp.float32))
          for name in (*Draw._fields, "mask")}
   out["token"] = out["token"] + jnp.asarray(pad_id, jnp.int32)
-  done = jnp.zeros(rows, bool)
+  states = jnp.zeros((rows, longest, hidden.shape[1]), hidden.dtype) if keep else None
   go = lambda carry: (carry[0] < longest) & ~carry[3].all()
-  t, _, _, done, out = jax.lax.while_loop(go, step, (0, hidden, cache, done, out))
+  begin = (0, hidden, cache, jnp.zeros(rows, bool), out, states)
+  t, _, cache, done, out, states = jax.lax.while_loop(go, step, begin)
   return Samples(out["token"], out["mask"], out["logp"], out["entropy"], out["sampled_logp"],
-                 out["sampled_entropy"], done, t)
+                 out["sampled_entropy"], done, t, Trunk(cache, states, offset) if keep else None)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "samples", "longest", "keep"))
+def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
+           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
+           temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
+           pad_id: Array | int = 0, keep: bool = False) -> Samples:
+  """G responses to each left-padded prompt, at most `longest` tokens; ends when all rows did.
+
+  temperature, top_p, top_k: scalars or [B] arrays, never recompiled; 0 / 1 / 0 are greedy, off,
+  off. stop_ids: any of them ends a row and belongs to it; -1 matches nothing. keep: with the
+  trunk, for `resume`.
+  """
+  TRACES.append((*prompt.shape, samples, longest))
+  hidden, cache = _prefill(config, params, prompt, prompt_mask, samples, longest)
+  offset = jnp.repeat(prompt_mask.sum(1).astype(jnp.int32), samples)
+  return _decode(config, params, hidden, cache, offset, keys, longest, temperature, top_p, top_k,
+                 stop_ids, pad_id, keep)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "copies", "longest"))
+def resume(config: transformer.Config, params: Any, trunk: Trunk, cut: Int[Array, " B"],
+           keys: Key[Array, " N"], *, copies: int, longest: int, temperature: Array, top_p: Array,
+           top_k: Array, stop_ids: Int[Array, " s"], pad_id: Array | int = 0) -> Samples:
+  """N = B x copies responses to each row's prompt and its first `cut` tokens, 0 <= cut < length.
+
+  Nothing of the prefix is computed again: its slots are copied, those of later tokens are never
+  attended to, and the first draw is from the state that the token at `cut` was drawn from.
+  """
+  rows, slots = trunk.cache.valid.shape
+  TRACES.append((rows, slots, copies, longest))
+  kept = jnp.arange(slots)[None] < (slots - trunk.hidden.shape[1] + cut)[:, None]
+  cache = dataclasses.replace(trunk.cache, valid=trunk.cache.valid & kept)
+  hidden = jnp.take_along_axis(trunk.hidden, cut[:, None, None], axis=1)[:, 0]
+  return _decode(config, params, jnp.repeat(hidden, copies, 0), _spread(cache, copies, longest),
+                 jnp.repeat(trunk.offset + cut, copies), keys, longest, temperature, top_p, top_k,
+                 stop_ids, pad_id)
