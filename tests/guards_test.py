@@ -1,0 +1,204 @@
+"""Updates that are not finite are kept and replayed to the leaf, term and token; alarms advise."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entrolab import config, guards, train
+from entrolab.objective import term
+from entrolab.typing import Array, Float, Penalty
+from scripts import replay_batch
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "experiments/entropy_bonus.py:beta=nan"
+SMALL = ["sampling.prompts=4", "training.updates=1", "training.measure_every=0", "mesh.data=1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_promote():
+  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """A folder of compiled programs: the same update is compiled once in this file."""
+  before = jax.config.jax_compilation_cache_dir
+  folder = str(tmp_path_factory.mktemp("compiled"))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  yield folder
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, compiled):
+  """A step whose weight of the bonus is nan, and the failure that it kept."""
+  folder = tmp_path_factory.mktemp("kept")
+  lab = train.Lab(config.load(RECIPE, tuple(SMALL)))
+  train.train_step(lab, lab.learner.init(lab.params), 0, folder)
+  source = {"config": RECIPE, "set": SMALL}
+  (folder / "config.json").write_text(json.dumps(train.describe(lab, source)))
+  return folder / "failures" / "step_000000_update_0"
+
+
+def replayed(place, text=None, overrides=(), change=lambda failure: failure):
+  experiment = replay_batch.rebuild(place.parents[1], text, list(overrides))
+  return replay_batch.repeat(experiment, change(guards.Failure.load(place)))
+
+
+def found(replay):
+  return list(replay_batch.findings(replay))
+
+
+def test_the_failure_holds_rows_key_numbers_and_parameters(kept):
+  failure = guards.Failure.load(kept)
+  record = failure.record
+  np.testing.assert_array_equal(record["key"], jax.random.key_data(jax.random.key(0)))
+  assert (record["step"], record["update"], record["optimiser_step"]) == (0, 0, 0)
+  assert record["metrics"]["train/loss"] == "nan"
+  assert failure.batch.tokens.shape == (32, 18) and failure.batch.mask.dtype == bool
+  assert (kept.parent / record["params"]).is_dir()
+
+
+def test_the_command_line_names_the_weight(kept):
+  done = subprocess.run([sys.executable, "scripts/replay_batch.py", str(kept)], cwd=ROOT,
+                        capture_output=True, text=True, timeout=300, check=False)
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert lines[1] == ("- weight (beta) of penalty bonus.negative_entropy: nan, a number of the "
+                      "recipe")
+  assert lines[2].startswith("- loss: nan") and lines[3].startswith("- gradient embed: nan")
+  assert "replayed: loss nan" in done.stdout
+
+
+def test_the_replay_is_the_update_to_the_bit(kept):
+  """With a finite weight: the same rows at the same parameters give what the run's step gives."""
+  replay = replayed(kept, "experiments/entropy_bonus.py:beta=0.03", SMALL)
+  assert found(replay) == []
+  learner = replay.learner
+  state = dataclasses.replace(learner.init(replay.params), params=replay.params)
+  rows = guards.Failure.load(kept).batch
+  _, metrics = learner.step(jax.tree.map(jnp.copy, state), jax.device_put(rows))
+  assert float(metrics["train/loss"]) == float(replay.metrics["train/loss"])
+  np.testing.assert_allclose(replay.norm, metrics["train/grad_norm"], rtol=1e-6)
+
+
+def test_a_token_is_named(kept):
+  def spoil(failure):
+    logp = failure.batch.old_logp.copy()
+    logp[5, 2] = np.nan
+    logp[6, ~failure.batch.mask[6]] = np.nan  # padding may hold anything
+    return dataclasses.replace(failure, batch=failure.batch.replace(old_logp=logp))
+
+  replay = replayed(kept, "experiments/entropy_bonus.py:beta=0.03", SMALL, spoil)
+  lines = found(replay)
+  token = int(replay.batch.tokens[5, 2])
+  assert lines[0].startswith(f"column old_logp of the rollout: nan at row 5, position 2, token "
+                             f"{token} ") and "; 1 of " in lines[0]
+  assert any(line.startswith("surrogate ppo.clipped_ratio: nan at row 5, position 2") for line in
+             lines)
+
+
+def test_a_leaf_is_named(kept):
+  place = kept
+  experiment = replay_batch.rebuild(place.parents[1], "experiments/entropy_bonus.py:beta=0.03",
+                                    SMALL)
+  failure = guards.Failure.load(place)
+
+  class Spoilt(guards.Failure):
+    def params(self, like):
+      tree = super().params(like)
+      tree["layers"]["qkv"] = tree["layers"]["qkv"].at[1, 2, 0, 0, 0].set(jnp.inf)
+      return tree
+
+  lines = found(replay_batch.repeat(experiment, Spoilt(**vars(failure))))
+  assert lines[0].startswith("parameter layers.qkv: inf at [1, 2, 0, 0, 0]; 1 of ")
+  assert "statistic" in lines[1]  # and everything after it
+
+
+def root(entropy: Float[Array, "B T"], mask: Float[Array, "B T"]) -> Penalty:
+  """Finite everywhere, with an infinite slope where the entropy equals itself."""
+  return jnp.where(mask, jnp.sqrt(jnp.abs(entropy - jax.lax.stop_gradient(entropy))), 0.0)
+
+
+def test_a_slope_is_named(kept):
+  experiment = config.load("experiments/entropy_bonus.py:beta=0.03", tuple(SMALL))
+  objective = dataclasses.replace(experiment.objective, penalties=((1.0, term(root)),))
+  experiment = dataclasses.replace(experiment, objective=objective)
+  lines = found(replay_batch.repeat(experiment, guards.Failure.load(kept)))
+  assert lines[0].startswith("slope of penalty guards_test.root by entropy: inf at row 0, "
+                             "position 0")
+
+
+def test_mistakes_name_file_and_leaf(kept, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(kept.parents[1], run)
+  saved = json.loads((run / "config.json").read_text())
+  changed = saved | {"hash": "0" * 16, "experiment": saved["experiment"] | {"seed": 7}}
+  (run / "config.json").write_text(json.dumps(changed))
+  with pytest.raises(ValueError, match=r"gives other numbers than the run had(.|\n)*seed: 7 -> 0"):
+    replay_batch.rebuild(run, None, [])
+  (run / "config.json").write_text(json.dumps(saved | {"source": None}))
+  with pytest.raises(ValueError, match="records no command .* --config"):
+    replay_batch.rebuild(run, None, [])
+  (run / "failures" / kept.name / "batch_0.npz").unlink()
+  with pytest.raises(FileNotFoundError, match="batch_0.npz"):
+    guards.Failure.load(run / "failures" / kept.name)
+
+
+def test_only_so_many_failures_are_kept(kept, tmp_path, caplog):
+  experiment = config.load(RECIPE, tuple(SMALL))
+  for number in range(guards.KEPT):
+    (tmp_path / "failures" / f"step_{number:06d}_update_0").mkdir(parents=True)
+  failure = guards.Failure.load(kept)
+  lab = types.SimpleNamespace(experiment=experiment, key=jax.random.key(0))
+  state = types.SimpleNamespace(control={}, step=0, params={})
+  guards.save_failure(tmp_path, lab, 99, 1, failure.batch, state, {})
+  assert "not kept" in caplog.text and len(list((tmp_path / "failures").iterdir())) == guards.KEPT
+
+
+FINE = {"entropy/exact": 0.3, "reward/unknown": 0.0, "rollout/groups_with_signal": 0.5,
+        "reward/right": 0.5, "train/kl": 0.0, "rollout/logp_gap_mean": 0.0}
+
+
+@pytest.mark.parametrize("recipe, changed, name, said", [
+    ("toy.py", {}, None, []),
+    ("toy.py", {"entropy/exact": 0.05}, "collapse",
+     ["0.05 nats a token, 0.3 before training", "entropy_bonus.py:target=0.3"]),
+    ("entropy_bonus.py", {"entropy/exact": 0.05}, "collapse",
+     ["the weight of bonus.negative_entropy, 0.03: raise it"]),
+    ("toy.py", {"entropy/exact": 0.05, "train/kl": 0.1, "reward/right": 0.95}, "collapse",
+     ["--set training.lr=1.7e-05", "--set training.updates=2", "the task is solved"]),
+    ("entropy_bonus.py", {"entropy/exact": 2.0, "reward/right": 0.01}, "explosion",
+     ["the weight of bonus.negative_entropy, 0.03: lower it", "nearly every sample is wrong"]),
+    ("toy.py", {"entropy/exact": 2.0}, "explosion", ["--set training.lr=1.7e-05"]),
+    ("toy.py", {"entropy/exact": 0.7}, None, []),  # within ROOM
+    ("toy.py", {"reward/unknown": 0.5}, "unknown", ["50 % of the verdicts are unknown"]),
+    ("toy.py", {"rollout/groups_with_signal": 0.0}, "no_signal", ["--set sampling.refills=2"]),
+])
+def test_alarms_name_causes_and_lines_that_work(recipe, changed, name, said, caplog):
+  experiment = config.load(f"experiments/{recipe}")
+  progress = train.Progress(step=7, before={"eval/entropy": 0.3})
+  metrics = {**FINE, **changed}
+  guards.watch(experiment, progress, metrics, [])
+  assert progress.alarms == ([name] if name else [])
+  assert {n for n in guards.ALARMS if metrics[f"alarm/{n}"]} == set(progress.alarms)
+  for text in said:
+    assert text in caplog.text
+  words = caplog.text.replace(";", " ").replace(":", " ").split()
+  for flag, value in zip(words, words[1:], strict=False):
+    if flag == "--set":
+      assert config.load(f"experiments/{recipe}", (value,)) != experiment  # accepted, and acts
+  caplog.clear()
+  guards.watch(experiment, progress, {**FINE, **changed}, [])
+  assert not caplog.text  # said once
