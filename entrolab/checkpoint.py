@@ -1,11 +1,18 @@
 """The whole run in one checkpoint: state, data position, metrics cursor, configuration.
 
 Orbax writes asynchronously and renames when done, so that a checkpoint is there whole or not at
-all. Leaves are stored by their path; a checkpoint that cannot be read is passed over loudly.
+all. Leaves are stored by their path, with shape, type and a fingerprint of their bits: a checkpoint
+that is not whole is passed over loudly, and moved aside once an older one has been read.
 """
 
+import fcntl
+import hashlib
+import json
+import os
 import pathlib
-from typing import Any
+import shutil
+import socket
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from entrolab import sharding
 from entrolab.experiment import Saving
+
+COMMITTED = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them last
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -21,72 +32,198 @@ def _flat(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-class Checkpoints:
-  """Checkpoints of a run by step; `keep` newest stay."""
+def _bits(x: jax.Array) -> jax.Array:
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    place = place * jnp.uint32(size) + along
+  odd = (place * jnp.uint32(2654435769) << 1) | jnp.uint32(1)
+  return (bits.astype(jnp.uint32) * odd).sum(dtype=jnp.uint32)
 
-  def __init__(self, folder: pathlib.Path, saving: Saving):
+
+@jax.jit
+def fingerprints(flat: dict[str, Any]) -> dict[str, jax.Array]:
+  """Of every leaf, sum_i bits_i odd_i mod 2^32: one flipped bit always changes it, the sharding
+  of the leaf never does, and nothing leaves its device."""
+  return {name: _bits(x) for name, x in flat.items()}
+
+
+def _described(flat: dict[str, Any]) -> dict[str, list[Any]]:
+  bits = fingerprints(flat)
+  return {name: [list(x.shape), str(x.dtype), int(bits[name])] for name, x in flat.items()}
+
+
+def mismatch(saved: dict[str, list[Any]], wanted: dict[str, Any]) -> str | None:
+  """The first leaf of a checkpoint that does not fit this run, or None. saved: as in its meta."""
+  for name, leaf in wanted.items():
+    if name not in saved:
+      new = sorted(saved.keys() - wanted.keys())
+      return f"has no leaf {name}" + (f"; has {', '.join(new[:3])} instead" if new else "")
+    shape, dtype, _ = saved[name]
+    if shape != list(leaf.shape) or dtype != str(leaf.dtype):
+      return (f"leaf {name} is {dtype}{shape} there and {leaf.dtype}{list(leaf.shape)} in this "
+              "run")
+  return None
+
+
+class Checkpoints:
+  """Checkpoints of a run by step; `keep` newest stay. Without `saving` they are only read.
+
+  Raises ValueError when another process is writing there.
+  """
+
+  def __init__(self, folder: pathlib.Path, saving: Saving | None = None):
     self.folder = folder.resolve()
-    options = ocp.CheckpointManagerOptions(max_to_keep=saving.keep, create=True,
-                                           enable_async_checkpointing=True)
+    self.broken = self.folder.with_suffix(".broken")
+    self.lock = _claim(self.folder.with_suffix(".lock")) if saving is not None and (
+        jax.process_index() == 0) else None
+    for path in self.folder.glob(f"*{UNFINISHED}*") if saving is not None else ():
+      logging.warning("removing a save that was not finished: %s", path)
+    options = ocp.CheckpointManagerOptions(read_only=True) if saving is None else (
+        ocp.CheckpointManagerOptions(max_to_keep=saving.keep, create=True,
+                                     cleanup_tmp_directories=True,
+                                     enable_async_checkpointing=True))
     self.manager = ocp.CheckpointManager(self.folder, options=options)
 
+  @property
+  def steps(self) -> list[int]:
+    """Of everything that looks like a checkpoint, whole or not; newest first."""
+    if not self.folder.is_dir():
+      return []
+    return sorted((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), reverse=True)
+
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-    """Starts writing; the state may be donated as soon as this returns."""
+    """Starts writing; the state may be donated as soon as this returns. Raises what the save
+    before it met, such as a full disk."""
+    flat = _flat(state)
+    meta = json.loads(json.dumps({**meta, "leaves": _described(flat)}))
+    meta["sum"] = _sum(meta)
     if jax.default_backend() == "cpu":
-      state = jax.tree.map(jnp.copy, state)  # here "device" memory is what the writer reads
-    self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)),
+      flat = jax.tree.map(jnp.copy, flat)  # here "device" memory is what the writer reads
+    self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat),
                                                     meta=ocp.args.JsonSave(meta)))
 
   def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, state, meta) of the newest readable checkpoint, placed as `like`; None without any.
+    """(step, state, meta) of the newest whole checkpoint, placed as `like`; None without any.
 
-    Raises RuntimeError when there are checkpoints and none can be read.
+    Raises RuntimeError when there are checkpoints and none is whole.
     """
-    steps = sorted(self.manager.all_steps(), reverse=True)
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-                          like)
-    failures = []
+    failures, steps = [], self.steps
+    sharding.agree({"the checkpoints found": steps})
     for step in steps:
-      try:
-        got = self.manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_flat(wanted)), meta=ocp.args.JsonRestore()))
-      except Exception as error:  # whatever is wrong with this one, an older one may be whole
-        reason = str(error).strip().split("\n")[0][:300]
-        failures.append(f"step {step}: {type(error).__name__}: {reason}")
-        logging.error("checkpoint %s/%d cannot be read, trying an older one: %s", self.folder,
-                      step, failures[-1])
-        continue
-      for bad in steps[:steps.index(step)]:
-        logging.error("removing the unreadable checkpoint of step %d", bad)
-        self.manager.delete(bad)
-      leaves = [got["state"][name] for name in _flat(like)]
-      return step, jax.tree.unflatten(jax.tree.structure(like), leaves), got["meta"]
+      reason, meta = self._meta(step)
+      state = None
+      if reason is None and meta is not None:
+        reason = mismatch(meta["leaves"], _flat(like))
+      if not (elsewhere := sharding.where(reason is not None)) and meta is not None:
+        reason, state = self._state(step, like, meta)
+        elsewhere = sharding.where(reason is not None)
+      if not elsewhere:
+        if failures:
+          logging.error("going back to the checkpoint of step %d", step)
+          self._move_aside([s for s in steps if s > step])
+        return step, state, meta or {}
+      failures.append(f"step {step}: {reason or f'processes {elsewhere} cannot read it'}")
+      logging.error("checkpoint %s/%d is not whole: %s", self.folder, step, failures[-1])
     if failures:
       raise RuntimeError(f"no checkpoint in {self.folder} can be read; move the folder away to "
                          "start anew:\n  " + "\n  ".join(failures))
     return None
 
+  def _meta(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
+    """(what is wrong, meta) of one checkpoint, without its arrays."""
+    for name in COMMITTED:
+      if not (self.folder / str(step) / name).is_file():
+        return f"no commit marker {name}", None
+    try:
+      meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+      return f"meta: {type(error).__name__}: {error}", None
+    if "sum" not in meta or meta.pop("sum") != _sum(meta):
+      return "meta: is not what was saved, or was saved without a checksum", None
+    return None, meta
+
+  def _state(self, step: int, like: Any, meta: dict[str, Any]) -> tuple[str | None, Any]:
+    """(what is wrong, state) of one checkpoint."""
+    wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+              for name, x in _flat(like).items()}
+    try:
+      got = self.manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(wanted)))["state"]
+    except Exception as error:  # whatever is wrong with this one, an older one may be whole
+      return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}", None
+    reason = _flipped(got, meta)
+    return reason, jax.tree.unflatten(jax.tree.structure(like), [got[name] for name in wanted])
+
+  def _move_aside(self, steps: list[int]) -> None:
+    if jax.process_index() == 0:
+      self.broken.mkdir(exist_ok=True)
+      for step in steps:
+        to = self.broken / f"{step}-{len(list(self.broken.iterdir()))}"
+        logging.error("moving the checkpoint of step %d to %s", step, to)
+        shutil.move(self.folder / str(step), to)
+    sharding.agree({"the checkpoints left": None})  # a barrier
+    self.manager.reload()
+
   def params(self, like: Any) -> Any:
     """The parameters of the newest checkpoint as numpy arrays, in the tree of `like`.
 
-    Raises FileNotFoundError without a checkpoint.
+    Raises FileNotFoundError without a checkpoint, ValueError when the newest is not whole.
     """
-    step = self.manager.latest_step()
-    if step is None:
+    if not self.steps:
       raise FileNotFoundError(f"no checkpoint in {self.folder}")
-    state = self.manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore()))["state"]
-    leaves = [np.asarray(state[f"params.{name}"]) for name in _flat(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    reason, meta = self._meta(self.steps[0])
+    if reason is None and meta is not None:
+      state = self.manager.restore(self.steps[0], args=ocp.args.Composite(
+          state=ocp.args.StandardRestore()))["state"]
+      reason = _flipped(state, meta)
+      if reason is None:
+        leaves = [np.asarray(state[f"params.{name}"]) for name in _flat(like)]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    raise ValueError(f"checkpoint {self.folder}/{self.steps[0]} is not whole: {reason}")
 
   def meta(self) -> dict[str, Any] | None:
-    """What the newest checkpoint says of its run, without its arrays; None without any."""
-    step = self.manager.latest_step()
-    if step is None:
-      return None
-    return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    """What the newest readable checkpoint says of its run, without its arrays; None without any."""
+    return next((meta for _, meta in map(self._meta, self.steps) if meta is not None), None)
 
   def close(self) -> None:
-    """Waits until everything is written."""
-    self.manager.wait_until_finished()
-    self.manager.close()
+    """Waits until everything is written, and lets others write."""
+    try:
+      self.manager.wait_until_finished()
+      self.manager.close()
+    finally:
+      if self.lock is not None:
+        self.lock.close()
+
+
+def _sum(meta: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _flipped(flat: dict[str, Any], meta: dict[str, Any]) -> str | None:
+  bits = fingerprints(flat)
+  wrong = [name for name, x in bits.items() if int(x) != meta["leaves"][name][2]]
+  return f"the bits of {', '.join(wrong[:3])} are not those that were saved" if wrong else None
+
+
+def _claim(path: pathlib.Path) -> IO[str]:
+  """A file locked for this process until it is closed or the process ends, however it ends."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = open(path, "a+", encoding="utf-8")
+  file.seek(0)
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except (BlockingIOError, PermissionError):
+    holder = file.read().strip()
+    file.close()
+    raise ValueError(f"{path.parent} is being written by {holder}; wait for it, stop it, or "
+                     "choose another --workdir") from None
+  except OSError as error:
+    logging.warning("%s: no locks on this file system (%s): nothing stops a second writer", path,
+                    error)
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file

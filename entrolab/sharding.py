@@ -4,7 +4,10 @@ Mesh axes: `data` copies the parameters, `fsdp` shards them and the batch, `tens
 the feed-forward width and the vocabulary.
 """
 
+import hashlib
 import os
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,6 +30,7 @@ LOGICAL = {  # parameter -> logical axes
     "out": ("layers", "kv_heads", "queries", "head_dim", "width"),
     "gate_up": ("layers", "width", "gate", "mlp"), "down": ("layers", "mlp", "width")}
 START_TIMEOUT_S = 300
+HOST = 64  # bytes of a host name in a check
 
 
 def spec(*logical: str) -> P:
@@ -122,13 +126,35 @@ def start_hosts() -> None:
     jax.distributed.initialize(initialization_timeout=START_TIMEOUT_S)
 
 
-def agree(name: str, value: int) -> None:
-  """Raises RuntimeError naming the processes whose value differs from that of process 0."""
+def agree(values: Mapping[str, Any], when: str = "at the start") -> None:
+  """Raises RuntimeError naming the hosts whose values differ from those of process 0, and which.
+
+  values: anything with a stable repr, by what it is called in the error. Every process must call
+  it with the same names, at the same point of its program: it also is a barrier.
+  """
   if jax.process_count() == 1:
     return
-  low, high = value & 0x7FFFFFFF, (value >> 31) & 0x7FFFFFFF
-  pairs = np.asarray(multihost_utils.process_allgather(np.asarray([low, high], np.int32)))
-  differ = [p for p in range(len(pairs)) if (pairs[p] != pairs[0]).any()]
-  if differ:
-    raise RuntimeError(f"processes disagree on {name}: process {differ} differ from process 0; "
-                       "start every host with the same code, config and data")
+  digest = lambda x: hashlib.sha256(repr(x).encode()).digest()[:8]
+  host = socket.gethostname().encode()[:HOST].ljust(HOST, b"\0")
+  own = np.frombuffer(b"".join(map(digest, values.values())) + host, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(own))
+  said = []
+  for process, row in enumerate(rows):
+    differ = [name for at, name in enumerate(values)
+              if (row[8 * at:8 * at + 8] != rows[0, 8 * at:8 * at + 8]).any()]
+    if differ:
+      name = row[-HOST:].tobytes().rstrip(b"\0").decode()
+      said.append(f"process {process} on host {name} differs from process 0 in "
+                  f"{' and '.join(differ)}")
+  if said:
+    shown = ", ".join(f"{name} {value!r}" for name, value in values.items())
+    raise RuntimeError(f"{when}: {'; '.join(said)}; here, process {jax.process_index()} has "
+                       f"{shown}. Start every host with the same code, config, data and folder")
+
+
+def where(flag: bool) -> list[int]:
+  """The processes in which the flag is true."""
+  if jax.process_count() == 1:
+    return [0] if flag else []
+  flags = np.asarray(multihost_utils.process_allgather(np.asarray([flag], np.int32)))
+  return np.flatnonzero(flags).tolist()

@@ -157,6 +157,13 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
                                             "mesh": dict(lab.mesh.shape)}}
 
 
+def shared(lab: Lab, step: int) -> dict[str, Any]:
+  """What every host of a run must hold alike."""
+  return {"the step": step, "the configuration": config.config_hash(lab.experiment),
+          "the mesh": dict(lab.mesh.shape), "the data position": lab.data.get_state(),
+          "the key": np.asarray(jax.random.key_data(lab.key)).tolist()}
+
+
 def check_same(experiment: Experiment, meta: dict[str, Any], allow: bool) -> list[str]:
   """The leaves in which a saved run differs. Raises ValueError with them unless allowed."""
   changed = config.diff(meta["mathematics"], json.loads(json.dumps(
@@ -189,7 +196,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   begin = time.time()
   folder.mkdir(parents=True, exist_ok=True)
   lab = Lab(experiment)
-  sharding.agree("the configuration", int(config.config_hash(experiment), 16))
+  sharding.agree(shared(lab, 0))
   print(explain.batch_sentence(experiment), flush=True)
   for sentence in explain.warnings(experiment):
     print(f"note: {sentence}", flush=True)
@@ -207,6 +214,9 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
     cursor = meta["cursor"]
     print(f"resuming {folder} after step {progress.step} of {experiment.training.steps}",
           flush=True)
+  elif (folder / "metrics.jsonl").is_file():
+    print(f"{folder} holds metrics and no checkpoint: starting anew", flush=True)
+  sharding.agree(shared(lab, progress.step), f"before step {progress.step}")
   if jax.process_index() == 0:
     write_text(folder / "config.json", json.dumps(
         {**describe(lab, source), "changes": progress.changes}, indent=1) + "\n")

@@ -25,7 +25,7 @@ def read(source, with_tokenizer, run=None):
     from entrolab import checkpoint, config
     experiment = config.load(source)
     shape, params, tokenizer = experiment.model.load()
-    saved = checkpoint.Checkpoints(run / "checkpoints", experiment.saving)
+    saved = checkpoint.Checkpoints(run / "checkpoints")
     return shape, saved.params(params), tokenizer if with_tokenizer else None
   if source == "smollm2":
     source = gguf.find_smollm2()
