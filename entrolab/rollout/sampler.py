@@ -50,13 +50,13 @@ def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], 
              first: Array | int = 0, branch: Array | int = 0) -> Key[Array, " B"]:
   """Keys of P x samples rows: fold(run key, step, prompt id, sample index, branch id).
 
-  Sample indices count from `first`.
+  Sample indices count from `first`; branch: one for all, or one a prompt.
   """
   fold = jax.random.fold_in
   stepped = fold(key, step)
   of_prompt = jax.vmap(lambda prompt: fold(stepped, prompt))(prompts)
-  one = lambda k: jax.vmap(lambda g: fold(fold(k, g), branch))(first + jnp.arange(samples))
-  return jax.vmap(one)(of_prompt).reshape(-1)
+  one = lambda k, b: jax.vmap(lambda g: fold(fold(k, g), b))(first + jnp.arange(samples))
+  return jax.vmap(one)(of_prompt, jnp.broadcast_to(branch, prompts.shape)).reshape(-1)
 
 
 def noise(keys: Key[Array, " B"], position: Array | int) -> Float[Array, " B"]:
