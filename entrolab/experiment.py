@@ -91,7 +91,10 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run, whole; rollout is a strategy. Raises ValueError where its numbers do not fit together."""
+  """A run, whole; rollout is a strategy.
+
+  Raises ValueError where its numbers do not fit together.
+  """
   name: str
   objective: Objective
   model: Any

@@ -102,6 +102,18 @@ def warnings(experiment: Experiment) -> list[str]:
   return said
 
 
+def acts(objective: Objective) -> str:
+  """Where the objective acts beyond its rewards and its surrogate, and what `touched` counts."""
+  live = [t.name for t in objective.advantage if set(t.reads) & set(vocab.NAMES)]
+  parts = [*live, *(t.name for t in objective.weights),
+           *(entry.value.name for entry in objective.penalties)]
+  if parts:
+    return f"acts on tokens through {', '.join(parts)}; method/touched is their share"
+  named = (t.name for t in (*objective.reward, *objective.advantage, objective.surrogate))
+  return (f"acts through {', '.join(named)} alone: no weight, penalty or advantage of the current "
+          "policy, so that method/touched is 0")
+
+
 def _keywords(bound: Term) -> dict:
   import inspect
   parameters = inspect.signature(bound.fn).parameters.values()
@@ -124,6 +136,7 @@ def plan(experiment: Experiment, config, prompt_length: int) -> str:
     value = getattr(experiment.objective, field.name)
     if value not in ((), None):
       lines.append(f"  {field.name} = {value!r}")
+  lines += [acts(experiment.objective)]
   lines += [f"note: {sentence}" for sentence in warnings(experiment)]
   return "\n".join(lines)
 

@@ -6,7 +6,8 @@ divided by the longest response.
   python -m entrolab.main --config=experiments/canon.py:mu=0.0
   python -m entrolab.main --config=experiments/canon.py:schedule=accuracy
 
-Expect: FIGURES
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.490 [0.443, 0.538], pass@16 0.863
+-> 0.766, entropy 0.310 -> 0.219 nats (GRPO: 0.215).
 """
 
 from entrolab import aggregate, presets

@@ -1,16 +1,20 @@
-"""README's table of methods, out of the methods' own docstrings.
+"""README's table of methods, out of the methods' own docstrings and docs/results.json.
 
   python scripts/methods_table.py [--check README.md | --write README.md]
   python scripts/methods_table.py --differences   # docs/papers_against_code.md
+  python scripts/methods_table.py --collect NAME=RUN ...   # finished runs to docs/results.json
 """
 
 import argparse
 import ast
+import json
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs/results.json"
+FIGURES = ("pass@1", "pass@16", "entropy")  # after the default run of the recipe
 BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->"
 
 
@@ -28,18 +32,20 @@ def row(path: pathlib.Path) -> str:
   part = lambda name: (re.search(rf"{name}: (.*?)\.(?: |$)", text) or ["", "none"])[1].strip()
   recipe = ROOT / "experiments" / f"{stem}.py"
   golden = len(list((ROOT / "tests/golden").glob(f"{stem}_*.npz")))
+  result = json.loads(RESULTS.read_text()).get(stem)
   cells = [f"[`{stem}`](entrolab/methods/{stem}.py)", what, papers or "own definition",
            part("Acts on"), part("State"),
            f"[{recipe.name}](experiments/{recipe.name})" if recipe.is_file() else "",
-           f"{golden} files" if golden else ""]
+           f"{golden} pass" if golden else "",
+           " / ".join(f"{result[name]:.3f}" for name in FIGURES) if result else ""]
   return "| " + " | ".join(cells) + " |"
 
 
 def table() -> str:
   """The whole table, sorted by file."""
   files = sorted(p for p in (ROOT / "entrolab/methods").glob("*.py") if p.stem != "__init__")
-  head = ["| method | what it does | paper | acts on | state | recipe | golden |",
-          "|---|---|---|---|---|---|---|"]
+  head = ["| method | what it does | paper | acts on | state | recipe | golden files | pass@1 / "
+          "pass@16 / entropy |", "|---|---|---|---|---|---|---|---|"]
   return "\n".join([*head, *map(row, files)]) + "\n"
 
 
@@ -62,13 +68,33 @@ def differences() -> str:
   return "\n".join(lines) + "\n"
 
 
+def collect(runs: list[str]) -> None:
+  """Adds the first and last evaluation of finished runs (`name=folder`) to docs/results.json."""
+  known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+  for entry in runs:
+    name, _, folder = entry.partition("=")
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    evaluations = [r for r in rows if "eval/entropy" in r]
+    before, after = evaluations[0], evaluations[-1]
+    touched = [r["method/touched"] for r in rows if "method/touched" in r]
+    figures = {n: round(after[f"eval/{n}"], 4) for n in (*FIGURES, "pass@1_low", "pass@1_high")}
+    known[name] = {**figures, "touched": [round(touched[0], 4), round(touched[-1], 4)],
+                   "steps": len(touched), "before": round(before["eval/pass@1"], 4)}
+  RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> None:
   """Prints, checks or writes."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--check", type=pathlib.Path, metavar="README")
   parser.add_argument("--write", type=pathlib.Path, metavar="README")
   parser.add_argument("--differences", action="store_true")
+  parser.add_argument("--collect", nargs="+", metavar="NAME=RUN")
   args = parser.parse_args()
+  if args.collect:
+    collect(args.collect)
+    return
   if args.differences:
     print(differences(), end="")
     return

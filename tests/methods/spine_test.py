@@ -45,7 +45,8 @@ def golden(case):
         weights=(fork,), aggregate=term(aggregate.selected_mean),
         penalties=(Penalty(config["kl_coef"], term(kl.k3, cap=float("inf")), weight=fork),))
     loss, metrics = objective.loss(columns)
-    mean = jnp.where(chosen, outside(now["entropy"], chosen), 0.0).sum() / chosen.sum().astype(float)
+    outer = jnp.where(chosen, outside(now["entropy"], chosen), 0.0).sum()
+    mean = outer / chosen.sum().astype(float)
     return loss + mean, {**metrics, "band": mean}
 
   (loss, metrics), grad = jax.value_and_grad(total, has_aux=True)(logits)
