@@ -1,0 +1,211 @@
+"""A text world: rooms, things, a goal that may lie in a locked chest, one reward at the end.
+
+  goal coin to attic | hall exits north east sees chest lamp >
+  go north          attic exits south sees key >
+  take key          done >
+  open chest        chest holds coin >        (in its room, with the key in hand)
+  take coin, drop coin                        the goal's room ends the episode with reward 1
+
+Whatever is impossible or not understood is answered by `nothing happens >`.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from entrolab.environments import Example, Lazy, Spoken, Step, part_of
+
+ROOMS = ("attic", "cellar", "garden", "hall", "kitchen", "library", "porch", "studio")
+THINGS = ("apple", "book", "coin", "cup", "flute", "lamp", "map", "rope")
+WAYS = {"north": (0, -1), "east": (1, 0), "south": (0, 1), "west": (-1, 0)}
+BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
+HAND, CHEST = "hand", "chest"  # places besides rooms
+NOTHING = "nothing happens >"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What never changes in a world: exits room -> ((way, room), ...), the goal, the chest's room
+  ("" without one)."""
+  exits: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+  goal: str
+  target: str
+  chest: str
+
+  def ways(self, room: str) -> dict[str, str]:
+    """way -> room."""
+    return dict(dict(self.exits)[room])
+
+  def route(self, start: str, end: str) -> str:
+    """The first way of a shortest path."""
+    seen, queue = {start}, collections.deque([(start, "")])
+    while queue:
+      room, first = queue.popleft()
+      if room == end:
+        return first
+      for way, following in self.ways(room).items():
+        if following not in seen:
+          seen.add(following)
+          queue.append((following, first or way))
+    raise ValueError(f"no way from {start} to {end} in {self!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Where one is, where each thing is, and whether the chest is open."""
+  layout: Layout
+  here: str
+  places: tuple[tuple[str, str], ...]
+  open: bool = False
+
+  def place(self, thing: str) -> str:
+    """A room, HAND or CHEST; the empty string for a thing that is not there."""
+    return dict(self.places).get(thing, "")
+
+  def put(self, thing: str, place: str) -> "State":
+    """The state with a thing elsewhere."""
+    moved = tuple((t, place if t == thing else p) for t, p in self.places)
+    return dataclasses.replace(self, places=moved)
+
+  def view(self) -> str:
+    """`hall exits north east sees chest lamp >`"""
+    sees = [CHEST] if self.layout.chest == self.here else []
+    sees += [t for t, p in self.places if p == self.here]
+    ways = " ".join(self.layout.ways(self.here))
+    return f"{self.here} exits {ways} sees {' '.join(sees) or 'nothing'} >"
+
+  def within_reach(self, thing: str) -> bool:
+    """Whether it can be taken: in this room, or in the open chest of this room."""
+    place = self.place(thing)
+    return place == self.here or (place == CHEST and self.open and self.layout.chest == self.here)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWorld(Spoken):
+  """Bring a thing to a room. rooms: on a grid, all connected; things: besides the key; locked:
+  share of worlds whose goal lies in a chest that the key opens.
+
+  Training and evaluation draw from different seeds. Raises ValueError for sizes out of range.
+  """
+  rooms: int = 6
+  things: int = 3
+  locked: float = 0.5
+
+  def __post_init__(self) -> None:
+    if not 2 <= self.rooms <= len(ROOMS) or not 1 <= self.things <= len(THINGS):
+      raise ValueError(f"{self!r}: needs 2 to {len(ROOMS)} rooms, 1 to {len(THINGS)} things")
+
+  @property
+  def max_observation(self) -> int:
+    """Tokens of a view of everything: room exits 4 sees chest key things >."""
+    return 1 + 1 + 4 + 1 + 2 + self.things + 1
+
+  @property
+  def max_prompt(self) -> int:
+    """`goal THING to ROOM |` and a view."""
+    return 5 + self.max_observation
+
+  def words(self) -> tuple[str, ...]:
+    """Every word that is said or understood here."""
+    return (*ROOMS, *THINGS, *WAYS, "goal", "to", "|", "exits", "sees", "nothing", ">", "go",
+            "take", "drop", "open", "key", CHEST, "holds", "done", "happens")
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """A million worlds for each (split, seed)."""
+    part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
+    return Lazy(2**20, lambda i: self._make(part, seed, i), name)
+
+  def _make(self, part: int, seed: int, index: int) -> Example:
+    source = f"text_world/{seed}/{part}"
+    state = self._draw(seed, part, index)
+    return Example(index, self._opening(state), f"{state.layout.goal} in {state.layout.target}",
+                   source)
+
+  def _draw(self, seed: int, part: int, index: int) -> State:
+    """The world of an example."""
+    rng = np.random.default_rng([seed, part, index, 71])
+    pick = lambda names, n: [str(x) for x in rng.choice(names, n, replace=False)]
+    names = pick(ROOMS, self.rooms)
+    exits = {name: dict(ways) for name, ways in _grid(rng, names)}
+    goal, *others = pick(THINGS, self.things)
+    target = names[rng.integers(self.rooms)]
+    elsewhere = [n for n in names if n != target]
+    chest = str(rng.choice(elsewhere)) if rng.random() < self.locked else ""
+    places = {goal: CHEST if chest else str(rng.choice(elsewhere))}
+    places |= {other: str(rng.choice(names)) for other in others}
+    if chest:
+      places["key"] = str(rng.choice([n for n in names if n != chest]))
+    layout = Layout(tuple((n, tuple(sorted(w.items()))) for n, w in exits.items()), goal, target,
+                    chest)
+    return State(layout, names[rng.integers(self.rooms)], tuple(sorted(places.items())))
+
+  def _opening(self, state: State) -> str:
+    return f"goal {state.layout.goal} to {state.layout.target} | {state.view()}"
+
+  def reset(self, example: Example) -> tuple[State, str]:
+    """The world that the example names."""
+    seed, part = (int(x) for x in example.source.split("/")[1:])
+    state = self._draw(seed, part, example.id)
+    return state, self._opening(state)
+
+  def step(self, state: State, text: str) -> Step:
+    """One of go WAY, take THING, drop THING, open chest."""
+    verb, _, name = text.strip().partition(" ")
+    layout = state.layout
+    if verb == "go" and name in layout.ways(state.here):
+      state = dataclasses.replace(state, here=layout.ways(state.here)[name])
+      return state, state.view(), 0.0, False
+    if verb == "take" and state.within_reach(name):
+      return state.put(name, HAND), "done >", 0.0, False
+    if verb == "drop" and state.place(name) == HAND:
+      state = state.put(name, state.here)
+      there = name == layout.goal and state.here == layout.target
+      return state, "done >", float(there), there
+    if (verb == "open" and name == CHEST and layout.chest == state.here and not state.open
+        and state.place("key") == HAND):
+      inside = [t for t, p in state.places if p == CHEST]
+      return dataclasses.replace(state, open=True), f"{CHEST} holds {' '.join(inside)} >", 0., False
+    return state, NOTHING, 0.0, False
+
+  def expert(self, state: State, rng: np.random.Generator | None = None) -> str:
+    """The next action of a shortest solution, which knows the whole world."""
+    del rng
+    layout, goal = state.layout, state.layout.goal
+    to = lambda room, action: (action if room == state.here
+                               else f"go {layout.route(state.here, room)}")
+    place = state.place(goal)
+    if place == HAND:
+      return to(layout.target, f"drop {goal}")
+    if place != CHEST:
+      return to(place, f"take {goal}")
+    if state.open:
+      return to(layout.chest, f"take {goal}")
+    if state.place("key") == HAND:
+      return to(layout.chest, "open chest")
+    return to(state.place("key"), "take key")
+
+
+def _grid(rng: np.random.Generator, names: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rooms grown cell by cell on a grid: a tree, and a door between half of other neighbours."""
+  cells = {(0, 0): names[0]}
+  doors: dict[str, dict[str, str]] = {name: {} for name in names}
+
+  def door(a: str, way: str, b: str) -> None:
+    doors[a][way], doors[b][BACK[way]] = b, a
+
+  for name in names[1:]:
+    free = [(at, way) for at in cells for way in WAYS if _next(at, way) not in cells]
+    at, way = free[rng.integers(len(free))]
+    cells[_next(at, way)] = name
+    door(cells[at], way, name)
+    for other in WAYS:
+      neighbour = cells.get(_next(_next(at, way), other))
+      if neighbour and other not in doors[name] and rng.random() < 0.5:
+        door(name, other, neighbour)
+  yield from doors.items()
+
+
+def _next(at: tuple[int, int], way: str) -> tuple[int, int]:
+  return at[0] + WAYS[way][0], at[1] + WAYS[way][1]
