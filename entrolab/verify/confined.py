@@ -82,13 +82,14 @@ def _landlock(read: list[str]) -> None:
 
 # Modules that an answer names are imported before the user id is dropped: root's interpreter may
 # lie where nobody else can read it.
-_KNOWN = """abc array ast base64 bisect binascii calendar cmath codecs collections contextlib copy
-dataclasses datetime decimal difflib enum fnmatch fractions functools hashlib heapq html inspect io
-itertools json keyword locale math numbers operator os pathlib pprint queue random re secrets sched
-shlex statistics string struct sys textwrap threading time timeit tokenize traceback types typing
-unicodedata urllib uuid warnings weakref zlib""".split()
+_KNOWN = """abc array ast asyncio base64 bisect binascii calendar cmath codecs collections contextlib
+copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools hashlib heapq
+html inspect io itertools json keyword locale logging math numbers operator os pathlib platform
+pprint queue random re secrets sched shlex shutil signal socket statistics string struct subprocess
+sys tempfile textwrap threading time timeit tokenize traceback types typing unicodedata urllib uuid
+warnings weakref zlib""".split()
 _HIDDEN = {"datetime": ("_strptime",), "time": ("_strptime",), "urllib": ("urllib.parse",),
-           "collections": ("collections.abc",)}
+           "collections": ("collections.abc", "heapq"), "codecs": ("encodings.rot_13",)}
 
 
 def _preload(text: str) -> None:

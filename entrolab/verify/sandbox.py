@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import secrets
 import select
 import shutil
@@ -150,6 +151,8 @@ class Sandbox:
     else:                          # to become a stranger, which takes these two away again
       words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     for path in folders:
+      for above in reversed(pathlib.PurePath(path).parents[:-1]):
+        words += ["--perms", "0755", "--dir", str(above)]      # else the stranger cannot pass
       if os.path.islink(path):
         words += ["--symlink", os.readlink(path), path]
       elif os.path.exists(path):
