@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.ranks import replicated
 from entrolab.typing import Array, Float
 
 
@@ -60,8 +61,8 @@ def cut_rows(logits: Float[Array, "N V"], top_p: float, inclusive: bool,
   keys = _ordered(logits)
   kind = keys.dtype
   # largest key t with mass{key >= t} >= goal: everything above it is kept, it is the cut's logit
-  lo = jnp.full(goal.shape, jnp.iinfo(kind).min, kind)
   hi = _ordered(peak)
+  lo = jnp.minimum(hi, jnp.iinfo(kind).min)  # where hi is, on whatever mesh
 
   def halve(_, bounds):
     lo, hi = bounds
@@ -91,6 +92,7 @@ def _assemble(logits, slots, above, tied, count, total, axis) -> Cut:
   threshold = jnp.where(none, upper, jnp.where(whole, lower, 0.0))
   # index of the last kept copy of a tie that is split: the count-th tied slot
   if axis is None:
+    tied = replicated(tied, rows=True)
     order = jnp.cumsum(tied, -1, dtype=jnp.int32)
     last = jnp.where(tied & (order <= count[:, None]), slots[None], -1).max(-1)
   else:

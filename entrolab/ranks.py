@@ -12,12 +12,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from entrolab.typing import Array, Bool, Float, Int, real
 
 
-def replicated(x: Array) -> Array:
-  """x gathered when its mesh has explicit axes; left to the compiler otherwise."""
-  mesh = jax.typeof(x).sharding.mesh
-  if mesh.empty or mesh.are_all_axes_auto:
+def replicated(x: Array, *, rows: bool = False) -> Array:
+  """x gathered when its mesh has explicit axes; left to the compiler otherwise.
+
+  rows: only the last axis is, so that rows stay where they are.
+  """
+  own = jax.typeof(x).sharding
+  if own.mesh.empty or own.mesh.are_all_axes_auto:
     return x
-  return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+  spec = PartitionSpec(*tuple(own.spec)[:-1], None) if rows else PartitionSpec()
+  return jax.sharding.reshard(x, NamedSharding(own.mesh, spec))
 
 
 def masked_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
