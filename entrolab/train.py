@@ -106,6 +106,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   tokens = int(metrics["rollout/tokens"]) * rollout.sampled // batch.tokens.shape[0]
   clock.seconds["verify"] = rollout.verify_seconds
   metrics |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
+  metrics |= {f"rollout/{name}": count for name, count in rollout.counts.items()}
   metrics |= {"rollout/refills": rollout.refills, "rollout/sampled_tokens": tokens,
               "rollout/tokens_per_second": tokens / clock.seconds["rollout"]}
   return state, dataclasses.replace(rollout, batch=batch), metrics
