@@ -8,9 +8,11 @@ metrics, never inside the loss: there it would move once per micro-batch.
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
 
-from entrolab.typing import Array
+from entrolab.typing import Array, Bool, Int, Penalty, real
 
 State = dict[str, Array]
 
@@ -52,6 +54,82 @@ class Integral(Controller):
   def update(self, state: State, metrics: Mapping[str, Array]) -> State:
     error = self.target - metrics["entropy/exact"].astype(float)
     return {"coef": jnp.clip(state["coef"] + self.rate * error, self.low, self.high)}
+
+
+def right(verdict: Int[Array, " B"], mask: Bool[Array, "B T"]) -> Penalty:
+  """1 where the response is right: as a penalty of weight 0, aggregated by `aggregate.row_mean`,
+  it puts the success rate among the metrics that controllers read."""
+  return jnp.broadcast_to(real(verdict == 1)[:, None], mask.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate(Controller):
+  """`level`, a number of `start` to `most`: one more whenever the success rate reaches `above`.
+
+  The rate is a running mean, rate <- memory rate + (1 - memory) success, from 0 at every level;
+  metric: where the success of an optimiser step is read.
+  """
+  most: int
+  start: int = 1
+  above: float = 0.6
+  memory: float = 0.5
+  metric: str = "term/control.right"
+
+  def init(self) -> State:
+    return {"level": jnp.asarray(self.start, float), "gate_rate": jnp.zeros((), float)}
+
+  def update(self, state: State, metrics: Mapping[str, Array]) -> State:
+    success = metrics[self.metric].astype(float)
+    rate = self.memory * state["gate_rate"] + (1.0 - self.memory) * success
+    up = (rate >= self.above) & (state["level"] < self.most)
+    return {"level": state["level"] + jnp.where(up, 1.0, 0.0).astype(float),
+            "gate_rate": jnp.where(up, 0.0, rate).astype(float)}
+
+
+def gamma_kl(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+  """KL(a || b) of two gamma distributions (shape, rate), nats."""
+  (k, r), (l, q) = a, b
+  return ((k - l) * digamma(k) - gammaln(k) + gammaln(l) + l * jnp.log(r / q)
+          + k * (q - r) / r)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paced(Controller):
+  """`temperature`, the mean of a gamma distribution that moves towards a target, by at most `kl`
+  nats an update, and only where the success rate is `above` a bound.
+
+  The teacher of QARL (arXiv:2311.01642): min KL(new || target) subject to KL(new || old) <= kl and
+  success >= above. Gamma distributions are an exponential family, so the minimum is on the line
+  between the natural parameters of old and target, at the bound: found by bisection, exactly. The
+  paper predicts success under the new distribution by importance weights; here the gate is the
+  measured one. start, target: (shape, rate), the temperature's mean is shape / rate.
+  """
+  start: tuple[float, float]
+  target: tuple[float, float]
+  kl: float = 0.05
+  above: float = 0.5
+  metric: str = "term/control.right"
+
+  def init(self) -> State:
+    return self._state(*(jnp.asarray(x, float) for x in self.start))
+
+  def update(self, state: State, metrics: Mapping[str, Array]) -> State:
+    old = state["temperature_shape"], state["temperature_rate"]
+    at = lambda share: tuple(o + share * (t - o) for o, t in zip(old, self.target, strict=True))
+
+    def halve(_, bounds):  # the KL to old grows along the line
+      low, high = bounds
+      middle = 0.5 * (low + high)
+      fits = gamma_kl(at(middle), old) <= self.kl
+      return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(old[0]), jnp.ones_like(old[0])))
+    share = jnp.where(gamma_kl(at(1.0), old) <= self.kl, 1.0, low)
+    share = jnp.where(metrics[self.metric] >= self.above, share, 0.0).astype(old[0].dtype)
+    return self._state(*at(share))
+
+  def _state(self, shape: Array, rate: Array) -> State:
+    return {"temperature": shape / rate, "temperature_shape": shape, "temperature_rate": rate}
 
 
 def init(controllers: tuple[Controller, ...]) -> State:
