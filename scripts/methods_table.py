@@ -23,6 +23,21 @@ def header(path: pathlib.Path) -> str:
   return " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
 
 
+def recipe_of(stem: str) -> pathlib.Path | None:
+  """The recipe of that name, or the first one that uses the method."""
+  recipes = sorted((ROOT / "experiments").glob("*.py"))
+  uses = [p for p in recipes if re.search(rf"\b{stem}\.\w", p.read_text())]
+  return next((p for p in [*recipes, *uses] if p.stem == stem), uses[0] if uses else None)
+
+
+def golden_of(stem: str) -> str:
+  """What the golden files of a method are called: the base objectives share theirs."""
+  own = any((ROOT / "tests/golden").glob(f"{stem}_*"))
+  shared = "base_objectives"
+  used = re.search(rf"\b{stem}\.\w", (ROOT / f"tests/methods/{shared}_test.py").read_text())
+  return shared if used and not own else stem
+
+
 def row(path: pathlib.Path) -> str:
   """One method: what, paper, acts on, state, file, recipe, golden files."""
   text, stem = header(path), path.stem
@@ -30,12 +45,11 @@ def row(path: pathlib.Path) -> str:
   papers = ", ".join(f"[{i}](https://arxiv.org/abs/{i})"
                      for i in dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{4,5})", text)))
   part = lambda name: (re.search(rf"{name}: (.*?)\.(?: |$)", text) or ["", "none"])[1].strip()
-  recipe = ROOT / "experiments" / f"{stem}.py"
-  golden = len(list((ROOT / "tests/golden").glob(f"{stem}_*.npz")))
+  recipe, golden = recipe_of(stem), len(list((ROOT / "tests/golden").glob(f"{golden_of(stem)}_*")))
   result = json.loads(RESULTS.read_text()).get(stem)
   cells = [f"[`{stem}`](entrolab/methods/{stem}.py)", what, papers or "own definition",
            part("Acts on"), part("State"),
-           f"[{recipe.name}](experiments/{recipe.name})" if recipe.is_file() else "",
+           f"[{recipe.name}](experiments/{recipe.name})" if recipe else "",
            f"{golden} pass" if golden else "",
            " / ".join(f"{result[name]:.3f}" for name in FIGURES) if result else ""]
   return "| " + " | ".join(cells) + " |"
