@@ -124,7 +124,8 @@ Steps = Generator[Run, str, tuple[Verdict, Score]]
 def _confined(box: Sandbox, status: str) -> None:
   """Raises SandboxError when a process was not ready to run what nobody trusts."""
   if "ready" not in status or "failed:" in status:
-    raise SandboxError(f"{box.kind}: {status.strip() or 'a process ended before it was confined'}")
+    said = status.replace("ready\n", "").strip() or "a process ended before it was confined"
+    raise SandboxError(f"{box.kind}: {said}")
 
 
 def _report(data: bytes, secret: str) -> list[dict[str, Any]]:

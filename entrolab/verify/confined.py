@@ -83,8 +83,8 @@ def _landlock(read: list[str]) -> None:
 # Modules that an answer names are imported before the user id is dropped: root's interpreter may
 # lie where nobody else can read it.
 _KNOWN = """abc array ast asyncio base64 bisect binascii calendar cmath codecs collections contextlib
-copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools hashlib heapq
-html inspect io itertools json keyword locale logging math numbers operator os pathlib platform
+copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools glob hashlib
+heapq html inspect io itertools json keyword locale logging math numbers operator os pathlib platform
 pprint queue random re secrets sched shlex shutil signal socket statistics string struct subprocess
 sys tempfile textwrap threading time timeit tokenize traceback types typing unicodedata urllib uuid
 warnings weakref zlib""".split()
