@@ -5,6 +5,7 @@ all. Leaves are stored by their path, with shape, type and a fingerprint of thei
 that is not whole is passed over loudly, and moved aside once an older one has been read.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import os
 import pathlib
 import shutil
 import socket
+from collections.abc import Iterator
 from typing import IO, Any
 
 import jax
@@ -71,7 +73,7 @@ def mismatch(saved: dict[str, list[Any]], wanted: dict[str, Any]) -> str | None:
 class Checkpoints:
   """Checkpoints of a run by step; `keep` newest stay. Without `saving` they are only read.
 
-  Raises ValueError when another process is writing there.
+  Raises OSError when another process is writing there.
   """
 
   def __init__(self, folder: pathlib.Path, saving: Saving | None = None):
@@ -95,20 +97,33 @@ class Checkpoints:
     return sorted((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), reverse=True)
 
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-    """Starts writing; the state may be donated as soon as this returns. Raises what the save
-    before it met, such as a full disk."""
+    """Starts writing; the state may be donated as soon as this returns.
+
+    Raises OSError when the save before it failed, as on a full disk.
+    """
     flat = _flat(state)
     meta = json.loads(json.dumps({**meta, "leaves": _described(flat)}))
     meta["sum"] = _sum(meta)
     if jax.default_backend() == "cpu":
       flat = jax.tree.map(jnp.copy, flat)  # here "device" memory is what the writer reads
-    self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat),
-                                                    meta=ocp.args.JsonSave(meta)))
+    with self._saving():
+      self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat),
+                                                      meta=ocp.args.JsonSave(meta)))
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # the writer's threads raise what they like
+      whole = [step for step in self.steps if self._meta(step)[0] is None]
+      raise OSError(f"a checkpoint could not be written to {self.folder}; the newest that is whole "
+                    f"is of step {max(whole, default=None)}, and the same command goes on from it: "
+                    f"{_first_line(error)}") from error
 
   def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """(step, state, meta) of the newest whole checkpoint, placed as `like`; None without any.
 
-    Raises RuntimeError when there are checkpoints and none is whole.
+    Raises OSError when there are checkpoints and none is whole.
     """
     failures, steps = [], self.steps
     sharding.agree({"the checkpoints found": steps})
@@ -128,8 +143,8 @@ class Checkpoints:
       failures.append(f"step {step}: {reason or f'processes {elsewhere} cannot read it'}")
       logging.error("checkpoint %s/%d is not whole: %s", self.folder, step, failures[-1])
     if failures:
-      raise RuntimeError(f"no checkpoint in {self.folder} can be read; move the folder away to "
-                         "start anew:\n  " + "\n  ".join(failures))
+      raise OSError(f"no checkpoint in {self.folder} can be read; move the folder away to start "
+                    "anew:\n  " + "\n  ".join(failures))
     return None
 
   def _meta(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
@@ -153,7 +168,7 @@ class Checkpoints:
       got = self.manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(wanted)))["state"]
     except Exception as error:  # whatever is wrong with this one, an older one may be whole
-      return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}", None
+      return _first_line(error), None
     reason = _flipped(got, meta)
     return reason, jax.tree.unflatten(jax.tree.structure(like), [got[name] for name in wanted])
 
@@ -170,7 +185,7 @@ class Checkpoints:
   def params(self, like: Any) -> Any:
     """The parameters of the newest checkpoint as numpy arrays, in the tree of `like`.
 
-    Raises FileNotFoundError without a checkpoint, ValueError when the newest is not whole.
+    Raises FileNotFoundError without a checkpoint, OSError when the newest is not whole.
     """
     if not self.steps:
       raise FileNotFoundError(f"no checkpoint in {self.folder}")
@@ -182,20 +197,36 @@ class Checkpoints:
       if reason is None:
         leaves = [np.asarray(state[f"params.{name}"]) for name in _flat(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
-    raise ValueError(f"checkpoint {self.folder}/{self.steps[0]} is not whole: {reason}")
+    raise OSError(f"checkpoint {self.folder}/{self.steps[0]} is not whole: {reason}")
 
   def meta(self) -> dict[str, Any] | None:
     """What the newest readable checkpoint says of its run, without its arrays; None without any."""
     return next((meta for _, meta in map(self._meta, self.steps) if meta is not None), None)
 
   def close(self) -> None:
-    """Waits until everything is written, and lets others write."""
+    """Waits until everything is written, and lets others write. Raises OSError as `save` does."""
     try:
-      self.manager.wait_until_finished()
+      with self._saving():
+        self.manager.wait_until_finished()
       self.manager.close()
     finally:
       if self.lock is not None:
         self.lock.close()
+
+
+def _first_line(error: Exception) -> str:
+  line = str(error).strip().partition("\n")[0]
+  if len(line) > 300:  # the cause stands at its end
+    line = f"{line[:140]} ... {line[-140:]}"
+  return f"{type(error).__name__}: {line}"
+
+
+def held(meta: dict[str, Any] | None, prefix: str, sharding: Any) -> dict[str, Any]:
+  """The leaves that a checkpoint has under a prefix, to restore what only it knows the shapes of:
+  {name without prefix: jax.ShapeDtypeStruct}. meta: as from `Checkpoints.meta`."""
+  leaves = meta["leaves"] if meta else {}
+  return {name.removeprefix(prefix): jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+          for name, (shape, dtype, _) in leaves.items() if name.startswith(prefix)}
 
 
 def _sum(meta: dict[str, Any]) -> str:
@@ -218,8 +249,8 @@ def _claim(path: pathlib.Path) -> IO[str]:
   except (BlockingIOError, PermissionError):
     holder = file.read().strip()
     file.close()
-    raise ValueError(f"{path.parent} is being written by {holder}; wait for it, stop it, or "
-                     "choose another --workdir") from None
+    raise OSError(f"{path.parent} is being written by {holder}; wait for it, stop it, or "
+                  "choose another --workdir") from None
   except OSError as error:
     logging.warning("%s: no locks on this file system (%s): nothing stops a second writer", path,
                     error)

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
     result = train.run(experiment, folder, allow_config_change=ALLOW.value,
                        source={"config": CONFIG.value, "set": SET.value})
-  except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
+  except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise
     sys.exit(f"error: {error}\n(--verbosity=1 shows where)")

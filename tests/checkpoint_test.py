@@ -1,0 +1,306 @@
+"""Whatever happens to a checkpoint, a run goes back to an older one aloud or stops; never anew."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from entrolab import checkpoint, config, sharding, train
+from entrolab.experiment import Saving
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "experiments/siren.py"
+SMALL = ("sampling.prompts=4", "training.updates=1", "training.measure_every=0",
+         "evaluation.problems=4", "evaluation.ks=(1,)", "evaluation.samples=1", "saving.every=1",
+         "saving.keep=3", "training.steps=3", "mesh.data=1")
+WALL = ("seconds", "time/", "rollout/tokens_per_second", "train/recompilations",
+        "rollout/recompilations")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_promote():
+  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """A folder of compiled programs: resumed runs compile nothing again."""
+  before = jax.config.values["jax_compilation_cache_dir"]
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled):
+  """A run of three steps with a checkpoint of each."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  train.run(config.load(RECIPE, SMALL), folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def like():
+  """The state at step 0."""
+  lab = train.Lab(config.load(RECIPE, SMALL))
+  return lab.learner.init(lab.params)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+  """A copy of the run, to break."""
+  return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def restored(run, like):
+  saved = checkpoint.Checkpoints(run / "checkpoints", Saving())
+  try:
+    return saved.restore(like)
+  finally:
+    saved.close()
+
+
+def largest(folder):
+  return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(folder):
+  path = largest(folder)
+  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def flip(folder):
+  path = largest(folder)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 3] ^= 1
+  path.write_bytes(data)
+
+
+def edit_meta(folder):
+  path = folder / "meta" / "metadata"
+  path.write_text(path.read_text().replace('"cursor": ', '"cursor": 1', 1))
+
+
+HARM = {
+    "truncated array file": (truncate, r"step 3: \w+: "),
+    "missing shard": (lambda f: largest(f).unlink(), r"step 3: \w+: "),
+    "flipped bit": (flip, r"the bits of [\w.]+ are not those that were saved"),
+    "no commit marker": (lambda f: (f / "commit_success.txt").unlink(), "no commit marker"),
+    "no commit stamp": (lambda f: (f / "_CHECKPOINT_METADATA").unlink(), "no commit marker"),
+    "no state": (lambda f: shutil.rmtree(f / "state"), "KeyError"),
+    "no meta": (lambda f: shutil.rmtree(f / "meta"), "meta: FileNotFoundError"),
+    "half of the meta": (lambda f: (f / "meta/metadata").write_text('{"cur'), "JSONDecodeError"),
+    "changed meta": (edit_meta, "meta: is not what was saved"),
+    "empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "no commit marker"),
+    "a file in its place": (lambda f: (shutil.rmtree(f), f.write_text("x")), "no commit marker"),
+}
+
+
+@pytest.mark.parametrize("harm, said", HARM.values(), ids=HARM)
+def test_what_is_not_whole_is_named_and_passed_over(run, like, caplog, harm, said):
+  harm(run / "checkpoints" / "3")
+  step, state, meta = restored(run, like)
+  assert step == 2 and meta["progress"]["step"] == 2
+  assert checkpoint.mismatch(meta["leaves"], checkpoint._flat(state)) is None
+  assert re.search(rf"checkpoints/3 is not whole: step 3: .*{said.removeprefix('step 3: ')}",
+                   caplog.text), caplog.text
+  assert "going back to the checkpoint of step 2" in caplog.text
+  # nothing is thrown away
+  assert [p.name for p in (run / "checkpoints.broken").iterdir()] == ["3-0"]
+  assert not (run / "checkpoints" / "3").exists()
+
+
+def test_two_broken_ones_and_then_all(run, like, caplog):
+  for step, harm in ((3, truncate), (2, flip)):
+    harm(run / "checkpoints" / str(step))
+  assert restored(run, like)[0] == 1
+  assert sorted(p.name for p in (run / "checkpoints.broken").iterdir()) == ["2-1", "3-0"]
+  truncate(run / "checkpoints" / "1")
+  with pytest.raises(OSError, match=r"no checkpoint in .* can be read; move the folder away(.|\n)*"
+                                    r"step 1: "):
+    restored(run, like)
+  assert (run / "checkpoints" / "1").exists()  # nothing was started anew, nothing moved
+
+
+def test_other_leaves_are_named(run, like):
+  def renamed(tree):
+    tree = dict(tree)
+    tree["norm"] = tree.pop("final_norm")
+    return tree
+
+  other = dataclasses.replace(like, params=renamed(like.params))
+  with pytest.raises(OSError, match=r"step 3: has no leaf params.norm; has params.final_norm "
+                                    r"instead(.|\n)*step 1: has no leaf"):
+    restored(run, other)
+  wide = dataclasses.replace(like, params={**like.params, "final_norm": jnp.ones(7)})
+  with pytest.raises(OSError, match=r"leaf params.final_norm is float32\[128\] there and "
+                                    r"float32\[7\] in this run"):
+    restored(run, wide)
+  half = dataclasses.replace(like, params={
+      **like.params, "final_norm": jnp.ones(128, jnp.bfloat16)})
+  with pytest.raises(OSError, match=r"is float32\[128\] there and bfloat16\[128\]"):
+    restored(run, half)
+  assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["1", "2", "3"]
+
+
+def rows(folder):
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith(WALL)}
+          for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_whose_newest_checkpoint_broke_ends_like_one_that_never_stopped(
+    whole, run, like, caplog, capsys):
+  flip(run / "checkpoints" / "3")
+  train.run(config.load(RECIPE, SMALL), run)
+  assert "going back to the checkpoint of step 2" in caplog.text
+  assert "resuming" in capsys.readouterr().out
+  assert rows(run) == rows(whole)
+  (_, ours, _), (_, theirs, _) = restored(run, like), restored(whole, like)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_other_mathematics_are_refused_leaf_by_leaf_and_recorded_when_allowed(run, caplog):
+  changed = config.load(f"{RECIPE}:beta=0.25,seed=3", (*SMALL, "training.lr=1e-4",
+                                                       "evaluation.problems=8"))
+  with pytest.raises(ValueError) as refused:
+    train.run(changed, run)
+  leaves = {line.split(":")[0].strip() for line in str(refused.value).splitlines()[1:]}
+  assert leaves == {"objective.penalties.0.beta", "seed", "training.lr"}
+  assert "--allow_config_change" in str(refused.value)
+  assert rows(run)[-1]["step"] == 3  # and nothing was touched
+  with pytest.raises(ValueError, match="the saved position is in"):  # a seed is also other data
+    train.run(changed, run, allow_config_change=True)
+  more = config.load(RECIPE, (*SMALL, "training.steps=4", "sampling.temperature=0.5"))
+  train.run(more, run, allow_config_change=True)
+  saved = checkpoint.Checkpoints(run / "checkpoints").meta()
+  assert saved and saved["progress"]["changes"] == ["sampling.temperature: 1.0 -> 0.5"]
+  assert json.loads((run / "config.json").read_text())["changes"] == saved["progress"]["changes"]
+
+
+def test_metrics_without_a_checkpoint_are_not_overwritten_in_silence(run, capsys):
+  shutil.rmtree(run / "checkpoints")
+  train.run(config.load(RECIPE, (*SMALL, "training.steps=1")), run)
+  assert "holds metrics and no checkpoint: starting anew" in capsys.readouterr().out
+
+
+CHILD = """
+import os, resource, signal, sys, time
+import jax, jax.numpy as jnp
+from pathlib import Path
+from entrolab import checkpoint
+from entrolab.experiment import Saving
+saved = checkpoint.Checkpoints(Path(sys.argv[1]) / "checkpoints", Saving(keep=1))
+state = {"params": {"w": jax.random.normal(jax.random.key(0), (int(sys.argv[3]),))}}
+saved.save(1, state, {"cursor": 1})
+saved.manager.wait_until_finished()
+"""
+FULL = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+saved.save(2, state, {"cursor": 2})
+try:
+  saved.close()
+except OSError as error:
+  print(error)
+"""
+KILL = """
+saved.save(2, state, {"cursor": 2})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+HOLD = """
+print("holding", flush=True)
+time.sleep(60)
+"""
+
+
+def child(code, folder, size=1_000_000):
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  return subprocess.Popen([sys.executable, "-c", CHILD + code, str(folder), "", str(size)],
+                          env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def only(folder):
+  """(step, w) of the checkpoints of a child."""
+  saved = checkpoint.Checkpoints(folder / "checkpoints", Saving(keep=1))
+  like = {"params": {"w": jnp.zeros(json.loads((folder / "checkpoints/1/meta/metadata").read_text()
+                                               )["leaves"]["params.w"][0])}}
+  try:
+    found = saved.restore(like)
+    assert found is not None
+    return found[0], np.asarray(found[1]["params"]["w"])
+  finally:
+    saved.close()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, caplog):
+  out, err = child(FULL, tmp_path).communicate(timeout=200)
+  assert "a checkpoint could not be written" in out and "whole is of step 1" in out, out + err
+  assert "File too large" in out
+  step, w = only(tmp_path)
+  assert step == 1
+  np.testing.assert_array_equal(w, jax.random.normal(jax.random.key(0), w.shape))
+  assert "removing a save that was not finished" in caplog.text
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_kill_during_a_save_keeps_the_checkpoint_before(tmp_path, caplog):
+  process = child(KILL, tmp_path, size=20_000_000)
+  assert process.wait(timeout=200) == -signal.SIGKILL, process.communicate()[1]
+  left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+  assert left[0] == "1" and checkpoint.UNFINISHED in left[1]
+  assert only(tmp_path)[0] == 1
+  assert "removing a save that was not finished" in caplog.text
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_second_writer_is_refused_until_the_first_ends_however_it_ends(tmp_path):
+  process = child(HOLD, tmp_path, size=10)
+  assert process.stdout and process.stdout.readline() == "holding\n", process.communicate()[1]
+  with pytest.raises(OSError, match=rf"is being written by process {process.pid} on "):
+    only(tmp_path)
+  reader = checkpoint.Checkpoints(tmp_path / "checkpoints")  # reading is free
+  assert reader.steps == [1]
+  process.kill()
+  process.communicate()
+  assert only(tmp_path)[0] == 1
+
+
+def test_an_export_refuses_what_is_not_whole(run, like):
+  read = lambda: checkpoint.Checkpoints(run / "checkpoints").params(like.params)
+  assert jax.tree.structure(read()) == jax.tree.structure(like.params)
+  flip(run / "checkpoints" / "3")
+  with pytest.raises(OSError, match="checkpoints/3 is not whole: the bits of"):
+    read()
+
+
+def test_fingerprints_see_every_bit_and_no_sharding():
+  x = jax.random.normal(jax.random.key(1), (16, 6))
+  bits = np.asarray(x).view(np.uint32)
+  print_of = lambda array: int(checkpoint.fingerprints({"x": jnp.asarray(array)})["x"])
+  first, seen = print_of(x), set()
+  for bit in range(32):
+    for at in ((0, 0), (15, 5), (7, 3)):
+      changed = bits.copy()
+      changed[at] ^= np.uint32(1 << bit)
+      seen.add(print_of(changed.view(np.float32)))
+  assert first not in seen and len(seen) > 90
+  assert print_of(np.asarray(x)[::-1]) != first and print_of(np.asarray(x).T) != first
+  mesh = sharding.make_mesh(2, 2, 2)
+  for spec in (PartitionSpec(("data", "fsdp"), "tensor"), PartitionSpec(None, "tensor")):
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    assert int(checkpoint.fingerprints({"x": placed})["x"]) == first
+  for leaf in (jnp.arange(5), jnp.ones(3, bool), jnp.ones(3, jnp.bfloat16), jnp.uint32(7)):
+    assert print_of(leaf) != 0
