@@ -18,6 +18,7 @@ from entrolab import vocab
 from entrolab.environments import play
 from entrolab.models import transformer
 from entrolab.models.transformer import Config, Params
+from entrolab.typing import real
 
 PAD, END = "<pad>", "<end>"
 
@@ -118,7 +119,7 @@ def _step(config, tx, params, opt, tokens, acted):
     got = vocab.fused(hidden[:, :-1], transformer.head_matrix(params), tokens[:, 1:],
                       vocab.Spec(names=("logp",)))
     on = acted[:, 1:]
-    return -jnp.where(on, got["logp"], 0.0).sum() / on.sum()
+    return -jnp.where(on, got["logp"], 0.0).sum() / real(on).sum()
 
   value, grads = jax.value_and_grad(loss)(params)
   updates, opt = tx.update(grads, opt, params)

@@ -1,0 +1,256 @@
+"""Environments: what is asked can be done, is paid at the end alone, and is said in known words."""
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+
+from entrolab.environments import BETWEEN, play
+from entrolab.environments.adapters import Attempts, Gym
+from entrolab.environments.calculator import WordProblems, calculate
+from entrolab.environments.cloned import Cloned, Words, demonstrations
+from entrolab.environments.forms import FIELDS, Form
+from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
+from entrolab.tasks import Countdown
+
+WORLDS = [TextWorld(), TextWorld(rooms=8, things=5, locked=1.0), Form(7), Form(8), WordProblems()]
+name = lambda x: repr(x)
+
+
+def solved(environment, example, turns=30):
+  return play(environment, example, environment.expert, turns)
+
+
+@pytest.mark.parametrize("environment", WORLDS, ids=name)
+def test_the_expert_solves_200_seeds_in_known_words_within_the_limits(environment):
+  words = Words(environment.words())
+  source = environment.examples("train", 3)
+  texts, examples = [], [source[i] for i in range(200)]
+  for example in examples:
+    pieces, total, done = solved(environment, example)
+    assert done and total == 1.0, example
+    prompt, *rest = [(text, len(words.encode(text)), acted) for text, acted in pieces]
+    assert prompt[0] == environment.reset(example)[1] == example.prompt
+    assert prompt[1] <= environment.max_prompt
+    assert all(size <= environment.max_observation for _, size, acted in rest if not acted)
+    for text, _, _ in (prompt, *rest):
+      assert words.decode(words.encode(text)) == text
+    texts.append(BETWEEN.join(text for text, _, acted in rest if acted))
+  assert {v.status for v in environment.verify(texts, examples)} == {"right"}
+  short = [BETWEEN.join(t.split(BETWEEN)[:-1]) for t in texts]  # without the last action: unpaid
+  assert {v.status for v in environment.verify(short, examples)} == {"wrong"}
+
+
+@pytest.mark.parametrize("environment", WORLDS, ids=name)
+def test_examples_are_the_same_again_and_other_in_evaluation(environment):
+  train, again = (environment.examples("train", 0) for _ in range(2))
+  held = environment.examples("eval", 0)
+  assert repr(train) == repr(again) != repr(held)
+  assert [train[i] for i in range(50)] == [again[i] for i in range(50)]
+  assert len({train[i].prompt for i in range(50)} & {held[i].prompt for i in range(50)}) <= 1
+
+
+def test_a_world_is_paid_once_and_a_step_changes_no_state():
+  world = TextWorld(locked=1.0)
+  state, _ = world.reset(world.examples("train", 0)[0])
+  goal, layout = state.layout.goal, state.layout
+  assert state.place(goal) == CHEST
+  for text in ("open chest", f"take {goal}", f"drop {goal}", "sing", "go nowhere", "go", ""):
+    assert world.step(state, text) == (state, NOTHING, 0.0, False)
+  held = dataclasses.replace(state.put("key", HAND), here=layout.chest)
+  opened, text, reward, done = world.step(held, "open chest")
+  assert opened.open and not held.open and text == f"chest holds {goal} >" and not (reward or done)
+  taken = world.step(opened, f"take {goal}")[0]
+  assert taken.place(goal) == HAND and opened.place(goal) == CHEST
+  assert world.step(taken, f"drop {goal}")[2:] == (0.0, False)  # not where it belongs
+  there = dataclasses.replace(taken, here=layout.target)
+  assert world.step(there, f"drop {goal}")[2:] == (1.0, True)
+
+
+def test_worlds_need_many_turns_and_every_room_is_reached_by_its_doors():
+  world = TextWorld(rooms=8, locked=1.0)
+  source, lengths = world.examples("train", 1), []
+  for i in range(200):
+    state, _ = world.reset(source[i])
+    for room, ways in state.layout.exits:
+      assert ways and all(room in state.layout.ways(other).values() for _, other in ways)
+    lengths.append(sum(acted for _, acted in solved(world, source[i])[0]))
+  assert min(lengths) >= 5 and np.mean(lengths) > 10 and max(lengths) <= 30
+
+
+def test_a_form_is_right_only_when_all_of_it_is():
+  form = Form(6)
+  example = form.examples("train", 0)[4]
+  state, _ = form.reset(example)
+  assert form.step(state, "submit")[2:] == (0.0, True)
+  for field, value in state.asked:
+    assert form.step(state, f"fill {field}")[1] == "no >"
+    assert form.step(state, f"fill {field} nonsense")[1] == "no >"
+    state = form.step(state, f"fill {field} {value}")[0]
+  assert form.step(state, "submit")[2:] == (1.0, True)
+  field, value = state.asked[2]
+  wrong = next(v for v in FIELDS[field] if v != value)
+  spoilt = form.step(state, f"fill {field} {wrong}")[0]
+  assert form.step(spoilt, "submit")[2:] == (0.0, True)
+  mended = form.step(spoilt, f"fill {field} {value}")[0]
+  assert form.step(mended, "submit")[2:] == (1.0, True)
+
+
+def test_an_eased_form_has_as_many_open_fields_as_its_level():
+  form = Form(7)
+  source = form.examples("train", 0)
+  for level in range(1, 8):
+    for i in range(20):
+      eased = form.eased(source[i], level)
+      state, text = form.reset(eased)
+      assert eased.id == source[i].id and text == eased.prompt
+      assert len(state.form) == 7 - level and set(state.form) <= set(state.asked)
+      assert sum(acted for _, acted in solved(form, eased)[0]) == level + 1
+  assert form.eased(source[0], 7) == source[0]
+  with pytest.raises(ValueError, match="level 8: 1 to 7"):
+    form.eased(source[0], 8)
+
+
+def test_a_clerk_slips_as_often_as_told():
+  form, rng, right = Form(7, slips=0.3), np.random.default_rng(0), []
+  for i in range(200):
+    state = form.reset(form.examples("train", 0)[i])[0]
+    for _ in range(7):
+      state = form.step(state, form.expert(state, rng))[0]
+    right += [value == dict(state.form)[field] for field, value in state.asked]
+  assert abs(np.mean(right) - 0.7) < 0.04
+
+
+def test_the_calculator_computes_exactly():
+  rng = np.random.default_rng(0)
+
+  def random(depth):
+    if depth == 0:
+      n = int(rng.integers(0, 40))
+      return str(n), Fraction(n)
+    (a, x), (b, y) = random(depth - 1), random(depth - 1)
+    op = rng.choice(["+", "-", "*", "/"])
+    if op == "/" and y == 0:
+      op = "+"
+    value = {"+": x + y, "-": x - y, "*": x * y, "/": x / y if y else x}[op]
+    return f"({a} {op} {b})", value
+
+  for _ in range(200):
+    text, value = random(3)
+    assert calculate(text) == value, text
+  for text, value in (("2 ** 10", 1024), ("-3 + +5", 2), ("17 // 5", 3), ("-17 % 5", 3),
+                      ("2 ** -1", Fraction(1, 2)), (" 1+1 ", 2)):
+    assert calculate(text) == value
+
+
+@pytest.mark.parametrize("text", [
+    "", "1 +", "a", "1.5", "True", "None", "'a' * 9", "[1]", "f(1)", "1 if 1 else 2", "1 < 2",
+    "(1).real", "__import__('os')", "2 ** 17", "9 ** 9 ** 9", "2 ** (1 / 2)", "10 ** 15", "1 / 0",
+    "5 % 0", "0 ** -1", "(" * 90, "-" * 99 + "1", "1" * 101, "10 ** 13", "\0", "1;2", "1\n2",
+    "x:=1", "lambda: 1", "1_0j", "~1", "1 @ 2", "9" * 90, "1 << 99"])
+def test_the_calculator_refuses(text):
+  try:
+    value = calculate(text)
+  except ValueError:
+    return
+  assert abs(value) <= 10**12, text  # what is left of a long chain of signs
+
+
+def test_a_tool_that_fails_says_so_and_goes_on():
+  task = WordProblems()
+  state, _ = task.reset(task.examples("train", 0)[0])
+  assert task.step(state, "calc 1 / 0")[1:] == ("error >", 0.0, False)
+  assert task.step(state, "sing")[1:] == ("error >", 0.0, False)
+  shown = task.step(state, "calc 2 + 2")[0]
+  assert shown.shown == "4" and not state.shown
+  for wrong in ("", "x", "²", "--5", f"{state.answer + 1}", "1 2"):
+    assert task.step(state, f"answer {wrong}")[2:] == (0.0, True)
+  assert task.step(state, f"answer {state.answer}")[2:] == (1.0, True)
+
+
+class Counter:
+  """Count to a secret of the seed: an environment with gymnasium's interface."""
+
+  def reset(self, seed=None):
+    self.secret, self.at = seed % 5 + 2, 0
+    return np.int64(0), {}
+
+  def step(self, action):
+    self.at += action
+    won = self.at == self.secret
+    return np.int64(self.at), np.float64(won), won, self.at > self.secret, {}
+
+
+def shown(at):
+  return f"at {int(at)}"
+
+
+def test_gymnasium_like_environments():
+  gym = Gym(Counter, act=int, show=shown, size=100)
+  source = gym.examples("train", 0)
+  assert repr(gym) == repr(dataclasses.replace(gym)) and "0x" not in repr(gym)
+  state, text = gym.reset(source[1])
+  assert text == "at 0" and state.seed % 5 + 2 == 3
+  assert gym.step(state, "many")[1:] == (gym.unread, 0.0, False)
+  one = gym.step(state, "1")[0]
+  two, text, reward, done = gym.step(one, "1")
+  assert (text, reward, done) == ("at 2", 0.0, False)
+  assert gym.step(two, "1")[1:] == ("at 3", 1.0, True)
+  assert gym.step(one, "2")[1:] == ("at 3", 1.0, True)  # an old state is replayed
+  assert gym.step(two, "2")[1:] == ("at 4", 0.0, True)
+  assert one.actions == ("1",) and two.actions == ("1", "1")
+  verdicts = gym.verify([BETWEEN.join("111"), "3", BETWEEN.join("22"), "1"], [source[1]] * 4)
+  assert [v.status for v in verdicts] == ["right", "right", "wrong", "wrong"]
+  assert gym.examples("eval", 0)[1].source != source[1].source
+
+
+def test_attempts_at_a_task_with_one_answer():
+  twice = Attempts(Countdown(), tries=2)
+  example = twice.examples("eval", 0)[0]
+  state, text = twice.reset(example)
+  assert text == example.prompt
+  once, text, reward, done = twice.step(state, "1+1=2")
+  assert (text, reward, done) == (twice.again, 0.0, False)
+  assert twice.step(once, "1+1=2")[2:] == (0.0, True)
+  assert twice.step(once, example.answer)[2:] == (1.0, True)
+  assert twice.step(state, example.answer)[2:] == (1.0, True)
+  texts = [BETWEEN.join(["1+1=2", example.answer]), "1+1=2"]
+  assert [v.status for v in twice.verify(texts, [example] * 2)] == ["right", "wrong"]
+
+
+def test_attempts_at_reasoning_gym():
+  pytest.importorskip("reasoning_gym")
+  from entrolab.tasks import ReasoningGym
+  task = Attempts(ReasoningGym("chain_sum", size=20))
+  example = task.examples("train", 0)[3]
+  state, text = task.reset(example)
+  assert text == example.prompt
+  state, _, reward, done = task.step(state, "<answer>nothing</answer>")
+  assert not reward and not done
+  assert task.step(state, f"<answer>{example.answer}</answer>")[2:] == (1.0, True)
+
+
+def test_words_are_tokens_and_digits_are_their_own():
+  words = Words(("go", "12", "1", "2", "+"))
+  assert words.vocab_size % 8 == 0 and words.decode(words.encode("go 1 + 22")) == "go 1 + 22"
+  assert words.encode("12") == [words.ids["1"], words.ids["2"]]
+  assert words.decode([0, *words.encode("go"), 1, 0]) == "go"
+  with pytest.raises(ValueError, match="no token for 'stay'"):
+    words.encode("go stay")
+
+
+def test_a_cloned_model_learns_what_was_shown_and_is_the_same_again():
+  model = Cloned(Form(2), steps=40, batch=16, turns=4, length=24, pool=64, width=16, layers=1,
+                 heads=2, lr=1e-2)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # for optax
+    (config, params, words), again = model.load(), model.load()
+  assert config.vocab_size == words.vocab_size
+  for a, b in zip(params["layers"].values(), again[1]["layers"].values(), strict=True):
+    np.testing.assert_array_equal(a, b)
+  tokens, acted = demonstrations(model, words)
+  texts = words.decode(tokens[0])
+  assert texts.startswith(Form(2).examples("train", 1_000_003)[0].prompt)
+  ends = (tokens == words.eos_id)
+  assert (ends & acted).sum() == ends.sum() == 3 * model.pool and not acted[:, 0].any()
