@@ -31,12 +31,14 @@ AFTER = ("entropy", "logp")
 @dataclasses.dataclass(frozen=True)
 class State:
   """All that changes from step to step: optimiser steps, parameters, optimiser, controlled
-  values, and the reference policy where a term reads one."""
+  values, and the reference policy where a term reads one; host: what the rollout's strategy keeps,
+  here in a checkpoint alone."""
   step: Any
   params: Any
   opt: Any
   control: Any
   reference: Any = None
+  host: Any = None
 
 
 def optimiser(t: Training) -> optax.GradientTransformation:
@@ -138,11 +140,16 @@ class Learner:
       return batch
     return batch.replace(noise=row_noise(batch.row, step, batch.tokens.shape[1]))
 
-  def _select(self, batch: Batch, update: Array) -> Batch:
-    """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows."""
+  def _select(self, batch: Batch, update: Array, replay: Batch | None = None) -> Batch:
+    """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows; after
+    them those of the replay."""
     u, g = self.experiment.training.updates, self.experiment.sampling.samples
-    return jax.tree.map(
-        lambda x: x.reshape(-1, u, g, *x.shape[1:])[:, update].reshape(-1, *x.shape[1:]), batch)
+    own = lambda x: x.reshape(-1, u, g, *x.shape[1:])[:, update].reshape(-1, *x.shape[1:])
+    if replay is None:
+      return jax.tree.map(own, batch)
+    on_rows = sharding.rows(self.mesh)
+    return jax.tree.map(lambda x, y: jax.lax.with_sharding_constraint(
+        jnp.concatenate([own(x), own(y)]), on_rows), batch, replay)
 
   def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
     """(state, batch) -> (state, metrics): gradient, update, controllers, reference."""
@@ -153,7 +160,8 @@ class Learner:
         self.objective, lambda p, rows: self.statistics(p, rows, spec), state.params, batch,
         state.control, micro=t.micro)
     norm = optax.tree.norm(grads)
-    exact = masked_mean(live["entropy"], batch.mask)
+    drawn = batch.mask & ~batch.extra.get("replayed", jnp.zeros(1, bool))[:, None]
+    exact = masked_mean(live["entropy"], drawn)
     metrics = {**metrics, "train/grad_norm": norm, "entropy/exact": exact,
                "method/touched": self.objective.touched(scored, batch)}
     updates, opt = self.tx.update(grads, state.opt, state.params)

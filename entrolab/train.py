@@ -8,7 +8,7 @@ import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,8 +34,9 @@ class Lab:
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
-    rows = s.prompts // experiment.training.updates * s.samples // experiment.training.micro
-    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
+    for groups, name in ((s.prompts, ""), (experiment.replayed, " of a replay")):
+      rows = groups // experiment.training.updates * s.samples // experiment.training.micro
+      sharding.check(self.config, self.mesh, rows, f"rows of a micro-batch{name}")
     self.learner = Learner(experiment, self.config, self.mesh)
     objective, made = experiment.objective, experiment.rollout.columns
     wanted = (*objective.extra, *(("phase",) if "phase" in objective.reads else ()))
@@ -43,6 +44,7 @@ class Lab:
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         [name for name in wanted if name not in made])
     self.key = jax.random.key(experiment.seed)
+    self.host: Mapping[str, np.ndarray] = {}  # what the strategy keeps
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
                          process_index=rank, process_count=count)
@@ -56,7 +58,8 @@ class Lab:
     knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
                  top_k=s.top_k)
     return self.experiment.rollout(self.sampler, plain.Request(
-        state.params, lambda: next(self.data), self.key, step, state.control, knobs, s.refills))
+        state.params, lambda: next(self.data), self.key, step, state.control, knobs, s.refills,
+        self.host))
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """eval/* on the held-out problems."""
@@ -73,7 +76,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   experiment, learner = lab.experiment, lab.learner
   t, clock = experiment.training, Clock()
   rollout = lab.rollout(state, step)
-  batch = rollout.batch
+  batch, replay = rollout.batch, rollout.replay
   jax.block_until_ready(batch.tokens)
   clock.lap("rollout")
   before = learner.score(state.params, batch, BEFORE)
@@ -81,7 +84,9 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   if t.old_logp == "trainer":
     batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
   if learner.reads_reference:
-    batch = batch.replace(ref_logp=learner.score(state.reference, batch, ("logp",))["logp"])
+    refer = lambda rows: rows.replace(
+        ref_logp=learner.score(state.reference, rows, ("logp",))["logp"])
+    batch, replay = refer(batch), replay and refer(replay)
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch)
@@ -89,13 +94,15 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   clock.lap("score", metrics)
   of_updates = []
   for update in range(t.updates):
-    rows = learner.select(batch, np.int32(update))
+    rows = learner.select(batch, np.int32(update), replay)
     state, own = learner.step(state, rows)
     if not bool(own["train/applied"]):
       guards.save_failure(folder, lab, step, update, rows, state, own)
     of_updates.append(own)
   means = {name: np.mean([float(m[name]) for m in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
+  if rollout.learned is not None:
+    lab.host = rollout.learned(batch)
   clock.lap("train", means)
   if t.measure_every and step % t.measure_every == 0:
     after = learner.score(state.params, batch, AFTER)
@@ -206,9 +213,12 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   old, cursor = saved.meta(), 0
   if old is not None:
     progress.changes = check_same(experiment, old, allow_config_change)
-  found = saved.restore(state)
+  found = saved.restore(dataclasses.replace(state, host=checkpoint.held(
+      old, "host.", sharding.whole(lab.mesh))))
   if found is not None:
     _, state, meta = found
+    lab.host = {name: np.asarray(x) for name, x in state.host.items()}
+    state = dataclasses.replace(state, host=None)
     lab.data.set_state(meta["data"].encode())
     progress = Progress(**{**meta["progress"], "changes": meta["progress"]["changes"]
                            + progress.changes})
@@ -239,7 +249,8 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
 
   def save():
     progress.seconds = time.time() - begin
-    saved.save(progress.step, state, {
+    host = jax.device_put(dict(lab.host), sharding.whole(lab.mesh))
+    saved.save(progress.step, dataclasses.replace(state, host=host), {
         "mathematics": config.mathematics(experiment), "data": lab.data.get_state().decode(),
         "cursor": out.cursor, "progress": dataclasses.asdict(progress)})
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from entrolab import ranks
 from entrolab.control import Controller, State
-from entrolab.typing import Array, Bool, Float, Int, Reward, Weight, real
+from entrolab.typing import Advantage, Array, Bool, Float, Int, Reward, Scale, Weight, real
 
 Rows = dict[str, np.ndarray]
 
@@ -91,11 +91,29 @@ def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
   return real(mask & jnp.broadcast_to(kept, r.shape).reshape(-1, 1))
 
 
+def of_widest_groups(adv: Float[Array, "B T"], rewards: Float[Array, " B"],
+                     mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, size: int,
+                     fraction: float = 0.75) -> Advantage:
+  """A in the `widest_groups`, 0 elsewhere: the filter over the rollout, before any replay."""
+  return adv * widest_groups(rewards, mask, noise, size=size, fraction=fraction).astype(adv.dtype)
+
+
 def replay_weight(replayed: Bool[Array, " B"], sil_weight: Float[Array, ""],
                   mask: Bool[Array, "B T"]) -> Weight:
   """`sil_weight` on replayed rows, 1 on new ones."""
   rows = jnp.where(replayed, sil_weight, jnp.ones_like(sil_weight))
   return jnp.where(mask, rows[:, None], 0.0)
+
+
+def own_mean(mask: Bool[Array, "B T"], replayed: Bool[Array, " B"], *, length: int = 0) -> Scale:
+  """`aggregate.fixed_length` of new and of replayed rows apart: sum / (rows of the kind * length).
+
+  With `replay_weight` the loss is on-policy + c SIL, and that of the new rows does not depend on
+  how many are replayed. Rows without a token are not counted; length 0 takes T.
+  """
+  count = lambda rows: jnp.maximum(real(mask.any(1) & rows).sum(), 1.0)
+  rows = jnp.where(replayed, count(replayed), count(~replayed))
+  return real(mask) / (rows[:, None] * (length or mask.shape[1]))
 
 
 def repeats(tokens: np.ndarray, *, n: int = 20, times: int = 10) -> bool:

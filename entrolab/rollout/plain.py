@@ -25,7 +25,8 @@ Draw = Callable[[], Sequence[Example]]  # the next prompts of this step's data
 class Rollout:
   """A batch on the mesh and what the host knows of it, row by row; steps: decoded positions;
   refills: how often prompts were drawn again; sampled: rows that were generated in all; counts:
-  what else the strategy counted."""
+  what else the strategy counted; replay: further rows to train on, which were not drawn now;
+  learned: the batch that was trained on -> what the strategy is to find in the next request."""
   batch: Batch
   examples: list[Example]
   texts: list[str]
@@ -35,6 +36,8 @@ class Rollout:
   sampled: int = 0
   verify_seconds: float = 0.0
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  replay: Batch | None = None
+  learned: Callable[[Batch], Mapping[str, np.ndarray]] | None = None
 
 
 class Asked(NamedTuple):
@@ -64,7 +67,8 @@ class Request:
   """What a strategy is asked for at one step.
 
   draw: the next prompts of the data; control: the controlled values by name; knobs: samples,
-  longest, temperature, top_p, top_k of `Sampler.rollout`; refills: further draws that are allowed.
+  longest, temperature, top_p, top_k of `Sampler.rollout`; refills: further draws that are allowed;
+  host: what the strategy kept of earlier steps, empty at first.
   """
   params: Any
   draw: Draw
@@ -73,6 +77,7 @@ class Request:
   control: Mapping[str, Any]
   knobs: Mapping[str, Any]
   refills: int = 0
+  host: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Sampler:

@@ -1,0 +1,155 @@
+"""Good trajectories of earlier steps, trained on once more beside the rows of a step (SPEAR).
+
+`methods.spear.Replay` has the rules of the buffer. Here it gets its place in the loop: what is due
+comes as further rows of every update, with the log-probs of the policy that drew it, and what was
+trained on is admitted. Shapes never change: a step without a replay has the same rows, empty.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from entrolab import sharding
+from entrolab.methods import spear
+from entrolab.objective import Batch
+from entrolab.rollout.plain import Plain, Request, Rollout, Sampler
+
+Host = Mapping[str, np.ndarray]
+AGAIN = ("adv", "ref_logp")  # columns that belong to a step and not to a row
+NARROW = {"int64": np.int32, "float64": np.float32}  # what a checkpoint would make of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+  """The rows of `inner`, and `prompts` further groups of G for what `buffer` replays.
+
+  Columns [B] besides those of `inner`: replayed; usable, rows that ended, do not repeat themselves
+  and are readable text; tool_calls, 0 where `inner` counts none. A replayed row has the columns
+  that it was trained on with, old_logp above all, and its recalibrated advantage.
+
+  The buffer takes the rows and the mean rewards of groups that have an advantage, so that a group
+  which the objective left out is not stored. The draw of what is replayed is keyed by (run seed,
+  step). Raises NotImplementedError with several processes.
+  """
+  inner: Any = Plain()
+  buffer: spear.Replay = spear.Replay(size=64, tools=False)
+  prompts: int = 8
+
+  @property
+  def engine(self) -> Any:
+    """What samples, in training and in evaluation."""
+    return self.inner.engine
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The columns that are filled here and by `inner`."""
+    return tuple(dict.fromkeys((*self.inner.columns, "replayed", "usable", "tool_calls")))
+
+  def check(self, samples: int, updates: int) -> None:
+    """Raises ValueError where the further groups do not hold what may be replayed, or do not
+    divide into the updates of a rollout."""
+    if self.prompts < 1 or self.prompts % updates:
+      raise ValueError(f"Replay(prompts={self.prompts}): whole groups for each of "
+                       f"training.updates={updates}; choices: {updates}, {2 * updates}, ...")
+    if not 1 <= self.buffer.size <= self.prompts * samples:
+      raise ValueError(f"Replay(prompts={self.prompts}) x {samples} samples has room for "
+                       f"{self.prompts * samples} rows, but buffer.size={self.buffer.size}")
+
+  def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
+    """The verified rows of one step; `replay`: the further rows, `learned`: the next host state.
+
+    counts: stored, rows in the buffer before this step; replayed, how many of them come now.
+    """
+    if jax.process_count() > 1:
+      raise NotImplementedError(f"Replay with {jax.process_count()} processes: the buffer is kept "
+                                "on one host only")
+    made, samples = self.inner(sampler, ask), ask.knobs["samples"]
+    batch = made.batch.replace(**{name: sampler.place(x) for name, x in _flags(made).items()})
+    state = unpacked(ask.host, self.buffer)
+    stored = len(state["rows"].get("step", ()))
+    seed = [*np.asarray(jax.random.key_data(ask.key)).tolist(), ask.step]
+    due, state = self.buffer.replay(state, np.random.default_rng(seed).permutation)
+    further = sampler.place(self.further(batch, due or {}, samples))
+    counts = {"stored": stored, "replayed": len(due["step"]) if due else 0}
+    return dataclasses.replace(
+        made, batch=batch, replay=further, counts={**made.counts, **counts},
+        learned=functools.partial(self.learned, state, ask.step, samples=samples))
+
+  def further(self, like: Batch, due: spear.Rows, samples: int) -> Batch:
+    """`prompts` groups with the columns of `like`, rewards and adv: the rows that are due, dealt
+    over the groups and hence over the updates, and rows with nothing in their masks."""
+    count = self.prompts * samples
+    columns = {name: np.zeros((count, *x.shape[1:]), x.dtype) for name, x in like.columns().items()}
+    columns["rewards"] = np.zeros(count, np.float32)
+    columns["adv"] = np.zeros((count, like.tokens.shape[1]), np.float32)
+    if due:
+      at = np.arange(len(due["step"]))
+      slots = at % self.prompts * samples + at // self.prompts
+      for name in columns.keys() - set(AGAIN):
+        columns[name][slots] = due[name]
+      columns["adv"][slots] = np.where(due["mask"], due["row_adv"][:, None], 0.0)
+      columns["replayed"][slots] = True
+    columns["group"] = like.group.shape[0] // samples + np.arange(count, dtype=np.int32) // samples
+    return Batch().replace(**columns)
+
+  def learned(self, state: dict[str, Any], step: int, batch: Batch, *, samples: int) -> Host:
+    """The next host state, after `step` was trained on the new rows of `batch`.
+
+    state: of the buffer, after what was due has left it. Raises ValueError without advantages.
+    """
+    if batch.adv is None or batch.rewards is None:
+      raise ValueError("Replay admits rows by their advantage, and the objective has none before "
+                       "it reads the current policy; put grpo.centred_advantage first")
+    rows = {name: sharding.local(x) for name, x in batch.columns().items()}
+    mask = rows["mask"]
+    worth = np.where(mask, rows["adv"], 0.0).sum(1) / np.maximum(mask.sum(1), 1)
+    live = np.repeat((worth.reshape(-1, samples) != 0.0).any(1), samples)
+    rows |= {"row_adv": worth.astype(np.float32), "usable": rows["usable"] & mask.any(1)}
+    rows = {name: x[live] for name, x in rows.items() if name not in AGAIN}
+    state = self.buffer.admit(state, step, rows, size=samples)
+    steps = min(self.buffer.tolerance, 10) + 2  # stale rows leave before those of a step come
+    return packed(state, steps * len(mask), self.buffer.baseline + len(mask) // samples)
+
+
+def _flags(made: Rollout) -> dict[str, np.ndarray]:
+  """Columns of new rows."""
+  tokens, mask, finished = sharding.local((made.batch.tokens, made.batch.mask, made.batch.finished))
+  fine = [not spear.repeats(row[on]) and "\N{REPLACEMENT CHARACTER}" not in text
+          for row, on, text in zip(tokens, mask, made.texts, strict=True)]
+  flags = {"replayed": np.zeros(len(mask), bool), "usable": finished & np.asarray(fine)}
+  if "tool_calls" not in made.batch.extra:
+    flags["tool_calls"] = np.zeros(len(mask), np.int32)
+  return flags
+
+
+def packed(state: dict[str, Any], rows: int, groups: int) -> Host:
+  """The state of a buffer as arrays of 32 bits whose shapes never change, for a checkpoint:
+  `rows` and `groups` of them, of which the first count.rows and count.groups are filled."""
+  host = {}
+  for part, room in (("rows", rows), ("groups", groups)):
+    filled = state[part]
+    count = len(filled["step"])
+    if count > room:
+      raise ValueError(f"a replay buffer with {count} {part} does not fit into {room}")
+    for name, x in filled.items():
+      host[f"{part}.{name}"] = np.zeros((room, *x.shape[1:]), NARROW.get(x.dtype.name, x.dtype))
+      host[f"{part}.{name}"][:count] = x
+    host[f"count.{part}"] = np.asarray(count, np.int32)
+  return host
+
+
+def unpacked(host: Host, buffer: spear.Replay) -> dict[str, Any]:
+  """The inverse of `packed`; of nothing, an empty buffer."""
+  if not host:
+    return buffer.init()
+  state = {}
+  for part in ("rows", "groups"):
+    count = int(host[f"count.{part}"])
+    held = {name.removeprefix(f"{part}."): x[:count] for name, x in host.items()
+            if name.startswith(f"{part}.")}
+    state[part] = held if count or part == "groups" else {}
+  return state
