@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from entrolab import sharding
 from entrolab.experiment import Experiment
 from entrolab.rollout import plain
 from entrolab.verify import UNKNOWN, vote
@@ -53,8 +54,12 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
-            key_of: Callable[[str], str | None] = vote.key) -> dict[str, float]:
-  """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones."""
+            key_of: Callable[[str], str | None] = vote.key, problems: int | None = None
+            ) -> dict[str, float]:
+  """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones.
+
+  problems: how many all processes hold, when these are those of one of several.
+  """
   count = right.shape[1]
   found: dict[str, np.ndarray] = {f"pass@{k}": pass_at_k(right, k) for k in ks}
   rows = [texts[at:at + count] for at in range(0, len(texts), count)]
@@ -65,20 +70,21 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
                                   for row, r in zip(rows, right, strict=True)], float)
   out = {}
   for name, values in found.items():
-    mean, low, high = interval(values)
+    mean, low, high = interval(sharding.interleaved(values, problems or len(values)))
     out |= {f"eval/{name}": mean, f"eval/{name}_low": low, f"eval/{name}_high": high}
   return out
 
 
 def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.Array,
              experiment: Experiment) -> tuple[dict[str, float], np.ndarray]:
-  """(eval/* metrics, right [P, N]) of the policy; `problems` are those of this process."""
-  e, chunk = experiment.evaluation, experiment.sampling.prompts // jax.process_count()
+  """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
+  e, total, count = experiment.evaluation, len(problems), jax.process_count()
+  chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
   key = jax.random.fold_in(key, STREAM)
   right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
-  for at in range(0, len(problems), chunk):
-    part = list(problems[at:at + chunk])
-    fill = part + part[:1] * (chunk - len(part))  # one shape, one compilation
+  for at in range(0, -(-total // count), chunk):  # as often on every process
+    part = list(own[at:at + chunk])
+    fill = part + list(part or problems)[:1] * (chunk - len(part))  # one shape, one compilation
     many = sampler.rollout(params, fill, key, 0, samples=e.samples,
                            longest=experiment.sampling.longest, temperature=e.temperature,
                            top_p=e.top_p)
@@ -92,11 +98,13 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
     one = sampler.rollout(params, fill, key, 0, samples=1, longest=experiment.sampling.longest,
                           temperature=0.0)
     greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
-  matrix = np.asarray(right).reshape(-1, e.samples)
-  mean, low, high = interval(np.asarray(greedy, float))
-  out = metrics(matrix, texts, e.ks, sampler.key_of)
+  matrix = np.asarray(right, bool).reshape(-1, e.samples)
+  out = metrics(matrix, texts, e.ks, sampler.key_of, total)
+  mean, low, high = interval(sharding.interleaved(np.asarray(greedy, float), total))
+  matrix = sharding.interleaved(matrix, total)
+  sums = sharding.interleaved(np.asarray([[entropy, tokens, unknown]]), count).sum(0)
   out |= {f"eval/avg@{e.samples}": float(matrix.mean()), "eval/greedy": mean,
           "eval/greedy_low": low, "eval/greedy_high": high,
-          "eval/entropy": entropy / max(tokens, 1), "eval/unknown": unknown / len(right),
-          "eval/length": tokens / len(right)}
+          "eval/entropy": float(sums[0] / max(sums[1], 1)),
+          "eval/unknown": float(sums[2] / matrix.size), "eval/length": float(sums[1] / matrix.size)}
   return out, matrix

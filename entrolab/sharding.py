@@ -158,3 +158,17 @@ def where(flag: bool) -> list[int]:
     return [0] if flag else []
   flags = np.asarray(multihost_utils.process_allgather(np.asarray([flag], np.int32)))
   return np.flatnonzero(flags).tolist()
+
+
+def interleaved(own: np.ndarray, total: int) -> np.ndarray:
+  """Rows p, p + n, p + 2 n, ... of `total` from each process p of n -> all rows, in order."""
+  count = jax.process_count()
+  if count == 1:
+    return own
+  short = -(-total // count) - len(own)
+  filled = np.concatenate([own, np.zeros((short, *own.shape[1:]), own.dtype)])
+  # as bytes: arrays of 64 bits would lose half of them on the way
+  raw = np.ascontiguousarray(filled).view(np.uint8).reshape(len(filled), -1)
+  parts = np.asarray(multihost_utils.process_allgather(raw))
+  rows = np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(-1, raw.shape[1])
+  return rows.view(own.dtype).reshape(-1, *own.shape[1:])[:total]

@@ -22,6 +22,7 @@ from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
 from entrolab.rollout import plain, sampler
 
+AGREE_EVERY = 10  # steps between checks that all hosts hold the same
 PATIENCE = 5  # updates in a row that were not finite before the run stops
 
 
@@ -50,7 +51,6 @@ class Lab:
                          process_index=rank, process_count=count)
     held = fitting(experiment.task, self.tokenizer, "eval", experiment.seed)
     self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
-    self.problems = self.problems[rank::count]
 
   def rollout(self, state: State, step: int) -> plain.Rollout:
     """The verified rows of one step, by the strategy of the experiment."""
@@ -268,10 +268,12 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
           f"entropy {progress.before['eval/entropy']:.3f}", flush=True)
   warm: tuple[int, int] | None = None
   with stop_signals() as stopped:
-    while progress.step < steps and not stopped:
+    while progress.step < steps and not sharding.where(bool(stopped)):
       start = time.time()
       state, rollout, metrics = train_step(lab, state, progress.step, out.folder)
       progress.step += 1
+      if progress.step % AGREE_EVERY == 0:
+        sharding.agree(shared(lab, progress.step), f"after step {progress.step}")
       progress.tokens += metrics["rollout/sampled_tokens"]
       progress.failed = 0 if metrics["train/applied"] == 1.0 else progress.failed + 1
       warm = recompiled(lab, metrics, warm)
@@ -291,7 +293,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
       if progress.failed >= PATIENCE:
         raise FloatingPointError(f"step {progress.step - 1}: {PATIENCE} steps in a row were not "
                                  f"finite; their batches are in {out.folder / 'failures'}")
-    if stopped:
+    if sharding.where(bool(stopped)):  # a signal may reach one host alone
       save()
       print(f"saved after step {progress.step}; the same command resumes", flush=True)
       return {"before": progress.before, "after": None, "finished": False}

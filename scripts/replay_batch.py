@@ -73,7 +73,8 @@ def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
         experiment.objective, lambda p, rows: learner.statistics(p, rows, spec), params, batch,
         control, micro=experiment.training.micro)
 
-  return Replay(learner, params, batch, control, *gradient(params, batch, control), tokenizer)
+  grads, metrics, live, scored = gradient(params, batch, control)
+  return Replay(learner, params, batch, control, grads, metrics, live, scored, tokenizer)
 
 
 def findings(replay: Replay) -> Iterator[str]:
@@ -132,7 +133,7 @@ def tokens(replay: Replay, what: str, value: Any) -> Iterator[str]:
     text = replay.tokenizer.decode(ids[mask[row]].tolist())
     token = replay.tokenizer.decode([int(ids[at])])
     yield (f"{what}: {value[row, at]} at row {row}, position {at}, token {ids[at]} {token!r} of "
-           f"{text!r}; {bad.sum()} of {mask.sum()} tokens in {bad.any(1).sum()} rows are not finite")
+           f"{text!r}; in {bad.any(1).sum()} rows, at {bad.sum()} of {mask.sum()} tokens")
 
 
 def readable(replay: Replay, name: str) -> str:
@@ -155,10 +156,10 @@ def terms(replay: Replay) -> Iterator[str]:
 
 def weight(entry: Penalty, columns: dict[str, Any]) -> Iterator[str]:
   """The weight of a penalty, a number or a controlled value."""
-  controlled = isinstance(entry.beta, str)
-  beta = float(columns[entry.beta] if controlled else entry.beta)
+  beta, source = entry.beta, "a number of the recipe"
+  if isinstance(beta, str):
+    beta, source = float(columns[beta]), f"the controlled value {beta}"
   if not np.isfinite(beta):
-    source = f"the controlled value {entry.beta}" if controlled else "a number of the recipe"
     yield f"weight (beta) of penalty {entry.value.name}: {beta}, {source}"
 
 

@@ -68,7 +68,9 @@ def run(whole, tmp_path):
 def restored(run, like):
   saved = checkpoint.Checkpoints(run / "checkpoints", Saving())
   try:
-    return saved.restore(like)
+    found = saved.restore(like)
+    assert found is not None
+    return found
   finally:
     saved.close()
 

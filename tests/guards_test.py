@@ -33,7 +33,7 @@ def libraries_promote():
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
   """A folder of compiled programs: the same update is compiled once in this file."""
-  before = jax.config.jax_compilation_cache_dir
+  before = jax.config.values["jax_compilation_cache_dir"]
   folder = str(tmp_path_factory.mktemp("compiled"))
   jax.config.update("jax_compilation_cache_dir", folder)
   yield folder
@@ -104,7 +104,7 @@ def test_a_token_is_named(kept):
   lines = found(replay)
   token = int(replay.batch.tokens[5, 2])
   assert lines[0].startswith(f"column old_logp of the rollout: nan at row 5, position 2, token "
-                             f"{token} ") and "; 1 of " in lines[0]
+                             f"{token} ") and "; in 1 rows, at 1 of " in lines[0]
   assert any(line.startswith("surrogate ppo.clipped_ratio: nan at row 5, position 2") for line in
              lines)
 
