@@ -1,0 +1,123 @@
+"""Measures branching beside plain sampling of the same number of new tokens.
+
+  python scripts/bench_branch.py [--model small|smollm2] [--prompts 8] [--originals 4]
+      [--branches 3] [--prompt_length 64] [--longest 64] [--rounds 5] [--cpu_time]
+
+No response ends early, so that every variant draws prompts x originals (1 + branches) x longest
+tokens. `branch` goes on from the cache of the originals; `prefill again` gives prompt and prefix
+of each continuation to the model anew, as an engine without shared prefixes does. Cuts are those
+of CURE. Variants run one after another, round by round; times are medians, ratios medians of the
+ratios within a round. Prints a table, then one JSON line.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from entrolab.models import transformer  # noqa: E402
+from entrolab.rollout import branch, sampler  # noqa: E402
+
+SMALL = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4, head_dim=32,
+                           mlp_width=768)
+
+
+def load(name: str):
+  """(config, params): random weights of a small model, or a pre-trained one."""
+  if name == "small":
+    return SMALL, transformer.init(SMALL, jax.random.key(0))
+  from entrolab.models import gguf
+  config, params, _ = gguf.load_gguf(gguf.find_smollm2())
+  return config, jax.tree.map(jnp.asarray, params)
+
+
+def variants(args):
+  """{name: run}, each run returning (tokens prefilled, tokens reused, tokens drawn)."""
+  config, params = load(args.model)
+  rng = np.random.default_rng(0)
+  shape, n1, n2 = (args.prompts, args.prompt_length), args.originals, args.branches
+  prompt = jnp.asarray(rng.integers(0, config.vocab_size, shape), jnp.int32)
+  mask = jnp.asarray(np.arange(shape[1])[None] >= rng.integers(0, shape[1] // 2, shape[0])[:, None])
+  ids = jnp.arange(shape[0], dtype=jnp.int32)
+  keys = lambda count, **more: sampler.row_keys(jax.random.key(0), 0, ids, count, **more)
+  limits = dict(longest=args.longest, temperature=np.float32(1.0), top_p=np.float32(1.0),
+                top_k=np.int32(0), stop_ids=np.asarray([-1], np.int32))
+  more = jnp.stack([keys(n1, branch=1 + j) for j in range(n2)], 1).reshape(-1)
+  first, every = keys(n1), keys(n1 * (1 + n2))
+  allowed = np.ones(config.vocab_size, bool)
+  bare = int(mask.sum())
+
+  def originals(keep):
+    out = sampler.sample(config, params, prompt, mask, first, samples=n1, keep=keep, **limits)
+    cut, _, longer = branch._cut(
+        dataclasses.replace(out, trunk=None), prompt, mask, first, allowed, most=20,
+        choose="entropy", overflow="move", width=shape[1] + args.longest)
+    return out, cut, longer
+
+  def plain():
+    out = sampler.sample(config, params, prompt, mask, every, samples=n1 * (1 + n2), **limits)
+    return bare, 0, int(out.mask.sum())
+
+  def branched():
+    out, cut, longer = originals(True)
+    new = sampler.resume(config, params, out.trunk, cut, more, copies=n2, **limits)
+    return bare, n2 * int(longer[1].sum()), int(out.mask.sum()) + int(new.mask.sum())
+
+  def again():
+    out, _, longer = originals(False)
+    new = sampler.sample(config, params, *longer, more, samples=n2, **limits)
+    return bare + int(longer[1].sum()), 0, int(out.mask.sum()) + int(new.mask.sum())
+
+  return {"plain": plain, "branch": branched, "prefill again": again}
+
+
+def main(argv=None) -> int:
+  """Exit code 0; the last line of the output is JSON."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("--model", choices=("small", "smollm2"), default="small")
+  for name, default in (("prompts", 8), ("originals", 4), ("branches", 3), ("prompt_length", 64),
+                        ("longest", 64), ("rounds", 5)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--cpu_time", action="store_true",
+                      help="processor time instead of wall time, for a busy machine")
+  args = parser.parse_args(argv)
+  clock = time.process_time if args.cpu_time else time.perf_counter
+  runs = variants(args)
+  counts = {name: run() for name, run in runs.items()}  # compiles
+  seconds = {name: [] for name in runs}
+  for _ in range(args.rounds):
+    for name, run in runs.items():
+      begin = clock()
+      run()
+      seconds[name].append(clock() - begin)
+  rows = []
+  for name, (prefilled, reused, drawn) in counts.items():
+    middle = statistics.median(seconds[name])
+    ratio = statistics.median(s / p for s, p in zip(seconds[name], seconds["plain"], strict=True))
+    rows.append({"variant": name, "new_tokens": drawn, "prefill_tokens": prefilled,
+                 "reused_tokens": reused, "ms": 1e3 * middle, "x_plain": ratio,
+                 "tokens_per_second": drawn / middle})
+  print(f"{'variant':<14}{'new':>8}{'prefilled':>11}{'reused':>9}{'ms':>10}{'x plain':>9}"
+        f"{'tokens/s':>10}")
+  for row in rows:
+    print(f"{row['variant']:<14}{row['new_tokens']:>8}{row['prefill_tokens']:>11}"
+          f"{row['reused_tokens']:>9}{row['ms']:>10.1f}{row['x_plain']:>9.2f}"
+          f"{row['tokens_per_second']:>10.0f}")
+  print(json.dumps({"bench": "branch", **vars(args), "rows": rows, "jax": jax.__version__,
+                    "device": jax.devices()[0].device_kind, "load": os.getloadavg()[0]}))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
