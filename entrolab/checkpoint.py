@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import jax
@@ -120,20 +120,22 @@ class Checkpoints:
                     f"is of step {max(whole, default=None)}, and the same command goes on from it: "
                     f"{_first_line(error)}") from error
 
-  def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, state, meta) of the newest whole checkpoint, placed as `like`; None without any.
+  def restore(self, like: Callable[[dict[str, Any]], Any]
+              ) -> tuple[int, Any, dict[str, Any]] | None:
+    """(step, state, meta) of the newest whole checkpoint, placed as like(meta); None without any.
 
-    Raises OSError when there are checkpoints and none is whole.
+    Raises OSError when there are checkpoints and none is whole, and whatever `like` raises.
     """
     failures, steps = [], self.steps
     sharding.agree({"the checkpoints found": steps})
     for step in steps:
       reason, meta = self._meta(step)
-      state = None
-      if reason is None and meta is not None:
-        reason = mismatch(meta["leaves"], _flat(like))
+      state = wanted = None
+      if meta is not None:
+        wanted = like(meta)
+        reason = mismatch(meta["leaves"], _flat(wanted))
       if not (elsewhere := sharding.where(reason is not None)) and meta is not None:
-        reason, state = self._state(step, like, meta)
+        reason, state = self._state(step, wanted, meta)
         elsewhere = sharding.where(reason is not None)
       if not elsewhere:
         if failures:
@@ -221,12 +223,11 @@ def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {line}"
 
 
-def held(meta: dict[str, Any] | None, prefix: str, sharding: Any) -> dict[str, Any]:
+def held(meta: dict[str, Any], prefix: str, sharding: Any) -> dict[str, Any]:
   """The leaves that a checkpoint has under a prefix, to restore what only it knows the shapes of:
-  {name without prefix: jax.ShapeDtypeStruct}. meta: as from `Checkpoints.meta`."""
-  leaves = meta["leaves"] if meta else {}
+  {name without prefix: jax.ShapeDtypeStruct}."""
   return {name.removeprefix(prefix): jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-          for name, (shape, dtype, _) in leaves.items() if name.startswith(prefix)}
+          for name, (shape, dtype, _) in meta["leaves"].items() if name.startswith(prefix)}
 
 
 def _sum(meta: dict[str, Any]) -> str:

@@ -208,13 +208,15 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   print(explain.batch_sentence(experiment), flush=True)
   for sentence in explain.warnings(experiment):
     print(f"note: {sentence}", flush=True)
-  state, progress = lab.learner.init(lab.params), Progress()
+  state, progress, cursor = lab.learner.init(lab.params), Progress(), 0
   saved = checkpoint.Checkpoints(folder / "checkpoints", experiment.saving)
-  old, cursor = saved.meta(), 0
-  if old is not None:
-    progress.changes = check_same(experiment, old, allow_config_change)
-  found = saved.restore(dataclasses.replace(state, host=checkpoint.held(
-      old, "host.", sharding.whole(lab.mesh))))
+
+  def like(meta):
+    progress.changes = check_same(experiment, meta, allow_config_change)
+    return dataclasses.replace(
+        state, host=checkpoint.held(meta, "host.", sharding.whole(lab.mesh)))
+
+  found = saved.restore(like)
   if found is not None:
     _, state, meta = found
     lab.host = {name: np.asarray(x) for name, x in state.host.items()}
