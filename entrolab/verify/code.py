@@ -8,14 +8,14 @@ parent knows (arXiv:2508.06813). No exit code counts.
 
 right    every test passed
 wrong    a test failed, the program raised, ended early, or there is none
-unknown  over a deadline, killed from outside, or the tests themselves are at fault
+unknown  over a deadline, or the tests themselves are at fault
 
 Trust boundary: the kernel, bwrap, the interpreter and this package are trusted. Answers are not,
-nor are tests, which come with data: both run confined. Trusted tests decide the verdict, so tests
-that are wrong or guessable give wrong verdicts, and an answer that computes what is asked by
-looking it up in its arguments is right. What the interpreter's folders and `read` hold can be
-read by answers: keep reference solutions elsewhere. Not promised: protection from a flaw of
-the kernel, from timing channels, or from load: a deadline is wall time.
+and neither are tests, which come with data: both run confined, and neither can make the parent
+raise. Tests do decide the verdict: what is weak or guessable in them is paid. Answers can read
+what the interpreter's folders, /usr and `read` hold: keep reference solutions elsewhere. Not
+promised: protection from a flaw of the kernel or of bwrap, from timing channels between programs,
+or from load: deadlines are wall time, so a machine that is too busy decides less.
 """
 
 import collections
@@ -116,8 +116,6 @@ def program_of(text: str, languages: Sequence[str] = ()) -> str:
 
 
 _LANGUAGES = ("python", "py", "python3")
-
-
 Steps = Generator[Run, str, tuple[Verdict, Score]]
 
 
@@ -132,15 +130,15 @@ def _report(data: bytes, secret: str) -> list[dict[str, Any]]:
   """What was said under the secret."""
   said = []
   for line in data.splitlines():
-    with contextlib.suppress(ValueError):      # a last line that the deadline cut
+    with contextlib.suppress(ValueError, RecursionError):      # a line that the deadline cut
       said.append(json.loads(line))
-  return [line for line in said if line.get("secret") == secret]
+  return [line for line in said if isinstance(line, dict) and line.get("secret") == secret]
 
 
 def _pair(box: Sandbox, task: Functions, source: str, secret: str) -> Run:
   """Judge and program in two sandboxes, pipes between them, the judge's report to the parent."""
   (calls, call), (answers, answer), (report, output) = os.pipe(), os.pipe(), os.pipe()
-  run = Run([], report, 4096 + 1024 * len(task.tests))
+  run = Run([], report, 4096 * (1 + len(task.tests)))
   try:
     run.processes.append(box.start({
         "role": "judge", "secret": secret, "setup": task.setup, "names": task.names,
@@ -167,17 +165,16 @@ def _functions(box: Sandbox, task: Functions, source: str) -> Steps:
     _confined(box, run.status[1])
   if not said and not cut:
     _confined(box, run.status[0])
-  score = Score(sum(line.get("passed", False) for line in said), total)
-  fault = cut or next((line["unknown"] for line in said if "unknown" in line), "")
+  score = Score(min(sum(line.get("passed") is True for line in said), total), total)
+  fault = cut or next((str(line["unknown"])[:300] for line in said if "unknown" in line), "")
   if not fault and not any("end" in line for line in said):
     fault = "the tests ended early"
   if fault:
     return Verdict("unknown", fault), score
   if score.passed == total:
     return Verdict("right", f"{total} tests passed"), score
-  failed = next(line for line in said if line.get("why"))
-  return Verdict("wrong", f"{score.passed} of {total} tests passed; test {failed['test'] + 1}: "
-                 f"{failed['why']}"), score
+  failed = next((str(line["why"])[:300] for line in said if line.get("why")), "")
+  return Verdict("wrong", f"{score.passed} of {total} tests passed; {failed}"), score
 
 
 def _same(output: bytes, expected: str) -> bool:

@@ -37,6 +37,7 @@ from typing import Any
 
 LARGEST = 1 << 20     # bytes of a message between judge and program
 
+
 class _Filter(ctypes.Structure):
   _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_char_p)]
 
@@ -82,12 +83,12 @@ def _landlock(read: list[str]) -> None:
 
 # Modules that an answer names are imported before the user id is dropped: root's interpreter may
 # lie where nobody else can read it.
-_KNOWN = """abc array ast asyncio base64 bisect binascii calendar cmath codecs collections contextlib
-copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools glob hashlib
-heapq html inspect io itertools json keyword locale logging math numbers operator os pathlib platform
-pprint queue random re secrets sched shlex shutil signal socket statistics string struct subprocess
-sys tempfile textwrap threading time timeit tokenize traceback types typing unicodedata urllib uuid
-warnings weakref zlib""".split()
+_KNOWN = """abc array ast asyncio base64 bisect binascii calendar cmath codecs collections
+contextlib copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools
+glob hashlib heapq html inspect io itertools json keyword locale logging math numbers operator os
+pathlib platform pprint queue random re secrets sched shlex shutil signal socket statistics string
+struct subprocess sys tempfile textwrap threading time timeit tokenize traceback types typing
+unicodedata urllib uuid warnings weakref zlib""".split()
 _HIDDEN = {"datetime": ("_strptime",), "time": ("_strptime",), "urllib": ("urllib.parse",),
            "collections": ("collections.abc", "heapq"), "codecs": ("encodings.rot_13",)}
 
@@ -158,8 +159,8 @@ def plain(value: Any) -> Any:
     return {"complex": [value.real, value.imag]}
   if isinstance(value, range):
     return {"range": [value.start, value.stop, value.step]}
-  if isinstance(value, Iterator):
-    return {"iter": [plain(item) for item in itertools.islice(value, 100_000)]}
+  if isinstance(value, Iterator):                # of LARGEST items none can cross
+    return {"iter": [plain(item) for item in itertools.islice(value, LARGEST)]}
   raise TypeError(f"{type(value).__name__} is no plain data")
 
 
@@ -248,7 +249,8 @@ def program(source: str, channel: Channel) -> None:
     try:
       value = function(*rebuilt(call["args"]), **rebuilt(call["named"]))
     except Exception as error:
-      channel.write(packed({"raised": type(error).__name__, "text": _told(error)}))
+      told = _told(error).partition(": ")[2]
+      channel.write(packed({"raised": type(error).__name__, "text": told}))
       continue
     except BaseException as error:
       channel.write(packed({"none": f"{call['call']} raises {_told(error)}"}))
@@ -301,14 +303,15 @@ class _Remote:
 
 def _exception(name: str, text: str) -> Exception:
   kind = getattr(builtins, name, None)
-  if isinstance(kind, type) and issubclass(kind, Exception):
+  silent = name in ("StopIteration", "StopAsyncIteration")    # would cut short a test's own loop
+  if isinstance(kind, type) and issubclass(kind, Exception) and not silent:
     with contextlib.suppress(TypeError):
       return kind(text)
-  return Raised(text)
+  return Raised(f"{name}: {text}")
 
 
 def judge(orders: dict[str, Any], channel: Channel, report: Callable[..., None]) -> None:
-  """Runs setup and tests: {test, passed, why} each, {unknown: why} where a test is at fault,
+  """Runs setup and tests: {passed, why, gone} each, {unknown: why} where a test is at fault,
   {end} after the last one."""
   module, remote = _module("tests"), _Remote(channel)
   try:
@@ -334,7 +337,7 @@ def judge(orders: dict[str, Any], channel: Channel, report: Callable[..., None])
     except BaseException as error:  # whatever a test raises, it has not passed
       why = _told(error)
     why = remote.lost or why             # also where the test caught that there was no answer
-    report(test=at, passed=not why, why=why, gone=bool(remote.gone))
+    report(passed=not why, why=why and f"test {at + 1}: {why}", gone=bool(remote.gone))
   report(end=True)
   return None
 
@@ -358,7 +361,7 @@ def main() -> int:
   try:
     if orders["role"] == "command":
       orders["input"] = os.memfd_create("input")
-      os.write(orders["input"], orders["text"].encode())   # a memfd takes all at once
+      os.write(orders["input"], orders["text"].encode(errors="replace"))
       os.lseek(orders["input"], 0, os.SEEK_SET)
     _confine(orders)
   except OSError as error:

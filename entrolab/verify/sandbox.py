@@ -39,8 +39,9 @@ class SandboxError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-  """What an item may use: wall seconds for all its tests together; bytes of address space of a
-  process, of output, of a file, of /scratch; processes and threads; whether it may fork."""
+  """What an item may use: wall seconds for all its tests and the start of its processes; bytes of
+  address space of a process, of output, of a file, of /scratch; processes and threads; whether
+  it may fork (then memory may be used by as many processes)."""
   seconds: float = 5.0
   memory: int = 512 << 20
   output: int = 64 << 10
@@ -144,8 +145,8 @@ class Sandbox:
 
   def _wrapped(self, folders: list[str]) -> list[str]:
     """The command line of bubblewrap up to the program."""
-    words = [str(shutil.which("bwrap")), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-             "--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL"]
+    words = [str(shutil.which("bwrap")), "--unshare-pid", "--unshare-net", "--unshare-ipc",
+             "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL"]
     if os.geteuid():
       words += ["--unshare-user"]
     else:                          # to become a stranger, which takes these two away again
