@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from entrolab.objective import Objective
 from entrolab.rollout.plain import Plain
-from entrolab.rollout.replay import Replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +119,7 @@ class Experiment:
       choices = [u for u in range(1, s.prompts + 1) if s.prompts % u == 0]
       raise ValueError(f"training.updates={t.updates} does not divide {s.prompts} prompts into "
                        f"whole groups; choices: {choices}")
-    if isinstance(self.rollout, Replay):
-      self.rollout.check(s.samples, t.updates)
-    rows = (s.prompts + self.replayed) // t.updates * s.samples
+    rows = s.prompts // t.updates * s.samples
     if rows % t.micro:
       choices = [m for m in range(1, rows + 1) if rows % m == 0]
       raise ValueError(f"training.micro={t.micro} does not divide an update of {rows} rows; "
@@ -136,9 +133,3 @@ class Experiment:
       if size != s.samples:
         raise ValueError(f"{bound.name}(size={size}) but sampling.samples={s.samples}: a group is "
                          "the samples of one prompt")
-
-  @property
-  def replayed(self) -> int:
-    """Groups that stand beside those of a step for what is replayed: in every update, P / updates
-    + these / updates."""
-    return self.rollout.prompts if isinstance(self.rollout, Replay) else 0

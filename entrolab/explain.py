@@ -11,16 +11,18 @@ from entrolab import control as controls
 from entrolab import vocab
 from entrolab.experiment import Experiment
 from entrolab.objective import COLUMNS, Objective, Term
+from entrolab.rollout import replay
 
 
 def batch_sentence(experiment: Experiment) -> str:
   """'16 prompts x 8 samples = 128 rollouts, 2 updates of 64 rows in 1 micro-batch each'."""
   s, t = experiment.sampling, experiment.training
-  rows, further = s.prompts * s.samples, experiment.replayed * s.samples // t.updates
+  rows, further = s.prompts * s.samples, replay.further_rows(experiment.rollout, s.samples,
+                                                             t.updates, t.micro)
   parts = "micro-batch" if t.micro == 1 else "micro-batches"
-  replay = f" and {further} for a replay" if further else ""
+  again = f" and {further} for a replay" if further else ""
   return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts, {t.updates} "
-          f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows{replay} in {t.micro} "
+          f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows{again} in {t.micro} "
           f"{parts} each")
 
 
@@ -29,12 +31,13 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
   s, t = experiment.sampling, experiment.training
   width = 2 if t.dtype == "bfloat16" else 4
   rows = s.prompts * s.samples
-  learned = (s.prompts + experiment.replayed) * s.samples // t.updates // t.micro
+  learned = rows // t.updates + replay.further_rows(experiment.rollout, s.samples, t.updates,
+                                                    t.micro)
   cache = 2 * config.layers * rows * config.kv_heads * config.head_dim * width
   count = parameter_count(config)
   return {"parameters": 4 * count, "optimiser": 8 * count,
           "key-value cache": cache * (prompt_length + s.longest),
-          "logits never kept": 4 * learned * s.longest * config.vocab_size}
+          "logits never kept": 4 * learned // t.micro * s.longest * config.vocab_size}
 
 
 def parameter_count(config) -> int:

@@ -211,4 +211,7 @@ class Learner:
                batch: Batch) -> dict[str, Array]:
     """Predicted and measured change of entropy over the updates of one rollout."""
     moved = masked_mean(before["logp"] - after["logp"], batch.mask)
-    return {**entropy_change.account(before, after, batch.adv, batch.mask), "train/kl": moved}
+    adv = batch.adv  # absent where the current policy alone shapes it
+    if adv is None:
+      adv = self.objective.shaped({**batch.columns(), **before})["adv"]
+    return {**entropy_change.account(before, after, adv, batch.mask), "train/kl": moved}

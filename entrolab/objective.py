@@ -247,16 +247,21 @@ class Objective:
       columns["adv"] = _per_token(bound(columns), columns["mask"])
     return batch.replace(rewards=columns.get("rewards"), adv=columns.get("adv"))
 
+  def shaped(self, columns: Columns) -> dict[str, Any]:
+    """The columns with `adv` as the current policy shapes it."""
+    columns = _clean(columns)
+    for bound in _chain(self.advantage):
+      if set(bound.reads) & set(vocabulary.NAMES):
+        columns["adv"] = _per_token(bound(columns), columns["mask"])
+    return columns
+
   def score(self, columns: Columns) -> dict[str, Any]:
     """Everything that looks at the whole batch, without gradient: adv, weights, scales, means.
 
     columns: the batch, the current statistics and the controlled values, by name.
     """
-    columns = jax.lax.stop_gradient(_clean(columns))
+    columns = self.shaped(jax.lax.stop_gradient(dict(columns)))
     mask = columns["mask"]
-    for bound in _chain(self.advantage):
-      if set(bound.reads) & set(vocabulary.NAMES):
-        columns["adv"] = _per_token(bound(columns), mask)
     weight = jnp.ones_like(real(mask))
     for bound in _chain(self.weights):
       weight = weight * jnp.where(mask, real(bound(columns)), 0.0)

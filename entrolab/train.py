@@ -20,7 +20,7 @@ from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
-from entrolab.rollout import plain, sampler
+from entrolab.rollout import plain, replay, sampler
 
 AGREE_EVERY = 10  # steps between checks that all hosts hold the same
 PATIENCE = 5  # updates in a row that were not finite before the run stops
@@ -31,13 +31,14 @@ class Lab:
 
   def __init__(self, experiment: Experiment):
     self.experiment = experiment
-    m, s = experiment.mesh, experiment.sampling
+    m, s, t = experiment.mesh, experiment.sampling, experiment.training
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
-    for groups, name in ((s.prompts, ""), (experiment.replayed, " of a replay")):
-      rows = groups // experiment.training.updates * s.samples // experiment.training.micro
-      sharding.check(self.config, self.mesh, rows, f"rows of a micro-batch{name}")
+    rows = s.prompts // t.updates * s.samples // t.micro
+    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
+    rows = replay.further_rows(experiment.rollout, s.samples, t.updates, t.micro) // t.micro
+    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch for a replay")
     self.learner = Learner(experiment, self.config, self.mesh)
     objective, made = experiment.objective, experiment.rollout.columns
     wanted = (*objective.extra, *(("phase",) if "phase" in objective.reads else ()))
@@ -61,6 +62,11 @@ class Lab:
         state.params, lambda: next(self.data), self.key, step, state.control, knobs, s.refills,
         self.host))
 
+  def with_host(self, state: State) -> State:
+    """The state of a checkpoint: with what the strategy keeps."""
+    return dataclasses.replace(state, host=jax.device_put(
+        dict(self.host), sharding.whole(self.mesh)))
+
   def evaluate(self, params: Any) -> dict[str, float]:
     """eval/* on the held-out problems."""
     return evaluate.evaluate(self.sampler, params, self.problems, self.key, self.experiment)[0]
@@ -76,7 +82,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   experiment, learner = lab.experiment, lab.learner
   t, clock = experiment.training, Clock()
   rollout = lab.rollout(state, step)
-  batch, replay = rollout.batch, rollout.replay
+  batch, again = rollout.batch, rollout.replay
   jax.block_until_ready(batch.tokens)
   clock.lap("rollout")
   before = learner.score(state.params, batch, BEFORE)
@@ -86,7 +92,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   if learner.reads_reference:
     refer = lambda rows: rows.replace(
         ref_logp=learner.score(state.reference, rows, ("logp",))["logp"])
-    batch, replay = refer(batch), replay and refer(replay)
+    batch, again = refer(batch), again and refer(again)
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch)
@@ -94,7 +100,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   clock.lap("score", metrics)
   of_updates = []
   for update in range(t.updates):
-    rows = learner.select(batch, np.int32(update), replay)
+    rows = learner.select(batch, np.int32(update), again)
     state, own = learner.step(state, rows)
     if not bool(own["train/applied"]):
       guards.save_failure(folder, lab, step, update, rows, state, own)
@@ -251,8 +257,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
 
   def save():
     progress.seconds = time.time() - begin
-    host = jax.device_put(dict(lab.host), sharding.whole(lab.mesh))
-    saved.save(progress.step, dataclasses.replace(state, host=host), {
+    saved.save(progress.step, lab.with_host(state), {
         "mathematics": config.mathematics(experiment), "data": lab.data.get_state().decode(),
         "cursor": out.cursor, "progress": dataclasses.asdict(progress)})
 

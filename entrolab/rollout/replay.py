@@ -31,9 +31,10 @@ class Replay:
   and are readable text; tool_calls, 0 where `inner` counts none. A replayed row has the columns
   that it was trained on with, old_logp above all, and its recalibrated advantage.
 
-  The buffer takes the rows and the mean rewards of groups that have an advantage, so that a group
-  which the objective left out is not stored. The draw of what is replayed is keyed by (run seed,
-  step). Raises NotImplementedError with several processes.
+  The buffer takes the rows and the mean rewards of groups that have an advantage: not of those that
+  the objective left out, nor of those of equal rewards, whose means the official code keeps where
+  its filter has room. The draw of what is replayed is keyed by (run seed, step). Raises
+  NotImplementedError with several processes.
   """
   inner: Any = Plain()
   buffer: spear.Replay = spear.Replay(size=64, tools=False)
@@ -49,15 +50,21 @@ class Replay:
     """The columns that are filled here and by `inner`."""
     return tuple(dict.fromkeys((*self.inner.columns, "replayed", "usable", "tool_calls")))
 
-  def check(self, samples: int, updates: int) -> None:
-    """Raises ValueError where the further groups do not hold what may be replayed, or do not
-    divide into the updates of a rollout."""
-    if self.prompts < 1 or self.prompts % updates:
-      raise ValueError(f"Replay(prompts={self.prompts}): whole groups for each of "
-                       f"training.updates={updates}; choices: {updates}, {2 * updates}, ...")
-    if not 1 <= self.buffer.size <= self.prompts * samples:
-      raise ValueError(f"Replay(prompts={self.prompts}) x {samples} samples has room for "
-                       f"{self.prompts * samples} rows, but buffer.size={self.buffer.size}")
+  def rows(self, samples: int, updates: int, micro: int) -> int:
+    """Rows that every update has for a replay.
+
+    Raises ValueError where the further groups do not hold what may be replayed, or do not divide
+    into the updates and micro-batches of a rollout.
+    """
+    rows = self.prompts * samples
+    if self.prompts < 1 or self.prompts % updates or rows // updates % micro:
+      raise ValueError(f"Replay(prompts={self.prompts}): whole groups of {samples} for each of "
+                       f"training.updates={updates}, in training.micro={micro} parts; choices: "
+                       f"{[n * updates for n in range(1, 65) if n * samples % micro == 0][:4]}")
+    if not 1 <= self.buffer.size <= rows:
+      raise ValueError(f"Replay(prompts={self.prompts}) x {samples} samples has room for {rows} "
+                       f"rows, but buffer.size={self.buffer.size}")
+    return rows // updates
 
   def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
     """The verified rows of one step; `replay`: the further rows, `learned`: the next host state.
@@ -83,7 +90,8 @@ class Replay:
     """`prompts` groups with the columns of `like`, rewards and adv: the rows that are due, dealt
     over the groups and hence over the updates, and rows with nothing in their masks."""
     count = self.prompts * samples
-    columns = {name: np.zeros((count, *x.shape[1:]), x.dtype) for name, x in like.columns().items()}
+    columns: spear.Rows = {name: np.zeros((count, *x.shape[1:]), x.dtype)
+                           for name, x in like.columns().items()}
     columns["rewards"] = np.zeros(count, np.float32)
     columns["adv"] = np.zeros((count, like.tokens.shape[1]), np.float32)
     if due:
@@ -113,6 +121,11 @@ class Replay:
     state = self.buffer.admit(state, step, rows, size=samples)
     steps = min(self.buffer.tolerance, 10) + 2  # stale rows leave before those of a step come
     return packed(state, steps * len(mask), self.buffer.baseline + len(mask) // samples)
+
+
+def further_rows(strategy: Any, samples: int, updates: int, micro: int) -> int:
+  """`Replay.rows` of a strategy that replays, 0 of another one."""
+  return strategy.rows(samples, updates, micro) if isinstance(strategy, Replay) else 0
 
 
 def _flags(made: Rollout) -> dict[str, np.ndarray]:
