@@ -1,0 +1,31 @@
+"""AEPO: right answers drawn hotter or colder than the policy steer its entropy to a target.
+
+arXiv:2510.08141.  loss = GRPO - alpha mean_t [R log pi], the second mean over P / 4 further groups
+drawn at T = `hot` while the last entropy is at or under `target` nats, and at `cold` above it.
+
+  python -m entrolab.main --config=experiments/aepo_arbitrary.py:target=0.4
+
+The repository's replacement of on-policy rows has alpha = n / (P G), the share of tempered rows in
+use. Entropy, accuracy and signal of the progress line are over all rows, the tempered included.
+Expect: FIGURES
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import aepo_arbitrary, grpo, ppo
+from entrolab.objective import Objective, Penalty, term
+from entrolab.rollout.tempered import Tempered
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, target: float = 0.3,
+               alpha: float = 1.0, hot: float = 1.2, cold: float = 0.8) -> Experiment:
+  """target: nats a token, of the exact entropy; hot, cold: temperatures of the further groups."""
+  base = presets.get(preset)
+  steer = Penalty(alpha, term(aepo_arbitrary.right_answers),
+                  scale=term(aepo_arbitrary.tempered_mean))
+  objective = Objective(
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      surrogate=term(ppo.clipped_ratio, dual=3.0), extra=("tempered",), penalties=(steer,),
+      weights=(term(aepo_arbitrary.on_policy),), aggregate=term(aggregate.selected_mean),
+      control=(aepo_arbitrary.Switch(target, hot=hot, cold=cold),))
+  return base.experiment("aepo_arbitrary", objective, seed=seed, steps=steps, rollout=Tempered())

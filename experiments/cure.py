@@ -1,0 +1,46 @@
+"""CURE: sample, cut at an uncertain token, sample on from there; later on plain DAPO.
+
+arXiv:2508.11016.  Stage 1: n1 responses to a prompt and n2 continuations of each of them are one
+group; stage 2 begins after `until` steps and draws n1 (1 + n2) responses to the prompt. The loss
+of both is DAPO's: clip [1 - 0.2, 1 + 0.28], dual clip 10, token mean, rewards of 1 and -1, a soft
+penalty for overlong answers, groups without a signal replaced.
+
+  python -m entrolab.main --config=experiments/cure.py:until=100
+
+The official verifier reads the continuation alone. In countdown that is the rest of a chain, which
+cannot be right without its first steps: here it reads prefix and continuation. Its filter admits
+words of two letters or more; here every sign is a step, so that it admits all of them.
+Expect: FIGURES
+"""
+
+import dataclasses
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import dapo, grpo, ppo
+from entrolab.objective import Objective, term
+from entrolab.rollout.branch import Choose, Cure, visible
+from entrolab.rollout.switch import Switch
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals: int = 2,
+               branches: int = 3, most: int = 4, until: int = 60, choose: Choose = "entropy",
+               refills: int = 2) -> Experiment:
+  """most: candidates a response; choose: entropy or random. The paper has 4 originals with 3
+  branches, 20 candidates in responses of thousands of tokens, and 300 steps of stage 1."""
+  base = presets.get(preset)
+  buffer = max(base.sampling.longest // 4, 1)
+  longest = base.sampling.longest + buffer
+  stage1 = Cure(originals, branches, most=most, choose=choose, verify="whole", admissible=visible,
+                room=2 * base.sampling.longest // 3)
+  size = stage1.samples
+  stage2 = dataclasses.replace(stage1, originals=size, branches=0)
+  overlong = term(dapo.overlong, longest=longest, buffer=buffer)
+  objective = Objective(reward=(term(grpo.outcome, wrong=-1.0), overlong),
+                        advantage=term(grpo.group_advantage, size=size),
+                        surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=10.0),
+                        weights=(term(dapo.has_signal, size=size),),
+                        aggregate=term(aggregate.selected_mean))
+  return base.experiment("cure", objective, seed=seed, steps=steps,
+                         rollout=Switch(stage1, stage2, until),
+                         sampling=dict(samples=size, refills=refills, longest=longest))
