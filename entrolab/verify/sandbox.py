@@ -26,7 +26,7 @@ from entrolab.verify import confined, seccomp
 Kind = Literal["bwrap", "seccomp"]
 KINDS: tuple[Kind, ...] = ("bwrap", "seccomp")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache",
-           "/etc/alternatives")
+           "/etc/alternatives", "/etc/ssl/openssl.cnf")
 _PYTHON = os.path.realpath(sys.executable)
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0",
                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
