@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from entrolab import data, sharding, vocab
-from entrolab.methods import cure
+from entrolab.methods import cure, ppo
 from entrolab.models import tiny, transformer
 from entrolab.rollout import branch, plain, sampler
 
@@ -46,14 +47,14 @@ def columns(got):
   return {name: np.asarray(x) for name, x in got.batch.columns().items()}
 
 
-def responses(got, prompts=range(8)):
+def responses(got, prompts: Sequence[int] = range(8)):
   """[prompts, G, T] tokens of the responses, and [prompts, G] where they were cut."""
   c = columns(got)
   tokens = np.where(c["mask"], c["tokens"], 0).reshape(-1, TREE.samples, LONGEST)
   return tokens[list(prompts)], c["branch"].reshape(-1, TREE.samples)[list(prompts)]
 
 
-def same(got, want, chosen=range(8)):
+def same(got, want, chosen: Sequence[int] = range(8)):
   """Tokens and cuts of `got` are those of the chosen prompts of `want`."""
   for a, b in zip(responses(got, range(len(chosen))), responses(want, chosen), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -116,7 +117,7 @@ def test_the_prefix_has_the_log_probs_of_its_parent(lab, whole):
     cut, own = c["branch"][row], c["tokens"][row][c["mask"][row]]
     line = np.concatenate([c["tokens"][of[row]][:cut], own])
     tokens[row, :len(line)], on[row, :len(line)] = line, True
-  found = lambda *rows: {k: np.asarray(v) for k, v in score(*lab[:2], *rows).items()}
+  found = lambda *rows: jax.tree.map(np.asarray, score(lab[0], lab[1], *rows))
   joined = found(b.prompt[of], b.prompt_mask[of], tokens, on)
   split = found(b.prompt, b.prompt_mask, b.tokens, b.mask)
   compared = 0
@@ -130,6 +131,50 @@ def test_the_prefix_has_the_log_probs_of_its_parent(lab, whole):
       np.testing.assert_allclose(got[cut:cut + count], split[name][row][:count], atol=1e-5)
       np.testing.assert_allclose(got[cut:cut + count], c[sampled][row][:count], atol=2e-5)
   assert compared > 100
+
+
+def test_a_prefix_counted_once_is_its_copies_with_weights_that_add_up_to_one(lab, whole):
+  """The gradient of the tree's rows, against rows that repeat their parent's prefix at 1 / k each.
+
+  k: rows of the family that hold the token, counted one by one. Parameters are not those that
+  sampled, so that ratios are not 1.
+  """
+  c, b, (config, params, _) = columns(whole), whole.batch, lab
+  moved = jax.tree.map(lambda x: x * 1.01, params)
+  rng, rows = np.random.default_rng(0), np.arange(48)
+  of, width = rows // 6 * 6 + c["parent"], 2 * LONGEST
+  one = np.repeat(rng.normal(size=(48, 1)), width, 1).astype(np.float32)  # A of every row
+  tokens, on, weight = (np.zeros((48, width), kind) for kind in (np.int32, bool, np.float32))
+  old = np.zeros((48, width), np.float32)
+  for row in rows:
+    cut, own = c["branch"][row], c["mask"][row]
+    join = lambda name, r=row, n=cut, m=own: np.concatenate(
+        [c[name][of[r]][:n], c[name][r][m]])
+    count = cut + own.sum()
+    tokens[row, :count], old[row, :count] = join("tokens"), join("old_logp")
+    on[row, :count] = True
+    family = np.flatnonzero((of == of[row]) & (c["row_kind"] == 1))
+    for t in range(count):
+      mine = c["row_kind"][row] == 0 or t < cut
+      weight[row, t] = 1.0 / (1 + (c["branch"][family] > t).sum()) if mine else 1.0
+
+  def gradient(prompt, prompt_mask, tokens, mask, old, adv, weight):
+    def loss(p):
+      logp = score(config, p, prompt, prompt_mask, tokens, mask)["logp"]
+      return jnp.where(mask, weight * ppo.plain_ratio(logp, old, adv), 0.0).sum()
+    return jax.value_and_grad(loss)(moved)
+
+  a, copies = gradient(b.prompt[of], b.prompt_mask[of], *map(jnp.asarray, (
+      tokens, on, old, one, weight)))
+  family = branch.family_advantage(jnp.asarray(one[:, :LONGEST]), b.mask, *(
+      b.extra[name] for name in ("row_kind", "parent", "branch")), size=6)
+  assert (np.asarray(family) != one[:, :LONGEST])[c["mask"]].mean() > 0.05
+  z, tree = gradient(b.prompt, b.prompt_mask, b.tokens, b.mask, b.old_logp, family,
+                     jnp.ones((), jnp.float32))
+  np.testing.assert_allclose(a, z, rtol=1e-5)
+  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree))
+  for x, y in zip(jax.tree.leaves(copies), jax.tree.leaves(tree), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5 * scale)
 
 
 def test_going_on_from_the_cache_equals_prefilling_the_prefix(lab, whole):
@@ -258,6 +303,7 @@ def test_numbers_that_do_not_fit_are_named(lab, examples):
     config, params, tokenizer = lab
     made = plain.Sampler(config, tokenizer, data.Countdown(), sharding.make_mesh(1, 1, 1))
     TREE(made, plain.Request(params, lambda: examples, KEY, 0, {}, dict(samples=8), 0))
-  for knobs, said in ((dict(originals=0), "originals >= 1"), (dict(verify="part"), "continuation")):
-    with pytest.raises(ValueError, match=said):
-      branch.Cure(**knobs)
+  with pytest.raises(ValueError, match="originals >= 1"):
+    branch.Cure(originals=0)
+  with pytest.raises(ValueError, match="choices: continuation, whole"):
+    dataclasses.replace(TREE, verify="part")

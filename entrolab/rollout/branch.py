@@ -15,9 +15,11 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.methods import cure
+from entrolab.ranks import grouped
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
 from entrolab.rollout.sampler import Samples, resume
 from entrolab.tasks import Example
+from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 CUT = 2**31 - 2  # folded into a row's key for the choice of its cut: no position reaches it
 Choose = Literal["entropy", "random"]
@@ -30,6 +32,26 @@ def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
   allowed = np.asarray([bool(text.strip()) for text in texts], bool)
   allowed[list(special)] = False
   return allowed
+
+
+def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
+                     row_kind: Int[Array, " B"], parent: Int[Array, " B"],
+                     branch: Int[Array, " B"], *, size: int) -> Advantage:
+  """On tokens of an original that continuations share, the mean A of all rows that hold them.
+
+  A tree counts a shared prefix once: in the row of the original, at the advantage that k copies of
+  it in k rows would have with weights 1 / k. Equal to those for surrogates that are linear in A,
+  and for clipped ones where no ratio is clipped. Stands last in a chain that gives every token of
+  a row the same A; CURE itself teaches a prefix by its original's outcome alone.
+  """
+  rows = grouped(adv[:, 0], size)  # every response begins at position 0
+  held = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
+  held = grouped(real(held & (row_kind == 1)[:, None]), size).astype(adv.dtype)
+  of = grouped(parent, size)[:, :, None] == jnp.arange(size, dtype=jnp.int32)[None, None]
+  family = lambda x: jnp.einsum("pjr,pjt->prt", of.astype(adv.dtype), x, precision="highest")
+  mean = (rows[..., None] + family(held * rows[..., None])) / (1.0 + family(held))
+  shared = jnp.where((row_kind == 0)[:, None], mean.reshape(adv.shape), adv)
+  return jnp.where(mask, shared, 0.0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -60,10 +82,13 @@ def _cut(out: Samples, prompt, mask, keys, allowed, *, width: int, most: int, ch
   return cut, (prompt, mask), (longer, valid)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _regrouped(originals, continued, count):
-  """Trees of rows [P n1, ...] and [P n1 n2, ...] -> the rows of whole groups."""
-  return jax.tree.map(lambda a, b: cure.regroup(a, b, originals=count), originals, continued)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _groups(originals, continued, count, on_rows):
+  """Trees of rows [P n1, ...] and, if any, [P n1 n2, ...] -> the rows of whole groups."""
+  if continued is not None:
+    join = functools.partial(cure.regroup, originals=count)
+    originals = jax.tree.map(join, originals, continued)
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), originals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +154,16 @@ class Cure:
         _table(sampler.tokenizer, special, self.admissible), most=self.most, choose=self.choose,
         overflow=self.overflow, width=asked.prompt.shape[1] + (self.room or longest))
     first = (dataclasses.replace(out, trunk=None, steps=None), keys, *own, jnp.zeros_like(cut))
-    if not n2:
-      return self._judged(sampler, asked, first, int(out.steps))
-    more = jnp.stack([fold(branch=np.int32(1 + j)) for j in range(n2)], 1).reshape(-1)
-    continued = resume(sampler.config, ask.params, out.trunk, cut, more, copies=n2,
-                       longest=longest, **sampler.limits(**knobs))
-    steps = int(out.steps) + int(continued.steps)
-    second = (dataclasses.replace(continued, steps=None), more,
-              *(jnp.repeat(x, n2, 0) for x in (*longer, cut)))
-    return self._judged(sampler, asked, _regrouped(first, second, n1), steps)
+    second, steps = None, int(out.steps)
+    if n2:
+      more = jnp.stack([fold(branch=np.int32(1 + j)) for j in range(n2)], 1).reshape(-1)
+      new = resume(sampler.config, ask.params, out.trunk, cut, more, copies=n2, longest=longest,
+                   **sampler.limits(**knobs))
+      steps += int(new.steps)
+      second = (dataclasses.replace(new, steps=None), more,
+                *(jnp.repeat(x, n2, 0) for x in (*longer, cut)))
+    rows = _groups(first, second, n1, sharding.rows(sampler.mesh))
+    return self._judged(sampler, asked, rows, steps)
 
   def _judged(self, sampler: Sampler, asked: Asked, rows: Any, steps: int) -> Rollout:
     """Verdicts and columns of the rows of whole groups."""
@@ -148,8 +174,7 @@ class Cure:
                          dataclasses.replace(out, steps=steps), self.samples, texts=texts)
     groups = len(asked.examples)
     tiled = lambda x: sampler.place(np.tile(x.astype(np.int32), groups))
-    batch = got.batch.replace(row_kind=tiled(kind), parent=tiled(parent),
-                              branch=jax.device_put(branch, got.batch.group.sharding))
+    batch = got.batch.replace(row_kind=tiled(kind), parent=tiled(parent), branch=branch)
     reused = int(jnp.where(batch.extra["row_kind"] == 1, batch.prompt_mask.sum(1), 0).sum())
     return dataclasses.replace(got, batch=batch, counts={
         "prefill_tokens": int(asked.mask.sum()), "reused_tokens": reused})
