@@ -86,15 +86,16 @@ def test_a_form_is_right_only_when_all_of_it_is():
   state, _ = form.reset(example)
   assert form.step(state, "submit")[2:] == (0.0, True)
   for field, value in state.asked:
-    assert form.step(state, f"fill {field}")[1] == "no >"
-    assert form.step(state, f"fill {field} nonsense")[1] == "no >"
-    state = form.step(state, f"fill {field} {value}")[0]
+    for nonsense in (f"fill {field}", f"fill {field}=nonsense", f"fill {field} {value}", ""):
+      assert form.step(state, nonsense) == (state, f"next {field} >", 0.0, False)
+    state = form.step(state, f"fill {field}={value}")[0]
+  assert form.step(state, "sing")[1] == "next submit >"
   assert form.step(state, "submit")[2:] == (1.0, True)
   field, value = state.asked[2]
   wrong = next(v for v in FIELDS[field] if v != value)
-  spoilt = form.step(state, f"fill {field} {wrong}")[0]
+  spoilt = form.step(state, f"fill {field}={wrong}")[0]
   assert form.step(spoilt, "submit")[2:] == (0.0, True)
-  mended = form.step(spoilt, f"fill {field} {value}")[0]
+  mended = form.step(spoilt, f"fill {field}={value}")[0]
   assert form.step(mended, "submit")[2:] == (1.0, True)
 
 

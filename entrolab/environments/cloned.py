@@ -60,7 +60,8 @@ class Cloned:
   """A decoder after `steps` steps of behaviour cloning, each on `batch` episodes of the expert.
 
   task: an environment with `words` and `expert(state, rng)`; turns: most actions of an episode;
-  length: tokens of an episode at most. Loss: mean over the tokens of actions.
+  length: tokens of an episode at most; pool: different episodes; levels: of them, as many levels of
+  `task.eased` (0: the examples as they are). Loss: mean over the tokens of actions.
   """
   task: Any
   steps: int = 200
@@ -68,6 +69,7 @@ class Cloned:
   turns: int = 30
   length: int = 192
   pool: int = 512
+  levels: int = 0
   width: int = 64
   layers: int = 2
   heads: int = 4
@@ -83,7 +85,10 @@ class Cloned:
     tokens, acted = demonstrations(self, tokenizer)
     tx = optax.adam(optax.cosine_decay_schedule(self.lr, self.steps))
     step = jax.jit(lambda params, opt, rows, on: _step(config, tx, params, opt, rows, on))
-    params = transformer.init(config, jax.random.key(self.seed))
+    wide = self.width ** -0.5 / 0.02  # the decoder's own start suits models of width 2500
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key.endswith("norm") else wide * x,
+        transformer.init(config, jax.random.key(self.seed)))
     opt, rng = tx.init(params), np.random.default_rng([self.seed, 2])
     for _ in range(self.steps):
       rows = rng.choice(len(tokens), self.batch, replace=False)
@@ -99,7 +104,10 @@ def demonstrations(model: Cloned, tokenizer: Words) -> tuple[np.ndarray, np.ndar
   examples = model.task.examples("train", model.seed + 1_000_003)
   for row in range(model.pool):
     rng = np.random.default_rng([model.seed, 1, row])
-    pieces, _, _ = play(model.task, examples[row], lambda s, r=rng: model.task.expert(s, r),
+    example = examples[row]
+    if model.levels:
+      example = model.task.eased(example, 1 + row % model.levels)
+    pieces, _, _ = play(model.task, example, lambda s, r=rng: model.task.expert(s, r),
                         model.turns)
     ids, on = [], []
     for text, is_action in pieces:

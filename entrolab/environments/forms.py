@@ -1,10 +1,9 @@
 """Filling a booking form as an instruction says, with one reward for a form that is right.
 
-  from oslo to rome depart friday return monday seats two bags one class first meal fish |
-  page seats two >
-  fill from oslo     ok >
-  ...
-  submit             ends the episode: reward 1 if every field is as asked
+  from=oslo to=rome depart=friday seats=two | seats=two | next from >
+  fill from=oslo    next to >
+  ...               next submit >
+  submit            ends the episode: reward 1 if every field is as asked
 
 Nothing tells a wrong value from a right one before the end, so that with many open fields chance
 never meets the reward. `eased` fills all but a few fields beforehand: the warm start of QWeb's
@@ -38,6 +37,11 @@ class State:
     """Whether every field is as asked."""
     return dict(self.asked) == dict(self.form)
 
+  @property
+  def open(self) -> str:
+    """The first field of the instruction that is not filled; empty when all are."""
+    return next((field for field, _ in self.asked if field not in dict(self.form)), "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Form(Spoken):
@@ -56,16 +60,15 @@ class Form(Spoken):
 
   @property
   def max_prompt(self) -> int:
-    """The instruction, and a page on which all but one field is filled."""
-    return 2 * self.fields + 2 + max(2 * (self.fields - 1), 1) + 1
+    """The instruction, a form in which all but one field is filled, `next FIELD >`."""
+    return self.fields + max(self.fields - 1, 1) + 5
 
-  max_observation = 2
+  max_observation = 3
 
   def words(self) -> tuple[str, ...]:
     """Every word that is said or understood here."""
-    values = [v for values in FIELDS.values() for v in values]
-    return tuple(dict.fromkeys([*FIELDS, *values, "|", "page", "empty", "fill", "submit", "ok",
-                                "no", ">"]))
+    filled = [f"{field}={value}" for field, values in FIELDS.items() for value in values]
+    return (*FIELDS, *filled, "|", "empty", "next", "fill", "submit", ">")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """A million empty forms for each (split, seed)."""
@@ -93,40 +96,46 @@ class Form(Spoken):
 
   def reset(self, example: Example) -> tuple[State, str]:
     """The form as the example's prompt shows it."""
-    asked, page = example.prompt.removesuffix(" >").split(" | page ")
-    return State(pairs(asked), () if page == "empty" else pairs(page)), example.prompt
+    asked, form, _ = example.prompt.split(" | ")
+    return State(pairs(asked), () if form == "empty" else pairs(form)), example.prompt
 
   def step(self, state: State, text: str) -> Step:
-    """`fill FIELD VALUE`, again for another value, or `submit`."""
-    words = text.split()
-    if words == ["submit"]:
-      return state, "ok >", float(state.right), True
-    if len(words) == 3 and words[0] == "fill" and words[2] in FIELDS.get(words[1], ()):
-      form = {**dict(state.form), words[1]: words[2]}
-      return dataclasses.replace(state, form=tuple(form.items())), "ok >", 0.0, False
-    return state, "no >", 0.0, False
+    """`fill FIELD=VALUE`, again for another value, or `submit`; anything else changes nothing."""
+    verb, _, rest = text.strip().partition(" ")
+    if (verb, rest) == ("submit", ""):
+      return state, following(state), float(state.right), True
+    field, _, value = rest.partition("=")
+    if verb == "fill" and value in FIELDS.get(field, ()):
+      state = dataclasses.replace(state, form=tuple({**dict(state.form), field: value}.items()))
+    return state, following(state), 0.0, False
 
   def expert(self, state: State, rng: np.random.Generator | None = None) -> str:
     """Fills the first open field of the instruction, or submits; with an rng, slips."""
-    for field, value in state.asked:
-      if field not in dict(state.form):
-        if rng is not None and rng.random() < self.slips:
-          value = str(rng.choice([v for v in FIELDS[field] if v != value]))
-        return f"fill {field} {value}"
-    return "submit"
+    field = state.open
+    if not field:
+      return "submit"
+    value = dict(state.asked)[field]
+    if rng is not None and rng.random() < self.slips:
+      value = str(rng.choice([v for v in FIELDS[field] if v != value]))
+    return f"fill {field}={value}"
 
 
 def spoken(filled: Pairs) -> str:
-  """`from oslo to rome`"""
-  return " ".join(f"{field} {value}" for field, value in filled)
+  """`from=oslo to=rome`"""
+  return " ".join(f"{field}={value}" for field, value in filled)
 
 
 def pairs(text: str) -> Pairs:
   """The inverse of `spoken`."""
-  words = text.split()
-  return tuple(zip(words[::2], words[1::2], strict=True))
+  split = [word.partition("=") for word in text.split()]
+  return tuple((field, value) for field, _, value in split)
+
+
+def following(state: State) -> str:
+  """What a page shows: the next open field."""
+  return f"next {state.open or 'submit'} >"
 
 
 def opening(state: State) -> str:
-  """Instruction and page."""
-  return f"{spoken(state.asked)} | page {spoken(state.form) or 'empty'} >"
+  """Instruction, form, and what is next."""
+  return f"{spoken(state.asked)} | {spoken(state.form) or 'empty'} | {following(state)}"

@@ -19,9 +19,11 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
+from entrolab.methods import empg
 from entrolab.objective import Batch
 from entrolab.rollout import plain, segments
 from entrolab.tasks import Example
+from entrolab.typing import Array, Bool, Int, Scale, real
 from entrolab.verify import codes
 
 DONE, TURNS, TOKENS = "done", "turn limit", "token budget"  # how an episode ends
@@ -136,6 +138,19 @@ def _counts(episodes: Sequence[Episode]) -> dict[str, int]:
           "turn_limit": ended(TURNS), "token_budget": ended(TOKENS),
           "cut_actions": sum(e.cut_actions for e in episodes),
           "cut_observations": sum(e.cut_observations for e in episodes)}
+
+
+def turn_mean(mask: Bool[Array, "B T"], phase: Int[Array, "B T"], *, steps: int) -> Scale:
+  """Token mean in every turn, mean over the turns of an episode, mean over episodes.
+
+  EPO's aggregation (arXiv:2509.22576, section 3.1), a row being an episode. steps: the most turns
+  that a row may have. Turns without a token, and rows without one, are left out.
+  """
+  count = empg.step_sums(jnp.ones_like(mask, real(mask).dtype), phase, mask, steps=steps)
+  turns = real(count > 0).sum(0)
+  length = jnp.take_along_axis(count.T, jnp.clip(phase, 0, steps - 1), 1)
+  share = real(mask) / jnp.maximum(length, 1.0) / jnp.maximum(turns, 1.0)[:, None]
+  return share / jnp.maximum(real(turns > 0).sum(), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
