@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Literal
 
 from entrolab.objective import Objective
-from entrolab.rollout.plain import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +98,8 @@ class Experiment:
   objective: Objective
   model: Any
   task: Any
+  rollout: Any
   sampling: Sampling = Sampling()
-  rollout: Any = Plain()
   training: Training = Training()
   evaluation: Evaluation = Evaluation()
   saving: Saving = Saving()

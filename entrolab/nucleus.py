@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab.ranks import replicated
 from entrolab.typing import Array, Float
 
 
@@ -92,7 +91,6 @@ def _assemble(logits, slots, above, tied, count, total, axis) -> Cut:
   threshold = jnp.where(none, upper, jnp.where(whole, lower, 0.0))
   # index of the last kept copy of a tie that is split: the count-th tied slot
   if axis is None:
-    tied = replicated(tied, rows=True)
     order = jnp.cumsum(tied, -1, dtype=jnp.int32)
     last = jnp.where(tied & (order <= count[:, None]), slots[None], -1).max(-1)
   else:

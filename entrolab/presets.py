@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
+from entrolab.rollout.plain import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Preset:
       learn = dataclasses.replace(learn, steps=steps)
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     own |= dict(training=learn, sampling=dataclasses.replace(self.sampling, **(sampling or {})))
-    return Experiment(name=name, objective=objective, seed=seed, **{**own, **rest})
+    return Experiment(name=name, objective=objective, seed=seed,
+                      **{"rollout": Plain(), **own, **rest})
 
 
 def _tiny() -> Preset:

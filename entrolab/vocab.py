@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entrolab.nucleus import Cut, cut_rows, inside
+from entrolab.ranks import replicated
 from entrolab.typing import Array, Bool, Float, Int
 
 NAMES = ("logp", "entropy", "nucleus_entropy", "tempered_logp", "sum_p2", "sum_p2_logp")
@@ -95,7 +96,7 @@ def nucleus_mask(logits: Float[Array, "*b V"], top_p: float,
                  inclusive: bool = False) -> Bool[Array, "*b V"]:
   """The tokens of the nucleus; constant for the gradient."""
   logits = jax.lax.stop_gradient(_wide(logits))
-  flat = logits.reshape(-1, logits.shape[-1])
+  flat = replicated(logits.reshape(-1, logits.shape[-1]), rows=True)
   cut = cut_rows(flat, top_p, inclusive)
   slots = jnp.arange(flat.shape[-1], dtype=jnp.int32)
   return inside(flat, slots[None], jax.tree.map(lambda x: x[:, None], cut)).reshape(logits.shape)
