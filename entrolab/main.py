@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     standard.getLogger("absl").setLevel(standard.WARNING)
   from entrolab import config, sharding, train  # after the flags, so that --help is quick
   try:
+    sharding.start_hosts()  # before anything asks for a device, as building an objective does
     experiment = config.load(CONFIG.value, tuple(SET.value))
-    sharding.start_hosts()
     cache = compile_cache(CACHE.value)
     if EXPLAIN.value:
       print(train.Lab(experiment).plan())
