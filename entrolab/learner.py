@@ -5,6 +5,7 @@ the jitted functions; all that changes is in `State`, which is what a checkpoint
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,14 +75,18 @@ class Learner:
   def __init__(self, experiment: Experiment, config: transformer.Config, mesh: Mesh):
     self.experiment, self.objective, self.mesh = experiment, experiment.objective, mesh
     t = experiment.training
-    self.config = dataclasses.replace(config, dtype=t.dtype, remat=t.remat)
-    self.tx = optimiser(t)
     alone = mesh.size == 1
-    self.layout = None if alone else vocab.Layout(mesh, rows=("data", "fsdp"), vocab="tensor")
+    self.layout = None if alone else vocab.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
+    self.config = dataclasses.replace(config, dtype=t.dtype, remat=t.remat, layout=self.layout)
+    self.tx = optimiser(t)
     self.reads_reference = "ref_logp" in self.objective.reads
     self.param_shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), sharding.param_specs(self.config),
         is_leaf=lambda x: isinstance(x, PartitionSpec))
+    gathered = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(
+        *(None if axis == "fsdp" else axis for axis in s.spec))), self.param_shardings)
+    # for sampling: gathered once a rollout, where every token would gather them layer by layer
+    self.serve = jax.jit(partial(transformer.serving, self.config), out_shardings=gathered)
     self.step = jax.jit(self._step, donate_argnums=0)
     self.score = jax.jit(self._score, static_argnums=2)
     self.begin = jax.jit(self._begin)

@@ -115,13 +115,15 @@ def local(tree: Any) -> Any:
 
 
 def start_hosts() -> None:
-  """Joins the processes of a job: on TPU pods and SLURM by what they announce, elsewhere by
-  ENTROLAB_COORDINATOR=host:port, ENTROLAB_PROCESSES and ENTROLAB_PROCESS. Alone: does nothing."""
-  if "ENTROLAB_COORDINATOR" in os.environ:
+  """Joins the processes of a job: under SLURM and GKE by what they announce, elsewhere by
+  ENTROLAB_COORDINATOR=host:port, ENTROLAB_PROCESSES and ENTROLAB_PROCESS, or by
+  ENTROLAB_COORDINATOR=auto, as jax finds them (TPU virtual machines). Alone: does nothing."""
+  given = os.environ.get("ENTROLAB_COORDINATOR", "")
+  if given not in ("", "auto"):
     jax.distributed.initialize(
-        os.environ["ENTROLAB_COORDINATOR"], int(os.environ["ENTROLAB_PROCESSES"]),
-        int(os.environ["ENTROLAB_PROCESS"]), initialization_timeout=START_TIMEOUT_S)
-  elif (int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        given, int(os.environ["ENTROLAB_PROCESSES"]), int(os.environ["ENTROLAB_PROCESS"]),
+        initialization_timeout=START_TIMEOUT_S)
+  elif (given == "auto" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1):
     jax.distributed.initialize(initialization_timeout=START_TIMEOUT_S)
 

@@ -53,10 +53,14 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where `fused` runs: mesh axes of the rows and of the vocabulary (None: not sharded)."""
+  """Where rows and vocabulary live: their mesh axes (None: not sharded).
+
+  width: the one of the rows' axes that shards the width of the parameters (None: no axis does).
+  """
   mesh: Mesh
   rows: tuple[str, ...] = ("data", "fsdp")
   vocab: str | None = "tensor"
+  width: str | None = None
 
 
 def _wide(x: Array) -> Array:

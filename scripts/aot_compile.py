@@ -13,6 +13,7 @@ time and what binds it, and whether it fits; at the end one JSON line. No weight
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -166,9 +167,16 @@ def parameters(t: Target, learner: Learner) -> Any:
   return shapes(tree, learner.param_shardings)
 
 
-def lower_step(t: Target, learner: Learner) -> Any:
-  """The train step of the project, lowered."""
-  return learner.step.lower(*step_arguments(t, learner))
+def served(t: Target, learner: Learner) -> Any:
+  """The abstract parameters that a rollout samples with."""
+  out = learner.serve.lower(parameters(t, learner)).out_info
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), out)
+
+
+def bytes_of(tree: Any) -> int:
+  """Bytes that a device holds of abstract, placed arrays."""
+  return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+             for x in jax.tree.leaves(tree))
 
 
 def lower_sample(t: Target, learner: Learner) -> Any:
@@ -179,7 +187,7 @@ def lower_sample(t: Target, learner: Learner) -> Any:
   number = lambda kind: array((), kind, whole)
   prompt = (s.prompts, task.max_prompt)
   return sampler.sample.lower(
-      learner.config, parameters(t, learner), array(prompt, jnp.int32, on_rows),
+      learner.config, served(t, learner), array(prompt, jnp.int32, on_rows),
       array(prompt, bool, on_rows),
       array((s.prompts * s.samples,), jax.random.key(0).dtype, on_rows),
       samples=s.samples, longest=s.longest, temperature=number(jnp.float32),
@@ -211,11 +219,12 @@ def account(t: Target, mesh: Any, name: str, cost: hlo.Cost, memory: Any) -> dic
           "source": largest.source}}
 
 
-def compiled(t: Target, mesh: Any, name: str, lowered: Any, folder: pathlib.Path | None
-             ) -> list[dict[str, Any]]:
+def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
+             folder: pathlib.Path | None) -> list[dict[str, Any]]:
   """Compiles one program; facts of it, of the sampler one entry for each of its two parts.
 
-  A program that is too large gives one entry with `error`, which names the memory it needs.
+  beside: bytes that a device holds while it runs and that are no arguments of it. A program that is
+  too large gives one entry with `error`, which names the memory it needs.
   """
   begin = time.time()
   try:
@@ -233,12 +242,23 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, folder: pathlib.Path
   parts = {name: program.cost()}
   if name == "sample":
     parts = phases(program, t.experiment.sampling.longest)
-  total = (memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  total = (beside + memory.argument_size_in_bytes + memory.temp_size_in_bytes
            + memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  array, source = max(program.arrays().values(), key=lambda pair: pair[0].size)
-  shared = {"fits": total <= t.chip.memory, "total_bytes": total, "compile_seconds": seconds,
-            "largest_array": {"shape": str(array), "elements": array.size, "source": source}}
+  arrays = program.arrays().values()
+  array, source = max(arrays, key=lambda pair: pair[0].size)
+  shared = {"fits": total <= t.chip.memory, "total_bytes": total, "beside_bytes": beside,
+            "compile_seconds": seconds,
+            "largest_array": {"shape": str(array), "elements": array.size, "source": source},
+            "logits": sorted({str(s) for s, _ in arrays if is_logits(t, mesh, s)})}
   return [account(t, mesh, part, cost, memory) | shared for part, cost in parts.items()]
+
+
+def is_logits(t: Target, mesh: Any, shape: hlo.Shape) -> bool:
+  """Whether an array holds logits [B, T, V] of many response positions, whole or a part of them."""
+  sizes = {t.size.vocab_size, t.size.vocab_size // mesh.shape["tensor"]}
+  other = sizes | {t.size.width, t.size.width // mesh.shape["fsdp"]}
+  return bool(sizes & set(shape.dims)) and any(
+      n and n % t.experiment.sampling.longest == 0 and n not in other for n in shape.dims)
 
 
 def phases(program: hlo.Program, longest: int) -> dict[str, hlo.Cost]:
@@ -258,21 +278,20 @@ def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
   sharding.check(t.size, mesh, s.prompts, "sampling.prompts")
   sharding.check(t.size, mesh, rows // u.micro, "rows of a micro-batch")
   learner = Learner(e, t.size, mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  programs = []
-  for name, lower in (("step", lower_step), ("sample", lower_sample)):
-    programs += compiled(t, mesh, name, lower(t, learner), folder)
+  state, batch = step_arguments(t, learner)
+  params, held = state.params, bytes_of(state)
+  programs = [
+      *compiled(t, mesh, "step", learner.step.lower(state, batch), 0, folder),
+      *compiled(t, mesh, "serve", learner.serve.lower(params), held - bytes_of(params), folder),
+      *compiled(t, mesh, "sample", lower_sample(t, learner), held, folder)]
   by_name = {p["program"]: p for p in programs}
   out = {"model": t.model, "topology": t.topology, "recipe": e.name, "mesh": dict(mesh.shape),
          "rows": {"rollout": s.prompts * s.samples, "update": rows, "micro_batch": rows // u.micro},
          "updates": u.updates, "prompt": e.task.max_prompt, "response": s.longest,
-         "dtype": u.dtype, "remat": u.remat, "programs": programs,
-         "btv_elements": rows // u.micro // ways * s.longest * t.size.vocab_size
-                         // mesh.shape["tensor"]}
+         "dtype": u.dtype, "remat": u.remat, "programs": programs}
   if all(p["fits"] for p in programs):
-    out["rl_step_seconds"] = (by_name["prefill"]["seconds"] + s.longest
-                              * by_name["decode"]["seconds"] + u.updates
-                              * by_name["step"]["seconds"])
+    runs = {"serve": 1, "prefill": 1, "decode": s.longest, "step": u.updates}
+    out["rl_step_seconds"] = sum(n * by_name[name]["seconds"] for name, n in runs.items())
   return out
 
 
@@ -339,8 +358,10 @@ def report(facts: dict[str, Any], t: Target) -> str:
                  f"{quantity(p['serial_seconds'], 's')} if nothing overlaps")
     lines += [f"  {kind}: {c['times']} runs, {quantity(c['bytes'])} put in, {quantity(c['wire'])} "
               "sent" for kind, c in sorted(p["collectives"].items())]
+    gather = p["largest_gather"]
     lines.append(f"  largest array {p['largest_array']['shape']}; largest gather "
-                 f"{p['largest_gather'] and p['largest_gather']['of']}")
+                 + (f"{quantity(gather['bytes'])}, of {gather['of']}" if gather else "none")
+                 + f"; logits of whole responses: {', '.join(p['logits']) or 'none'}")
   if "rl_step_seconds" in facts:
     lines.append(f"one step of reinforcement learning: {quantity(facts['rl_step_seconds'], 's')} "
                  "(prefill, every token, every update; no scoring, no verification)")

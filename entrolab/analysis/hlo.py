@@ -15,6 +15,7 @@ import numpy as np
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
          "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
          "c64": 8, "token": 0}
+INTEGERS = ("s32", "u32", "s64")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"}
@@ -156,51 +157,80 @@ class Program:
     """The last instruction of a computation."""
     return next(op for op in self.parts[part].values() if op.root)
 
-  def trips(self, loop: Op) -> int:
-    """How often a loop runs: what XLA knows, or the constant that its condition holds.
+  def trips(self, part: str, loop: Op) -> int:
+    """How often a loop runs: what XLA knows, or from start, step and end of its counter.
 
-    A loop that may end earlier counts as if it does not. Raises ValueError where there is none.
+    A loop that may end earlier counts as if it does not. Raises ValueError where they are not
+    constants of the program.
     """
     known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest)
     if known:
       return int(known[1])
-    first = self.parts[loop.called("condition")[0]]
-    parts = [first, *(self.parts[p] for op in first.values() for p in op.called("calls"))]
-    found = {int(op.inside) for part in parts for op in part.values()
-             if op.kind == "constant" and op.shapes[0].dtype in ("s32", "u32", "s64")}
-    if len(found) != 1:
-      raise ValueError(f"loop {loop.name}: its condition holds the numbers {sorted(found)}; a "
-                       "count needs one")
-    return found.pop()
+    condition, body = loop.called("condition")[0], loop.called("body")[0]
+    whole = [(part, op) for part, op in self._inside(condition)
+             if op.shapes[0].dtype in INTEGERS and not op.shapes[0].dims]
+    at = {int(i[1]) for _, op in whole if op.kind == "get-tuple-element"
+          if (i := re.search(r"index=(\d+)", op.rest))}
+    ends = {self._number(*found) for found in whole} - {None}
+    if len(at) == 1 and len(ends) == 1:
+      counter, end = at.pop(), ends.pop()
+      first = self.parts[part][self.parts[part][loop.operands[0]].operands[counter]]
+      start = self._number(part, first)
+      step = self._step(body, self.root(body).operands[counter])
+      if start is not None and end is not None and step:
+        return max(0, -(-(end - start) // step))
+    raise ValueError(f"loop {loop.name} ({loop.source}): its counter and the numbers it begins and "
+                     "ends with are not constants of the program")
+
+  def _number(self, part: str, op: Op) -> int | None:
+    """The integer that an instruction gives, through copies; None if it is not a constant."""
+    if op.kind in ("copy", "bitcast", "convert"):
+      return self._number(part, self.parts[part][op.operands[0]])
+    return int(op.inside) if op.kind == "constant" and re.fullmatch(r"\d+", op.inside) else None
+
+  def _step(self, part: str, name: str) -> int | None:
+    """The constant that an addition, in a fusion or not, adds; None if it does not."""
+    op = self.parts[part][name]
+    if op.kind in ("copy", "bitcast"):
+      return self._step(part, op.operands[0])
+    given = {self._number(part, self.parts[part][n]) for n in op.operands}
+    if op.kind == "fusion":
+      inner = op.called("calls")[0]
+      given |= {self._number(inner, o) for o in self.parts[inner].values()}
+      op = self.root(inner)
+    found = given - {None}
+    return found.pop() if op.kind == "add" and len(found) == 1 else None
 
   def loops(self, part: str | None = None) -> list[tuple[int, str, str]]:
     """(trips, body, source) of the loops that a computation runs itself; default the entry."""
-    ops = self.parts[part or self.entry].values()
-    return [(self.trips(op), op.called("body")[0], op.source) for op in ops if op.kind == "while"]
+    part = part or self.entry
+    return [(self.trips(part, op), op.called("body")[0], op.source)
+            for op in self.parts[part].values() if op.kind == "while"]
 
   def cost(self, part: str | None = None, skip: frozenset[str] = frozenset()) -> Cost:
     """The cost of one run of a computation, default the entry, without the loops of bodies `skip`.
 
-    Of a conditional it takes the branch that moves most bytes.
+    Of a conditional it takes the branch that moves least: the sampler's other one sorts the
+    vocabulary, for draws that top-p or top-k cut.
     """
     part = part or self.entry
     if (part, skip) in self._costs:
       return self._costs[part, skip]
     cost, chains = Cost(), set()
+    for where, inner in self._inside(part):
+      cost.flops += self._flops(where, inner)
+      one = self._collective(where, inner, chains)
+      cost.collectives += [one] if one is not None else []
     for op in self.parts[part].values():
-      for where, inner in self._fused(part, op):
-        cost.flops += self._flops(where, inner)
-        one = self._collective(where, inner, chains)
-        cost.collectives += [one] if one is not None else []
       cost.bytes += self._traffic(part, op)
       if op.kind == "while" and op.called("body")[0] not in skip:
-        cost.add(self.cost(op.called("body")[0], skip), self.trips(op))
+        cost.add(self.cost(op.called("body")[0], skip), self.trips(part, op))
       elif op.kind == "call":
         cost.add(self.cost(op.called("to_apply")[0], skip), 1)
       elif op.kind == "conditional":
         names = (op.called("branch_computations") or op.called("true_computation")
                  + op.called("false_computation"))
-        cost.add(max((self.cost(n, skip) for n in names), key=lambda c: c.bytes), 1)
+        cost.add(min((self.cost(n, skip) for n in names), key=lambda c: c.bytes), 1)
     self._costs[part, skip] = cost
     return cost
 
@@ -212,13 +242,12 @@ class Program:
     return {op.name: (shape, op.source) for name, part in self.parts.items() if name not in fused
             for op in part.values() for shape in op.shapes}
 
-  def _fused(self, part: str, op: Op) -> Iterator[tuple[str, Op]]:
-    """(computation, instruction) of an instruction and of all that is fused into it."""
-    yield part, op
-    if op.kind in ("fusion", "async-start"):
-      for name in op.called("calls"):
-        for inner in self.parts[name].values():
-          yield from self._fused(name, inner)
+  def _inside(self, part: str) -> Iterator[tuple[str, Op]]:
+    """(computation, instruction) of a computation and of all that is fused into it."""
+    for op in self.parts[part].values():
+      yield part, op
+      if op.kind in ("fusion", "async-start"):
+        yield from self._inside(op.called("calls")[0])
 
   def _flops(self, part: str, op: Op) -> float:
     """Of one matrix product: 2 x multiply-adds; those with padding are not made."""
@@ -254,7 +283,10 @@ class Program:
       kind = "reduce-scatter"
     inputs = [s for name in op.operands for s in self.parts[part][name].shapes]
     names = " ".join(map(str, inputs[:3])) + (" ..." if len(inputs) > 3 else "")
-    return Collective(kind, names, sum(s.bytes for s in inputs), group_of(op.rest), 1.0, op.source)
+    size = sum(s.bytes for s in inputs)
+    if op.kind == "all-reduce":  # a TPU sends sums in the type of the result
+      size = min(size, sum(s.bytes for s in op.shapes))
+    return Collective(kind, names, size, group_of(op.rest), 1.0, op.source)
 
   def _traffic(self, part: str, op: Op) -> float:
     """Bytes that an instruction reads from and writes to the main memory."""

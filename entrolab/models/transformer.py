@@ -18,16 +18,22 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from entrolab.models.rope import Stretch, rotate
 from entrolab.typing import Array, Bool, Float, Int
+from entrolab.vocab import Layout
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sizes and switches of the decoder; hashable, static under jit."""
+  """Sizes and switches of the decoder; hashable, static under jit.
+
+  layout: the mesh axes of rows and of heads; None leaves all placement to the compiler.
+  """
   vocab_size: int
   width: int
   layers: int
@@ -44,6 +50,7 @@ class Config:
   max_length: int = 2048
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "block"] = "none"
+  layout: Layout | None = None
 
   def __post_init__(self) -> None:
     if self.heads % self.kv_heads:
@@ -64,6 +71,29 @@ class Cache:
   k: Any
   v: Any
   valid: Any
+
+
+def _held(x: Array, layout: Layout | None) -> Array:
+  """States [B, N, D] that stay whole on the devices of their rows.
+
+  Left alone, the compiler spreads their width as it finds that of the parameters, and copies the
+  rows to every device.
+  """
+  if layout is None:
+    return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, P(layout.rows)))
+
+
+def _embedded(table: Array, tokens: Array, layout: Layout | None) -> Array:
+  """Rows of the table [V, D]. Where the layout shards its width, each device looks up its part of
+  the width for all rows that share it, and states are exchanged: neither the table nor its
+  gradient is ever whole."""
+  x = table[tokens]
+  if layout is not None and layout.width is not None:
+    rest = tuple(name for name in layout.rows if name != layout.width)
+    parts = NamedSharding(layout.mesh, P(rest, None, layout.width))
+    x = jax.lax.with_sharding_constraint(x, parts)
+  return _held(x, layout)
 
 
 def _norm(x: Array, gain: Array, eps: float) -> Array:
@@ -115,11 +145,12 @@ class Block(nn.Module):
       value = jax.lax.dynamic_index_in_dim(cache_v, layer, keepdims=False)
     mixed = _attend(q, key, value, allowed)
     x = x + jnp.einsum("bnkrd,krde->bne", mixed, weight("out", (k, r, dh, d), deep).astype(dtype))
+    x = _held(x, c.layout)
 
     h = _norm(x, self.param("mlp_norm", ones, (d,)), c.norm_eps)
     both = jnp.einsum("bnd,dgf->bngf", h, weight("gate_up", (d, 2, f), 0.02).astype(dtype))
     h = nn.silu(both[:, :, 0]) * both[:, :, 1]
-    x = x + h @ weight("down", (f, d), deep).astype(dtype)
+    x = _held(x + h @ weight("down", (f, d), deep).astype(dtype), c.layout)
     return (x, cache_k, cache_v), None
 
 
@@ -137,7 +168,7 @@ class Decoder(nn.Module):
     axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=axes, length=c.layers)
-    x = embed.astype(c.dtype)[tokens]
+    x = _embedded(embed.astype(c.dtype), tokens, c.layout)
     carry, _ = layers(c, name="layers")((x, cache_k, cache_v), jnp.arange(c.layers), positions,
                                         allowed, start)
     x, cache_k, cache_v = carry
@@ -148,8 +179,15 @@ class Decoder(nn.Module):
 def init(config: Config, key: Array) -> Params:
   """Random float32 parameters: normal 0.02, outputs of the residual branches scaled by depth."""
   one = jnp.zeros((1, 1), jnp.int32)
+  config = dataclasses.replace(config, layout=None)
   made: Any = Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))
   return made["params"]
+
+
+def serving(config: Config, params: Params) -> Params:
+  """Parameters to sample with: in the compute dtype, as every layer casts them; gains stay."""
+  cast = lambda path, x: x if path[-1].key.endswith("norm") else x.astype(config.dtype)
+  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],
@@ -187,7 +225,9 @@ def extend(config: Config, params: Params, tokens: Int[Array, "B N"], positions:
   slots = jnp.arange(cache.valid.shape[1])
   causal = slots[None] <= start + jnp.arange(n)[:, None]
   allowed = causal[None] & valid[:, None]
-  config = dataclasses.replace(config, remat="none")
+  # served parameters are whole in their width
+  layout = config.layout and dataclasses.replace(config.layout, width=None)
+  config = dataclasses.replace(config, remat="none", layout=layout)
   out: Any = Decoder(config).apply({"params": params}, tokens, positions, allowed, cache.k, cache.v,
                                    start)
   hidden, k, v = out
