@@ -10,7 +10,8 @@ penalty for overlong answers, groups without a signal replaced.
 The official verifier reads the continuation alone. In countdown that is the rest of a chain, which
 cannot be right without its first steps: here it reads prefix and continuation. Its filter admits
 words of two letters or more; here every sign is a step, so that it admits all of them.
-Expect: FIGURES
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.531 [0.483, 0.580], pass@16 0.863
+-> 0.797, entropy 0.310 -> 0.215 nats (GRPO: 0.215).
 """
 
 import dataclasses
