@@ -110,12 +110,12 @@ def warnings(experiment: Experiment) -> list[str]:
 
 def acts(objective: Objective) -> str:
   """Where the objective acts beyond its rewards and its surrogate, and what `touched` counts."""
-  live = [t.name for t in objective.advantage if set(t.reads) & set(vocab.NAMES)]
-  parts = [*live, *(t.name for t in objective.weights),
-           *(entry.value.name for entry in objective.penalties)]
+  of = lambda *slots: [t for slot, t in objective.terms() if slot in slots]
+  live = [t for t in of("advantage") if set(t.reads) & set(vocab.NAMES)]
+  parts = [t.name for t in (*live, *of("weight", "penalty"))]
   if parts:
     return f"acts on tokens through {', '.join(parts)}; method/touched is their share"
-  named = (t.name for t in (*objective.reward, *objective.advantage, objective.surrogate))
+  named = (t.name for t in of("reward", "advantage", "surrogate"))
   return (f"acts through {', '.join(named)} alone: no weight, penalty or advantage of the current "
           "policy, so that method/touched is 0")
 

@@ -40,7 +40,7 @@ from entrolab.objective import Batch  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
 
-QWEN2 = dict(qkv_bias=True, norm_eps=1e-6)
+QWEN2: Any = dict(qkv_bias=True, norm_eps=1e-6)
 SIZES = {  # config.json of the models, as their pages on huggingface.co/Qwen show it
     "qwen2.5-0.5b": transformer.Config(
         vocab_size=151936, width=896, layers=24, heads=14, kv_heads=2, head_dim=64, mlp_width=4864,

@@ -150,7 +150,7 @@ def table(found: dict[str, dict]) -> list[dict]:
                if other in found}
     rows.append({
         "variant": name, "ms": 1e3 * middle(row),
-        "of bound": ratio(found, name, bound) / times if bound in found else None,
+        "of bound": ratio(found, name, bound) / times if times and bound in found else None,
         "bound": f"{times:g} x {bound}" if bound else "", "temp MB": row.get("temp_mb"),
         "peak MB": middle(row, "peak_mb"), "compile s": row.get("compile_s"),
         **{k: v for k, v in row.items() if k in ("note",)},
