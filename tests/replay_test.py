@@ -133,6 +133,7 @@ def test_own_mean_is_two_means():
   assert not got[3].any()
 
 
+@pytest.mark.slow
 def test_resumed_with_a_full_buffer(tmp_path):
   """Two steps, and two more out of the checkpoint, are four steps: state, buffer and metrics."""
   made = dataclasses.replace(config.load(RECIPE, (*SMALL, *ONE, "saving.every=1")),
