@@ -1,0 +1,43 @@
+"""QAE: the baseline of a group is a quantile of its rewards, not their mean.
+
+Quantile Advantage Estimation: Stabilizing RLVR for LLM Reasoning, Wu et al. (arXiv:2509.22611,
+2025). Official code: junkangwu/QAE.
+Acts on: advantage.  State: none.
+Differs from the official code, which was not at hand: the quantile is the smallest reward that a
+share K of the group does not exceed, the reading under which the abstract's two regimes hold to
+the letter; the deviation is that of `grpo.group_advantage`.
+"""
+
+import jax.numpy as jnp
+
+from entrolab.ranks import grouped
+from entrolab.typing import Advantage, Array, Float
+
+
+def quantile_baseline(rewards: Float[Array, " B"], *, size: int,
+                      level: float = 0.4) -> Float[Array, "P 1"]:
+  """Q_K = inf {r : at least K G of the group's rewards are <= r}.
+
+  For rewards of 0 and 1 and a share p of right answers: 0 if p <= 1 - K (rare successes are
+  reinforced, failures left alone), 1 if p > 1 - K (failures are punished, successes left alone).
+  Raises ValueError for a level outside (0, 1].
+  """
+  if not 0.0 < level <= 1.0:
+    raise ValueError(f"quantile_baseline(level={level}): inside (0, 1]")
+  ordered = jnp.sort(grouped(rewards, size), axis=1)
+  # the ceiling forgives the rounding of level * size
+  at = max(int(-(-(level * size - 1e-6) // 1)), 1) - 1
+  return ordered[:, at:at + 1]
+
+
+def quantile_advantage(rewards: Float[Array, " B"], *, size: int, level: float = 0.4,
+                       eps: float = 1e-6) -> Advantage:
+  """A = (R - Q_K) / (std_group R + eps): zero for most of a group when rewards are 0 and 1.
+
+  level: K, 0.4 in the paper. An all-equal group gives exactly zero; the deviation is over n - 1.
+  """
+  r = grouped(rewards, size)
+  above = r - quantile_baseline(rewards, size=size, level=level)
+  if size == 1:
+    return above.reshape(rewards.shape)
+  return (above / (jnp.std(r, axis=1, keepdims=True, ddof=1) + eps)).reshape(rewards.shape)

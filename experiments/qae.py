@@ -1,0 +1,24 @@
+"""QAE: GRPO with the 0.4 quantile of a group's rewards as its baseline.
+
+arXiv:2509.22611.  A = (R - Q_K) / std R, clip [0.8, 1.28], token mean.
+
+  python -m entrolab.main --config=experiments/qae.py:level=0.4
+
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.488 [0.439, 0.536], pass@16 0.863
+-> 0.769, entropy 0.310 -> 0.218 nats (GRPO: 0.215).
+"""
+
+from entrolab import presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, ppo, qae
+from entrolab.objective import Objective, term
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               level: float = 0.4) -> Experiment:
+  """level: K; higher punishes failures on more prompts."""
+  base = presets.get(preset)
+  objective = Objective(reward=term(grpo.outcome),
+                        advantage=term(qae.quantile_advantage, size=base.samples, level=level),
+                        surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
+  return base.experiment("qae", objective, seed=seed, steps=steps)
