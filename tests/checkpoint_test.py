@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from entrolab import checkpoint, config, sharding, train
@@ -42,6 +43,7 @@ def compiled(tmp_path_factory):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
   yield
   jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()  # else later tests go on writing into it
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from entrolab import config, guards, train
 from entrolab.objective import term
@@ -38,6 +39,7 @@ def compiled(tmp_path_factory):
   jax.config.update("jax_compilation_cache_dir", folder)
   yield folder
   jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()  # else later tests go on writing into it
 
 
 @pytest.fixture(scope="module")
