@@ -14,6 +14,8 @@ from entrolab.methods import cure, ppo
 from entrolab.models import tiny, transformer
 from entrolab.rollout import branch, plain, sampler
 
+pytestmark = pytest.mark.slow  # minutes on two cores
+
 LONGEST, KEY = 18, jax.random.key(7)
 TREE = branch.Cure(2, 2, most=4, verify="whole", admissible=branch.visible)
 EVERYTHING = dict(temperature=1.0, top_p=1.0, top_k=0)

@@ -19,6 +19,8 @@ from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean
 
+pytestmark = pytest.mark.slow  # minutes on two cores
+
 T, SAMPLES = 40, 4
 WORDS = ("go", "back", "at", "one", "two", "three", "home")
 

@@ -13,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+pytestmark = pytest.mark.slow  # minutes on two cores
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("sampling.prompts=8", "training.steps=2", "training.updates=2", "evaluation.problems=5",
          "evaluation.ks=(1,)", "evaluation.samples=2", "saving.every=1", "saving.keep=9")

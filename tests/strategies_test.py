@@ -18,6 +18,8 @@ from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes, voted
 
+pytestmark = pytest.mark.slow  # minutes on two cores
+
 LONGEST, KEY = 18, jax.random.key(7)
 WARM = {"temperature": jnp.asarray(1.2, jnp.float32)}
 
