@@ -309,8 +309,8 @@ class Objective:
     """Share of valid tokens whose weight, selection or shaped advantage the method changed."""
     mask = batch.mask
     hit = scored["weight"] != 1.0
-    if scored["adv"] is not None and batch.adv is not None:
-      hit = hit | (scored["adv"] != batch.adv)
+    if scored["adv"] is not None:
+      hit = hit | (scored["adv"] != (0.0 if batch.adv is None else batch.adv))
     for j in range(len(self.penalties)):
       hit = hit | (scored[f"share{j}"] != 0.0)
     return masked_mean(real(hit), mask)
