@@ -211,11 +211,11 @@ def test_rows_stay_on_their_devices():
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding.rows(mesh))
   layout = vocab.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
   held = dataclasses.replace(size, layout=layout)
-  loss = lambda p, x: transformer.hidden_states(held, p, x, x, x).sum()
-  arrays = compiled(jax.grad(loss), params, ids).arrays().values()
-  whole = [shape for shape, _ in arrays if len(shape.dims) > 2 and shape.dims[0] == rows
-           and length in shape.dims and 32 in shape.dims]
-  assert not whole, "states of all rows in their whole width on one device"
+  states = compiled(lambda p, x: transformer.hidden_states(held, p, x, x, x), params, ids)
+  # queries, keys and gates of all rows on one device: what the compiler makes without a layout
+  whole = {str(shape) for shape, _ in states.arrays().values()
+           if len(shape.dims) > 3 and shape.dims[:2] == (rows, length)}
+  assert not whole
 
 
 @pytest.mark.slow
