@@ -52,6 +52,11 @@ def fingerprints(flat: dict[str, Any]) -> dict[str, jax.Array]:
   return {name: _bits(x) for name, x in flat.items()}
 
 
+def fingerprint(tree: Any) -> int:
+  """One number of a whole tree; of replicas, of those that this process holds."""
+  return sum(int(x) for x in fingerprints(_flat(tree)).values()) % 2**32
+
+
 def _described(flat: dict[str, Any]) -> dict[str, list[Any]]:
   bits = fingerprints(flat)
   return {name: [list(x.shape), str(x.dtype), int(bits[name])] for name, x in flat.items()}

@@ -98,14 +98,14 @@ class Learner:
 
   def init(self, params: Any) -> State:
     """The state at step 0, placed on the mesh."""
-    params = jax.device_put(params, self.param_shardings)
+    params = jax.tree.map(sharding.put, params, self.param_shardings)
     copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=self.param_shardings)
     reference = copy(params) if self.reads_reference else None
     state = State(jnp.zeros((), jnp.int32), params, self.tx.init(params),
                   controls.init(self.objective.control), reference)
     whole = NamedSharding(self.mesh, PartitionSpec())
     return jax.tree.map(  # scalars live on every device
-        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state)
+        lambda x: x if isinstance(x.sharding, NamedSharding) else sharding.put(x, whole), state)
 
   def statistics(self, params: Any, rows: Batch, spec: vocab.Spec) -> dict[str, Array]:
     """The asked statistics [B, T] of the response tokens, from hidden states and the head."""

@@ -8,9 +8,12 @@ import logging as standard
 import os
 import pathlib
 import sys
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 
+MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 CONFIG = flags.DEFINE_string("config", None, "experiment: path.py[:knob=value,...]")
 SET = flags.DEFINE_multi_string("set", [], "path=value, such as training.lr=1e-5; repeatable")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory; default runs/NAME-HASH of the "
@@ -34,6 +37,19 @@ def compile_cache(choice: str | None) -> str:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   return folder
+
+
+def leave(error: Exception) -> NoReturn:
+  """Ends the process: a mistake in one line, anything else with the place where it happened."""
+  import jax
+  if isinstance(error, MISTAKES) and logging.get_verbosity() < logging.DEBUG:
+    text = f"error: {error}\n(--verbosity=1 shows where)"
+  else:
+    text = "".join(traceback.format_exception(error))
+  print(text, file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    os._exit(1)  # the usual way out waits for the other hosts, which wait for this one
+  sys.exit(1)
 
 
 def main(argv: list[str]) -> None:
@@ -63,10 +79,8 @@ def main(argv: list[str]) -> None:
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
     result = train.run(experiment, folder, allow_config_change=ALLOW.value,
                        source={"config": CONFIG.value, "set": SET.value})
-  except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-    if logging.get_verbosity() >= logging.DEBUG:
-      raise
-    sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+  except Exception as error:
+    leave(error)
   if not result["finished"]:
     sys.exit(130)
 

@@ -30,6 +30,7 @@ LOGICAL = {  # parameter -> logical axes
     "out": ("layers", "kv_heads", "queries", "head_dim", "width"),
     "gate_up": ("layers", "width", "gate", "mlp"), "down": ("layers", "mlp", "width")}
 START_TIMEOUT_S = 300
+HEARTBEAT_S = 60  # silence after which a host counts as dead, and its job ends
 HOST = 64  # bytes of a host name in a check
 
 
@@ -103,6 +104,15 @@ def place(local: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(put, local)
 
 
+def put(value: Any, sharding: NamedSharding) -> jax.Array:
+  """What every process holds whole, and the same -> one global array. Nothing is sent to compare
+  it (`agree` does that), and NaN is a value like another."""
+  if jax.process_count() == 1:
+    return jax.device_put(value, sharding)
+  whole = np.asarray(value)
+  return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def local(tree: Any) -> Any:
   """Global arrays of rows -> the rows of this process, as numpy arrays."""
   def one(x):
@@ -122,10 +132,11 @@ def start_hosts() -> None:
   if given not in ("", "auto"):
     jax.distributed.initialize(
         given, int(os.environ["ENTROLAB_PROCESSES"]), int(os.environ["ENTROLAB_PROCESS"]),
-        initialization_timeout=START_TIMEOUT_S)
+        initialization_timeout=START_TIMEOUT_S, heartbeat_timeout_seconds=HEARTBEAT_S)
   elif (given == "auto" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1):
-    jax.distributed.initialize(initialization_timeout=START_TIMEOUT_S)
+    jax.distributed.initialize(initialization_timeout=START_TIMEOUT_S,
+                               heartbeat_timeout_seconds=HEARTBEAT_S)
 
 
 def agree(values: Mapping[str, Any], when: str = "at the start") -> None:

@@ -172,11 +172,14 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
                                             "mesh": dict(lab.mesh.shape)}}
 
 
-def shared(lab: Lab, step: int) -> dict[str, Any]:
-  """What every host of a run must hold alike."""
-  return {"the step": step, "the configuration": config.config_hash(lab.experiment),
-          "the mesh": dict(lab.mesh.shape), "the data position": lab.data.get_state(),
-          "the key": np.asarray(jax.random.key_data(lab.key)).tolist()}
+def check_hosts(lab: Lab, state: State, when: str) -> None:
+  """Raises RuntimeError naming host and value when the hosts of a run have drifted apart."""
+  if jax.process_count() > 1:
+    sharding.agree({
+        "the configuration": config.config_hash(lab.experiment),
+        "the data position": lab.data.get_state(),
+        "the key": np.asarray(jax.random.key_data(lab.key)).tolist(),
+        "the parameters": checkpoint.fingerprint(state.params)}, when)
 
 
 def check_same(experiment: Experiment, meta: dict[str, Any], allow: bool) -> list[str]:
@@ -211,7 +214,8 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   begin = time.time()
   folder.mkdir(parents=True, exist_ok=True)
   lab = Lab(experiment)
-  sharding.agree(shared(lab, 0))
+  sharding.agree({"the configuration": config.config_hash(experiment),
+                  "the mesh": dict(lab.mesh.shape), "the data": lab.data.name})
   print(explain.batch_sentence(experiment), flush=True)
   for sentence in explain.warnings(experiment):
     print(f"note: {sentence}", flush=True)
@@ -236,7 +240,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
           flush=True)
   elif (folder / "metrics.jsonl").is_file():
     print(f"{folder} holds metrics and no checkpoint: starting anew", flush=True)
-  sharding.agree(shared(lab, progress.step), f"before step {progress.step}")
+  check_hosts(lab, state, f"before step {progress.step}")
   if jax.process_index() == 0:
     write_text(folder / "config.json", json.dumps(
         {**describe(lab, source), "changes": progress.changes}, indent=1) + "\n")
@@ -281,7 +285,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
       state, rollout, metrics = train_step(lab, state, progress.step, out.folder)
       progress.step += 1
       if progress.step % AGREE_EVERY == 0:
-        sharding.agree(shared(lab, progress.step), f"after step {progress.step}")
+        check_hosts(lab, state, f"after step {progress.step}")
       progress.tokens += metrics["rollout/sampled_tokens"]
       progress.failed = 0 if metrics["train/applied"] == 1.0 else progress.failed + 1
       warm = recompiled(lab, metrics, warm)

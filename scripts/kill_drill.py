@@ -17,7 +17,6 @@ import mmap
 import os
 import pathlib
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -226,10 +225,7 @@ def drill(home: pathlib.Path, kills: int, chain: int, seed: int
           ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """(one row a kill, summary)."""
   begin, lab = time.monotonic(), Drill(home)
-  lab.finish(home / "whole")  # fills the compile cache
-  shutil.rmtree(home / "whole")
-  lab.lengths.clear()
-  lab.finish(home / "whole")
+  lab.finish(home / "whole")  # and fills the compile cache
   want, rows = contents(home / "whole"), []
   todo = aims(kills, seed)
   for number, at in enumerate(range(0, kills, chain)):

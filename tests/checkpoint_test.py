@@ -308,3 +308,13 @@ def test_fingerprints_see_every_bit_and_no_sharding():
     assert int(checkpoint.fingerprints({"x": placed})["x"]) == first
   for leaf in (jnp.arange(5), jnp.ones(3, bool), jnp.ones(3, jnp.bfloat16), jnp.uint32(7)):
     assert print_of(leaf) != 0
+
+
+@pytest.mark.slow
+def test_kill_drill():
+  """As scripts/kill_drill.py does with 20 kills: in sampling, verifying, the step and a save."""
+  done = subprocess.run([sys.executable, "scripts/kill_drill.py", "--kills=4", "--chain=4",
+                         "--seed=1"], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
+  summary = json.loads(done.stdout.splitlines()[-1])
+  assert summary["identical"] and summary["kills"] == 4 and summary["leaves"] > 20

@@ -35,7 +35,7 @@ app.run(main.main, ["main", *sys.argv[1:]])
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
   """Programs that the jobs of this file share."""
-  return tmp_path_factory.mktemp("compiled")
+  return os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path_factory.mktemp("compiled")
 
 
 class Job:
@@ -65,7 +65,7 @@ class Job:
     """What a process has said so far."""
     return Path(self.outputs[rank].name).read_text()
 
-  def codes(self, timeout=600):
+  def codes(self, timeout=3600):
     """Exit codes, in the order of processes; kills what outlives the limit (None)."""
     end = time.monotonic() + timeout
     found = []
@@ -81,7 +81,7 @@ class Job:
       file.close()
     return found
 
-  def wait_for(self, folder, rows, timeout=600):
+  def wait_for(self, folder, rows, timeout=3600):
     """Until metrics.jsonl has so many lines."""
     end = time.monotonic() + timeout
     path = folder / "metrics.jsonl"
