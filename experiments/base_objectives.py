@@ -3,8 +3,9 @@
   python -m entrolab.main --config=experiments/base_objectives.py:objective=gspo
 
 Names: cispo (arXiv:2506.13585), gmpo (2507.20673), gpg (2504.02546), gspo (2507.18071), lite_ppo
-(2508.08221), opo (2505.23585), otb (2602.07078), passk (2503.19595), reinforce_pp (2501.03262),
-rloo (2402.14740), sapo (2511.20347); `corrected` weighs GRPO by the sampler-trainer ratio.
+(2508.08221), opo (2505.23585), opsm (2512.02556), otb (2602.07078), passk (2503.19595),
+reinforce_pp (2501.03262), remax (2310.10505), rloo (2402.14740), sapo (2511.20347); `corrected`
+weighs GRPO by the sampler-trainer ratio. remax draws one more, greedy, response a prompt.
 GSPO and GMPO clip whole responses: their published ranges are kept.
 Expect (GSPO, seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.500 [0.454, 0.546], pass@16
 0.863 -> 0.797, entropy 0.310 -> 0.234 nats (GRPO: 0.215).
@@ -12,9 +13,10 @@ Expect (GSPO, seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.500 [0.45
 
 from entrolab import aggregate, presets  # noqa: I001
 from entrolab.experiment import Experiment
-from entrolab.methods import (cispo, gae, gmpo, gpg, grpo, gspo, lite_ppo, opo, otb, passk, ppo,
-                              reinforce_pp, rloo, rollout_correction, sapo)
+from entrolab.methods import (cispo, gae, gmpo, gpg, grpo, gspo, lite_ppo, opo, opsm, otb, passk,
+                              ppo, reinforce_pp, remax, rloo, rollout_correction, sapo)
 from entrolab.objective import Objective, term
+from entrolab.rollout.greedy import Greedy
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
@@ -30,9 +32,11 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
       "gspo": dict(surrogate=term(gspo.clipped_sequence), aggregate=rows),
       "lite_ppo": dict(advantage=term(lite_ppo.batch_scaled, **group)),
       "opo": dict(advantage=term(opo.length_baseline, **group)),
+      "opsm": dict(weights=term(opsm.keep_rows)),
       "otb": dict(advantage=(*returns, term(otb.less_baseline, **group))),
       "passk": dict(advantage=term(passk.best_margin, **group)),
       "reinforce_pp": dict(advantage=(*returns, term(reinforce_pp.whitened))),
+      "remax": dict(advantage=(*returns, term(remax.less_greedy))),
       "rloo": dict(advantage=term(rloo.leave_one_out, **group)),
       "sapo": dict(surrogate=term(sapo.soft_gate), aggregate=rows),
       "corrected": dict(weights=term(rollout_correction.token_weight)),
@@ -41,5 +45,6 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
     raise ValueError(f"objective={objective!r}; choices: {', '.join(lines)}")
   grpo_with_clip = dict(reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
                         advantage=term(grpo.group_advantage, **group))
+  rollout = {"rollout": Greedy()} if objective == "remax" else {}
   return base.experiment(objective, Objective(**{**grpo_with_clip, **lines[objective]}),
-                         seed=seed, steps=steps)
+                         seed=seed, steps=steps, **rollout)

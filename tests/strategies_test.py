@@ -13,6 +13,7 @@ from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
 from entrolab.rollout import branch, plain, sampler
+from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.oversample import Oversample
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
@@ -210,3 +211,27 @@ def test_the_switch_steers_what_is_drawn():
           params, lambda r=rollout: r.examples[:32:4], held.key, step,
           {"temperature": np.float32(temperature)}, knobs))
       assert rollout.texts == again.texts and len(again.texts) == 64
+
+
+def test_the_greedy_response_is_the_baseline_of_its_prompt(lab, examples, independent):
+  got, greedy = draw(lab, examples, Greedy()), draw(lab, examples, plain.Plain(), samples=1,
+                                                    temperature=0.0)
+  equal(got, independent)
+  right = np.asarray([v.status == "right" for v in greedy.verdicts])
+  assert right.any() and not right.all()
+  np.testing.assert_array_equal(columns(got)["greedy_rewards"], np.repeat(right, 4))
+  assert got.sampled == 40 and got.steps == independent.steps + greedy.steps
+
+
+def test_groups_without_a_signal_are_replaced_with_their_greedy_rewards(lab):
+  train_set, at = data.Countdown().examples("train", 0), iter(range(0, 64, 8))
+
+  def fresh():
+    begin = next(at)
+    return [train_set[begin + i] for i in range(8)]
+
+  got = draw(lab, fresh, Greedy(), refills=2)
+  assert got.refills >= 1
+  greedy = draw(lab, got.examples[::4], plain.Plain(), samples=1, temperature=0.0)
+  np.testing.assert_array_equal(columns(got)["greedy_rewards"][::4],
+                                [v.status == "right" for v in greedy.verdicts])
