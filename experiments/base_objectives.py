@@ -17,6 +17,7 @@ from entrolab.methods import (cispo, gae, gmpo, gpg, grpo, gspo, lite_ppo, opo, 
                               ppo, reinforce_pp, remax, rloo, rollout_correction, sapo)
 from entrolab.objective import Objective, term
 from entrolab.rollout.greedy import Greedy
+from entrolab.rollout.plain import Plain
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
@@ -45,6 +46,6 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
     raise ValueError(f"objective={objective!r}; choices: {', '.join(lines)}")
   grpo_with_clip = dict(reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
                         advantage=term(grpo.group_advantage, **group))
-  rollout = {"rollout": Greedy()} if objective == "remax" else {}
+  rollout = Greedy() if objective == "remax" else Plain()
   return base.experiment(objective, Objective(**{**grpo_with_clip, **lines[objective]}),
-                         seed=seed, steps=steps, **rollout)
+                         seed=seed, steps=steps, rollout=rollout)
