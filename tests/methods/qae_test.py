@@ -33,6 +33,16 @@ def test_most_responses_have_no_advantage():
   assert moved(grpo.group_advantage(rewards, size=8)) > 0.7
 
 
+@pytest.mark.parametrize("level", [0.1, 0.25, 0.4, 0.5, 0.8, 1.0])
+def test_the_baseline_is_the_inverse_of_the_groups_distribution(level):
+  """numpy's inverted_cdf is the same definition, for rewards of any kind, ties included."""
+  rewards = np.random.default_rng(1).integers(0, 5, 320).astype(np.float32) / 4.0
+  for size in (4, 5, 8, 10):
+    got = qae.quantile_baseline(jnp.asarray(rewards), size=size, level=level)
+    want = np.quantile(rewards.reshape(-1, size), level, axis=1, method="inverted_cdf")
+    np.testing.assert_array_equal(got[:, 0], want)
+
+
 def test_a_level_out_of_range_is_refused():
   with pytest.raises(ValueError, match=r"level=0.0"):
     qae.quantile_advantage(group(3), size=8, level=0.0)
