@@ -33,7 +33,8 @@ TOLD = 3  # leaves of a tree that are named
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-  """The update once more: gradient, metrics, statistics [B, T], scores, and what it saw."""
+  """The update once more: metrics of the run's own step, and from a second program, which may round
+  otherwise, gradient, sums, statistics [B, T] and scores; and what it saw."""
   learner: Learner
   params: Any
   batch: Batch
@@ -52,7 +53,7 @@ class Replay:
   @property
   def norm(self) -> float:
     """Of the gradient."""
-    return float(jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(self.grads))))
+    return float(self.metrics["train/grad_norm"])
 
 
 def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
@@ -61,10 +62,16 @@ def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
   model, params, tokenizer = experiment.model.load()
   learner = Learner(experiment, model, mesh)
-  params = failure.params(learner.init(params).params)
-  step = np.int32(failure.record["optimiser_step"])
-  batch = learner._noised(jax.device_put(failure.batch, sharding.rows(mesh)), jnp.asarray(step))
-  control = {name: jnp.asarray(x) for name, x in failure.control.items()}
+  state = learner.init(params)
+  params = failure.params(state.params)
+  place = lambda x: jax.device_put(jnp.asarray(x), sharding.whole(mesh))
+  step = place(np.int32(failure.record["optimiser_step"]))
+  batch = jax.device_put(failure.batch, sharding.rows(mesh))
+  control = {name: place(x) for name, x in failure.control.items()}
+  state = dataclasses.replace(state, step=step, control=control, params=jax.tree.map(
+      jnp.copy, params))  # the step donates them
+  _, metrics = learner.step(state, batch)
+  batch = learner._noised(batch, step)
   spec = experiment.objective.statistics
 
   @jax.jit
@@ -73,8 +80,9 @@ def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
         experiment.objective, lambda p, rows: learner.statistics(p, rows, spec), params, batch,
         control, micro=experiment.training.micro)
 
-  grads, metrics, live, scored = gradient(params, batch, control)
-  return Replay(learner, params, batch, control, grads, metrics, live, scored, tokenizer)
+  grads, sums, live, scored = gradient(params, batch, control)
+  return Replay(learner, params, batch, control, grads, {**sums, **metrics}, live, scored,
+                tokenizer)
 
 
 def findings(replay: Replay) -> Iterator[str]:
