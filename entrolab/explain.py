@@ -82,7 +82,7 @@ def warnings(experiment: Experiment) -> list[str]:
   """Sentences about parts of the objective that cannot act in this setting."""
   objective, s, t = experiment.objective, experiment.sampling, experiment.training
   said = []
-  if s.samples == 1:
+  if s.samples == 1 and "adv" in objective.reads:
     said.append("groups of size 1: an advantage relative to the group has no baseline; "
                 "set sampling.samples >= 2")
   columns = _probe(objective, s.samples)

@@ -119,7 +119,8 @@ def alarms(experiment: Experiment, before: Mapping[str, float], metrics: Mapping
   if metrics["reward/unknown"] > UNKNOWN:
     said["unknown"] = (f"{100 * metrics['reward/unknown']:.0f} % of the verdicts are unknown: "
                        f"{unknown_reasons(verdicts)}")
-  if metrics["rollout/groups_with_signal"] == 0.0:
+  learns = "adv" in experiment.objective.reads  # demonstrations need no group
+  if learns and metrics["rollout/groups_with_signal"] == 0.0:
     more = experiment.sampling.refills + 2
     said["no_signal"] = ("no group has a signal; every advantage is zero: take easier or harder "
                          f"problems, or --set sampling.refills={more}")

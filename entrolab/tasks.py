@@ -133,6 +133,10 @@ class Countdown:
     """Token ids of the problem."""
     return tokenizer.encode(example.prompt)
 
+  def solution(self, example: Example) -> str:
+    """The chain that the problem was made from, one of several that are right."""
+    return example.answer
+
   def problem(self, example: Example) -> tuple[list[int], int]:
     """(numbers, target)."""
     numbers, target = example.prompt.removesuffix(":").split(">")

@@ -87,8 +87,8 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   jax.block_until_ready(batch.tokens)
   clock.lap("rollout")
   before = learner.score(state.params, batch, BEFORE)
-  sampled = batch.old_logp
-  if t.old_logp == "trainer":
+  sampled = before["logp"] if batch.old_logp is None else batch.old_logp
+  if t.old_logp == "trainer" or batch.old_logp is None:  # None: rows that nobody sampled
     batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
   if learner.reads_reference:
     refer = lambda rows: rows.replace(

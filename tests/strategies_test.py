@@ -13,6 +13,7 @@ from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
 from entrolab.rollout import branch, plain, sampler
+from entrolab.rollout.demonstrated import Demonstrated
 from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.oversample import Oversample
 from entrolab.rollout.switch import Switch
@@ -235,3 +236,17 @@ def test_groups_without_a_signal_are_replaced_with_their_greedy_rewards(lab):
   greedy = draw(lab, got.examples[::4], plain.Plain(), samples=1, temperature=0.0)
   np.testing.assert_array_equal(columns(got)["greedy_rewards"][::4],
                                 [v.status == "right" for v in greedy.verdicts])
+
+
+def test_demonstrations_are_rows_that_nobody_sampled(lab, examples):
+  got = draw(lab, examples, Demonstrated(), samples=1)
+  c, tokenizer = columns(got), lab[2]
+  assert got.texts == [e.answer for e in examples] and got.sampled == 0
+  assert (c["verdict"] == 1).all() and "old_logp" not in c
+  for tokens, mask, example in zip(c["tokens"], c["mask"], examples, strict=True):
+    ids = tokens[mask].tolist()
+    assert tokenizer.decode(ids[:-1]) == example.answer and ids[-1] in tokenizer.stop_ids
+  with pytest.raises(ValueError, match=r"sampling.samples=4, .*: a prompt has one demonstration"):
+    draw(lab, examples, Demonstrated())
+  with pytest.raises(ValueError, match=r"the solution of example \d+ has 1\d tokens .*longest=8"):
+    draw(lab, examples, Demonstrated(), samples=1, longest=8)
