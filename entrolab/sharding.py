@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,8 +68,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> jax.sha
   if min(data, fsdp, tensor) < 1 or size > count or (jax.process_count() > 1 and size != count):
     raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs their product to be "
                      f"the number of devices, {count}; data=-1 takes what is left")
-  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=devices[:size])
+  # an axis may be a part of one of the torus: 16 x 4 on the 8 x 8 chips of a v6e-64
+  placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices[:size],
+                                         allow_split_physical_axes=True)
+  return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check(config: Config, mesh: jax.sharding.Mesh, rows: int, name: str) -> None:
