@@ -13,7 +13,9 @@ from entrolab.environments.calculator import WordProblems, calculate
 from entrolab.environments.cloned import Cloned, Words, demonstrations
 from entrolab.environments.forms import FIELDS, Form
 from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
+from entrolab.environments.tools import Python, ToolUse
 from entrolab.tasks import Countdown
+from entrolab.verify.sandbox import Limits, Sandbox, SandboxError
 
 WORLDS = [TextWorld(), TextWorld(rooms=8, things=5, locked=1.0), Form(7), Form(8), WordProblems()]
 name = lambda x: repr(x)
@@ -86,16 +88,16 @@ def test_a_form_is_right_only_when_all_of_it_is():
   state, _ = form.reset(example)
   assert form.step(state, "submit")[2:] == (0.0, True)
   for field, value in state.asked:
-    for nonsense in (f"fill {field}", f"fill {field}=nonsense", f"fill {field} {value}", ""):
-      assert form.step(state, nonsense) == (state, f"next {field} >", 0.0, False)
-    state = form.step(state, f"fill {field}={value}")[0]
-  assert form.step(state, "sing")[1] == "next submit >"
+    for nonsense in (field, f"{field}=nonsense", f"{field} {value}", f"fill {field}", "=", ""):
+      assert form.step(state, nonsense) == (state, f"next {field}", 0.0, False)
+    state = form.step(state, f"{field}={value}")[0]
+  assert form.step(state, "sing")[1] == "next submit"
   assert form.step(state, "submit")[2:] == (1.0, True)
   field, value = state.asked[2]
   wrong = next(v for v in FIELDS[field] if v != value)
-  spoilt = form.step(state, f"fill {field}={wrong}")[0]
+  spoilt = form.step(state, f"{field}={wrong}")[0]
   assert form.step(spoilt, "submit")[2:] == (0.0, True)
-  mended = form.step(spoilt, f"fill {field}={value}")[0]
+  mended = form.step(spoilt, f"{field}={value}")[0]
   assert form.step(mended, "submit")[2:] == (1.0, True)
 
 
@@ -169,6 +171,83 @@ def test_a_tool_that_fails_says_so_and_goes_on():
   for wrong in ("", "x", "²", "--5", f"{state.answer + 1}", "1 2"):
     assert task.step(state, f"answer {wrong}")[2:] == (0.0, True)
   assert task.step(state, f"answer {state.answer}")[2:] == (1.0, True)
+
+
+@pytest.fixture(scope="module")
+def confined():
+  """Programs can be confined here."""
+  try:
+    Sandbox()
+  except SandboxError as error:
+    pytest.skip(str(error))
+
+
+def test_a_problem_with_an_interpreter_as_its_tool(confined):
+  python = Python(Limits(seconds=30.0))
+  task, plain = WordProblems(tool=python), WordProblems()
+  assert repr(task) == repr(dataclasses.replace(task)) and "0x" not in repr((task, plain))
+  examples = [task.examples("train", 0)[i] for i in range(2)]
+  states = [task.reset(example)[0] for example in examples]
+  said = [task.expert(state) for state in states]
+  for state, (after, shown, *rest) in zip(states, task.steps(states, said), strict=True):
+    assert (after, shown, *rest) == plain.step(state, plain.expert(state))
+    assert shown == f"= {state.answer} >"
+    assert task.step(after, task.expert(after))[2:] == (1.0, True)
+
+
+@pytest.mark.slow
+def test_programs_run_under_limits_and_disturb_no_other(confined):
+  python = Python(Limits(seconds=20.0, memory=256 << 20), longest=60)
+  programs = {
+      "6 * 7": "42", "print('hi')\n[1, 2]": "hi\n[1, 2]", "x = 3": "", "": "", "# nothing": "",
+      "import math\nmath.isqrt(50)": "7", "def f(n):\n  return n + 1\n\nf(1)": "2",
+      "print(1)\n1 / 0": "1\nerror: ZeroDivisionError: division by zero",
+      "raise SystemExit(3)": "error: SystemExit: 3", "print('x' * 10**6)": "x" * 60,
+      "import os\nos._exit(0)": "error: the program ended early",
+      "'\\ud800'": "?", "import sys\nsys.stdin.read()": "",
+      "global answer\nanswer = None\n5": "5", "0" * 20_001: "error: 20001 characters, at most "}
+  for program, shown, want in zip(programs, python(list(programs)), programs.values(),
+                                  strict=True):
+    assert shown == want or (len(program) > 20_000 and shown.startswith(want)), program
+  hostile = {
+      "x =": "SyntaxError", "x = 'x' * (1 << 30)": "MemoryError",
+      "open('/etc/passwd').read()": "Error", "open('/tmp/x', 'w')": "Error",
+      "import socket\nsocket.create_connection(('127.0.0.1', 80))": "Error",
+      "import subprocess\nsubprocess.run(['ls'])": "Error", "import os\nos.kill(1, 9)": "Error",
+      "import os\nos.write(1, b'{}')\nos.kill(os.getpid(), 9)": "ended early"}
+  for program, shown in zip(hostile, python(list(hostile)), strict=True):
+    assert shown.startswith("error: ") and hostile[program] in shown, (program, shown)
+  short = Python(Limits(seconds=3.0))
+  assert short(["while True: pass", "import time\ntime.sleep(60)"]) == [
+      "error: over the deadline of 3 s"] * 2
+
+
+def test_attempts_with_a_tool_are_programs_until_one_is_an_answer():
+  asked = []
+
+  def tool(programs):
+    asked.append(list(programs))
+    return [f"ran {len(program)}" for program in programs]
+
+  task = ToolUse(Countdown(), tool=tool, calls=2)
+  example = task.examples("eval", 0)[0]
+  state, text = task.reset(example)
+  assert text == example.prompt and task.max_prompt == Countdown().max_prompt
+  call = "so\n```python\n1 + 1\n```"
+  steps = task.steps([state] * 3, [call, example.answer, "1+1=2"])
+  assert asked == [["1 + 1\n"]]
+  assert [step[1:] for step in steps] == [
+      ("```output\nran 6\n```\n", 0.0, False), ("", 1.0, True), ("", 0.0, True)]
+  once = steps[0][0]
+  twice = task.step(once, call)[0]
+  assert (state.made, once.made, twice.made) == (0, 1, 2)
+  assert task.step(twice, call)[2:] == (0.0, True)  # no call is left: it is the answer
+  assert task.step(twice, example.answer)[2:] == (1.0, True)
+  assert task.program("```python\nold\n``` and\n```python\nnew\n```\n") == "new\n"
+  for answer in ("7", "```python\n1\n``` so 2", "```python\n1", "```\n1\n```"):
+    assert task.program(answer) is None
+  texts = [BETWEEN.join([call, example.answer]), BETWEEN.join([example.answer, "1+1=2"])]
+  assert [v.status for v in task.verify(texts, [example] * 2)] == ["right", "wrong"]
 
 
 class Counter:

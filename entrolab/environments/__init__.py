@@ -8,8 +8,10 @@ An environment is a task (`tasks`): a frozen dataclass with a stable repr, `exam
   max_observation                                        tokens of an observation
 
 States are values: a step changes none, so that an episode can be replayed, and `verify` does so.
-An episode is right when its rewards add up to SUCCESS or more. `expert(state, rng)`, where there
-is one, is the text of a good action; `eased(example, level)` an easier version of an example.
+An episode is right when its rewards add up to SUCCESS or more. `steps(states, texts)` are the steps
+of many episodes, which an environment with a tool or a verifier takes side by side. `expert(state,
+rng)`, where there is one, is the text of a good action; `eased(example, level)` an easier version
+of an example.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,6 +59,10 @@ class Environment(Protocol):
     """(state, observation, reward, done) after one action."""
     ...
 
+  def steps(self, states: Sequence[Any], texts: Sequence[str]) -> list[Step]:
+    """`step` of every episode."""
+    ...
+
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """One verdict an episode, from its actions with BETWEEN between them."""
     ...
@@ -69,7 +75,8 @@ def judge(total: float, turns: int, ending: str) -> Verdict:
 
 
 class Spoken:
-  """What environments that speak in texts share: prompts, and verdicts by replaying actions."""
+  """What environments that speak in texts share: prompts, steps one after another, and verdicts by
+  replaying actions."""
   reset: Callable[[Example], tuple[Any, str]]
   step: Callable[[Any, str], Step]
   stop: tuple[str, ...] = ()
@@ -81,6 +88,10 @@ class Spoken:
   def key(self, text: str) -> str | None:
     """What a vote compares: all actions."""
     return text or None
+
+  def steps(self, states: Sequence[Any], texts: Sequence[str]) -> list[Step]:
+    """`step` of every episode."""
+    return [self.step(state, text) for state, text in zip(states, texts, strict=True)]
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """Replays the actions of every episode."""
@@ -95,6 +106,42 @@ class Spoken:
       state, _, reward, done = self.step(state, action)
       total, turns = total + reward, turns + 1
     return judge(total, turns, "done" if done else "not done")
+
+
+class OfTask:
+  """What episodes about a task with one answer (`task`) take from it; they define `steps`."""
+  task: Any
+  steps: Callable[[Sequence[Any], Sequence[str]], list[Step]]
+
+  @property
+  def max_prompt(self) -> int:
+    """As the task."""
+    return self.task.max_prompt
+
+  @property
+  def stop(self) -> tuple[str, ...]:
+    """As the task."""
+    return self.task.stop
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """As the task."""
+    return self.task.examples(split, seed)
+
+  def prompt(self, example: Example, tokenizer: Any) -> list[int]:
+    """As the task."""
+    return self.task.prompt(example, tokenizer)
+
+  def key(self, text: str) -> str | None:
+    """What a vote compares: all texts."""
+    return text or None
+
+  def step(self, state: Any, text: str) -> Step:
+    """One of `steps`."""
+    return self.steps([state], [text])[0]
+
+  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """The verdict of the last text of each episode."""
+    return self.task.verify([text.split(BETWEEN)[-1] for text in texts], examples)
 
 
 def play(environment: Any, example: Example, act: Callable[[Any], str], turns: int
@@ -118,5 +165,5 @@ def play(environment: Any, example: Example, act: Callable[[Any], str], turns: i
   return pieces, total, done
 
 
-__all__ = ["BETWEEN", "Environment", "Example", "Lazy", "SUCCESS", "Spoken", "Step", "judge",
-           "part_of", "play"]
+__all__ = ["BETWEEN", "Environment", "Example", "Lazy", "OfTask", "SUCCESS", "Spoken", "Step",
+           "judge", "part_of", "play"]

@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrolab.environments import BETWEEN, Example, Lazy, Spoken, Step, part_of
-from entrolab.verify import Verdict
+from entrolab.environments import Example, Lazy, OfTask, Spoken, Step, part_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ class AttemptsState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempts:
+class Attempts(OfTask):
   """`tries` answers to each example of a task with one answer; the first right one ends the episode
   with reward 1, a wrong one is answered by `again`."""
   task: Any
@@ -106,38 +105,15 @@ class Attempts:
   again: str = "That is not right. Try again."
   max_observation: int = 32
 
-  @property
-  def max_prompt(self) -> int:
-    """As the task."""
-    return self.task.max_prompt
-
-  @property
-  def stop(self) -> tuple[str, ...]:
-    """As the task."""
-    return self.task.stop
-
-  def examples(self, split: str, seed: int) -> Lazy:
-    """As the task."""
-    return self.task.examples(split, seed)
-
-  def prompt(self, example: Example, tokenizer: Any) -> list[int]:
-    """As the task."""
-    return self.task.prompt(example, tokenizer)
-
-  def key(self, text: str) -> str | None:
-    """What a vote compares: all answers."""
-    return text or None
-
   def reset(self, example: Example) -> tuple[AttemptsState, str]:
     """The question."""
     return AttemptsState(example), example.prompt
 
-  def step(self, state: AttemptsState, text: str) -> Step:
-    """One answer, judged by the task."""
-    right = self.task.verify([text], [state.example])[0].status == "right"
-    state = dataclasses.replace(state, made=state.made + 1)
-    return state, self.again, float(right), right or state.made == self.tries
-
-  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """The verdict of the last answer of each episode."""
-    return self.task.verify([text.split(BETWEEN)[-1] for text in texts], examples)
+  def steps(self, states: Sequence[AttemptsState], texts: Sequence[str]) -> list[Step]:
+    """One answer each, judged by the task."""
+    done = []
+    verdicts = self.task.verify(texts, [state.example for state in states])
+    for state, verdict in zip(states, verdicts, strict=True):
+      right, state = verdict.status == "right", dataclasses.replace(state, made=state.made + 1)
+      done.append((state, self.again, float(right), right or state.made == self.tries))
+    return done

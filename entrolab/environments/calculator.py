@@ -5,14 +5,15 @@
   answer 93            ends the episode: reward 1 if it is right
 
 The calculator reads Python's arithmetic (+ - * / // % ** and parentheses) out of its syntax tree,
-in exact fractions, within bounds on length, depth and size; nothing is executed.
+in exact fractions, within bounds on length, depth and size; nothing is executed. With
+`tool=tools.Python()` the expression is any Python, and runs confined.
 """
 
 import ast
 import dataclasses
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -65,6 +66,21 @@ def _value(node: ast.expr) -> Fraction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Calculator:
+  """`calculate` as a tool: expressions -> what it shows, `error: ` and why where it does not."""
+
+  def __call__(self, expressions: Sequence[str]) -> list[str]:
+    return [self.shown(expression) for expression in expressions]
+
+  def shown(self, expression: str) -> str:
+    """`3`, `3/2` or `error: division by zero`."""
+    try:
+      return str(calculate(expression))
+    except ValueError as error:
+      return f"error: {error}"
+
+
+@dataclasses.dataclass(frozen=True)
 class State:
   """The right answer, an expression for it, and the most recent result."""
   answer: int
@@ -74,11 +90,13 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class WordProblems(Spoken):
-  """Boxes of things, then more or fewer of them; highest: of the two factors.
+  """Boxes of things, then more or fewer of them; highest: of the two factors; tool: expressions ->
+  what it shows of each, a number or an error.
 
   One problem in five, by its numbers, is for evaluation. Raises ValueError for a highest under 2.
   """
   highest: int = 20
+  tool: Callable[[Sequence[str]], list[str]] = Calculator()
   max_prompt: int = 24
   max_observation: int = 16
 
@@ -114,16 +132,22 @@ class WordProblems(Spoken):
 
   def step(self, state: State, text: str) -> Step:
     """`calc EXPRESSION`, or `answer NUMBER`, which ends the episode."""
-    verb, _, rest = text.strip().partition(" ")
+    return self.steps([state], [text])[0]
+
+  def steps(self, states: Sequence[State], texts: Sequence[str]) -> list[Step]:
+    """`step` of every episode; the tool gets all expressions at once."""
+    said = [text.strip().partition(" ") for text in texts]
+    asked = [at for at, (verb, _, _) in enumerate(said) if verb == "calc"]
+    shown = dict(zip(asked, self.tool([said[at][2] for at in asked]), strict=True))
+    return [self._answered(state, verb, rest, shown.get(at, ""))
+            for at, (state, (verb, _, rest)) in enumerate(zip(states, said, strict=True))]
+
+  def _answered(self, state: State, verb: str, rest: str, shown: str) -> Step:
     if verb == "answer":
       number = re.fullmatch(r"-?\d{1,12}", rest.strip(), re.ASCII)
       right = number is not None and int(number[0]) == state.answer
       return state, "", float(right), True
-    if verb != "calc":
-      return state, "error >", 0.0, False
-    try:
-      shown = str(calculate(rest))
-    except ValueError:
+    if not re.fullmatch(r"-?\d+([./]\d+)?", shown, re.ASCII):
       return state, "error >", 0.0, False
     return dataclasses.replace(state, shown=shown), f"= {shown} >", 0.0, False
 

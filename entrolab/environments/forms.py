@@ -1,9 +1,9 @@
 """Filling a booking form as an instruction says, with one reward for a form that is right.
 
-  from=oslo to=rome depart=friday seats=two | seats=two | next from >
-  fill from=oslo    next to >
-  ...               next submit >
-  submit            ends the episode: reward 1 if every field is as asked
+  from=oslo to=rome depart=friday seats=two | seats=two | next from
+  from=oslo    next to
+  ...          next submit
+  submit       ends the episode: reward 1 if every field is as asked
 
 Nothing tells a wrong value from a right one before the end, so that with many open fields chance
 never meets the reward. `eased` fills all but a few fields beforehand: the warm start of QWeb's
@@ -60,15 +60,15 @@ class Form(Spoken):
 
   @property
   def max_prompt(self) -> int:
-    """The instruction, a form in which all but one field is filled, `next FIELD >`."""
-    return self.fields + max(self.fields - 1, 1) + 5
+    """The instruction, a form in which all but one field is filled, `next FIELD`."""
+    return self.fields + max(self.fields - 1, 1) + 4
 
-  max_observation = 3
+  max_observation = 2
 
   def words(self) -> tuple[str, ...]:
     """Every word that is said or understood here."""
     filled = [f"{field}={value}" for field, values in FIELDS.items() for value in values]
-    return (*FIELDS, *filled, "|", "empty", "next", "fill", "submit", ">")
+    return (*FIELDS, *filled, "|", "empty", "next", "submit")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """A million empty forms for each (split, seed)."""
@@ -100,12 +100,11 @@ class Form(Spoken):
     return State(pairs(asked), () if form == "empty" else pairs(form)), example.prompt
 
   def step(self, state: State, text: str) -> Step:
-    """`fill FIELD=VALUE`, again for another value, or `submit`; anything else changes nothing."""
-    verb, _, rest = text.strip().partition(" ")
-    if (verb, rest) == ("submit", ""):
+    """`FIELD=VALUE`, again for another value, or `submit`; anything else changes nothing."""
+    field, _, value = text.strip().partition("=")
+    if (field, value) == ("submit", ""):
       return state, following(state), float(state.right), True
-    field, _, value = rest.partition("=")
-    if verb == "fill" and value in FIELDS.get(field, ()):
+    if value in FIELDS.get(field, ()):
       state = dataclasses.replace(state, form=tuple({**dict(state.form), field: value}.items()))
     return state, following(state), 0.0, False
 
@@ -117,7 +116,7 @@ class Form(Spoken):
     value = dict(state.asked)[field]
     if rng is not None and rng.random() < self.slips:
       value = str(rng.choice([v for v in FIELDS[field] if v != value]))
-    return f"fill {field}={value}"
+    return f"{field}={value}"
 
 
 def spoken(filled: Pairs) -> str:
@@ -133,7 +132,7 @@ def pairs(text: str) -> Pairs:
 
 def following(state: State) -> str:
   """What a page shows: the next open field."""
-  return f"next {state.open or 'submit'} >"
+  return f"next {state.open or 'submit'}"
 
 
 def opening(state: State) -> str:
