@@ -8,7 +8,8 @@ Differs from the official code: (1) the entropy-aware advantage acts; as release
 never computed; (2) its mean and deviation are those of the whole optimiser batch, theirs of each
 micro-batch (`scope="micro"`), and its factor never turns negative; (3) the first entropy of a
 rollout is forgotten with the batch; (4) `scope="path"` of `Branching` damps the paths that branch,
-as the paper, not the prompts.
+as the paper, not the prompts; (5) `scope="own"` ends a prompt's streak at every round without a
+new rollout of its own, theirs only where another prompt of the batch had one.
 
 Not to be confused with Arbitrary Entropy Policy Optimization. Which rollouts branch is decided on
 the host out of segment entropies; a segment ends at a tool call or at the end of the response.
@@ -117,7 +118,8 @@ class Tree:
 class Branching:
   """Rules of the tree: samples n a prompt in all, beam Z (a source gets Z - 1 trials a round),
   probability p, weight w of the rise of the entropy, penalty a consecutive round, calls of tools
-  a rollout. scope: whose rounds are counted, the prompt's (code) or the path's (paper).
+  a rollout. scope: whose rounds are counted: the prompt's (code; others of the batch end them), the
+  prompt's own, whatever others do, or the path's (paper).
   """
   samples: int = 16
   beam: int = 2
@@ -126,11 +128,11 @@ class Branching:
   penalty: float = 0.05
   calls: int = 3
   test: Test = aepo_test
-  scope: Literal["prompt", "path"] = "prompt"
+  scope: Literal["prompt", "own", "path"] = "prompt"
 
   def __post_init__(self) -> None:
-    if self.scope not in ("prompt", "path"):
-      raise ValueError(f"Branching(scope={self.scope!r}); choices: 'prompt', 'path'")
+    if self.scope not in ("prompt", "own", "path"):
+      raise ValueError(f"Branching(scope={self.scope!r}); choices: 'prompt', 'own', 'path'")
 
   def start(self, initial: Sequence[int]) -> Tree:
     """The tree before any token: `initial` fresh rollouts of each prompt, in [1, n]."""
@@ -139,12 +141,12 @@ class Branching:
     return Tree(rollouts, tuple(range(len(rollouts))), 0, (0,) * len(counts))
 
   def advance(self, tree: Tree, entropy: Sequence[float], asks: Sequence[bool],
-              draw: Callable[[], float]) -> Tree:
+              draw: Callable[[int], float]) -> Tree:
     """One round: a segment for every active rollout has come; who goes on, who is copied.
 
     entropy: of the segments; asks: whether the segment calls a tool and there is room for the
-    result; draw: the next number in [0, 1). New rollouts stand at the end, copies before fresh
-    starts; a prompt without any active rollout gets one fresh start a round.
+    result; draw: a rollout's next number in [0, 1). New rollouts stand at the end, copies before
+    fresh starts; a prompt without any active rollout gets one fresh start a round.
     """
     every, going = list(tree.rollouts), []
     gain = {}
@@ -167,8 +169,8 @@ class Branching:
     here = {every[i].prompt for i in going}
     new += [Rollout(p) for p, n in enumerate(counts) if p not in here and n < self.samples]
     grown = {r.prompt for r in new}
-    streaks = tree.streaks if not new else tuple(
-        c + 1 if p in grown else 0 for p, c in enumerate(tree.streaks))
+    stays = not new and self.scope != "own"
+    streaks = tuple(c + 1 if p in grown else c * stays for p, c in enumerate(tree.streaks))
     active = (*going, *range(len(every), len(every) + len(new)))
     return Tree((*every, *new), active, tree.segments + len(tree.active), streaks)
 
@@ -178,9 +180,9 @@ class Branching:
     for p in dict.fromkeys(every[i].prompt for i in going):
       free = self.samples - counts[p]
       for i in (i for i in going if every[i].prompt == p):
-        streak = tree.streaks[p] if self.scope == "prompt" else every[i].streak
+        streak = every[i].streak if self.scope == "path" else tree.streaks[p]
         trials = min(self.beam - 1, free)
-        hits = sum(self.test(draw(), gain[i], streak, self) for _ in range(trials))
+        hits = sum(self.test(draw(i), gain[i], streak, self) for _ in range(trials))
         made, free = made + [i] * hits, free - hits
     return made
 

@@ -47,7 +47,7 @@ def _branch(case):
   while tree.active:
     call = len(widths)
     widths.append(len(tree.active))
-    tree = rule.advance(tree, entropy[call], asks[call], lambda: next(draws))
+    tree = rule.advance(tree, entropy[call], asks[call], lambda i: next(draws))
   case.compare("n_calls", len(widths))
   case.compare("active_per_call", widths)
   case.compare("segment_call", np.repeat(np.arange(len(widths)), widths))
@@ -129,7 +129,7 @@ def _grow(seed, **knobs):
     paths = [tree.rollouts[i].path for i in tree.active]
     h = rng.gamma(2.0, 0.2, len(paths)) + [2.0 * (p[:1] != () and p[0] % 3 == 0) for p in paths]
     before = len(tree.rollouts)
-    tree = rule.advance(tree, h, rng.random(len(h)) < 0.9, rng.random)
+    tree = rule.advance(tree, h, rng.random(len(h)) < 0.9, lambda i: rng.random())
     sources += [r.path[0] for r in tree.rollouts[before:] if r.path]
   assert (np.bincount([r.prompt for r in rule.outputs(tree)]) == 16).all()  # claim 5
   return len(set(sources)) / len(sources)
