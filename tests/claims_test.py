@@ -43,6 +43,8 @@ CLAIMS = [
     Claim("t1:samples=16", "t1:samples=4", source="more samples a prompt keep more entropy"),
     Claim("one_shot:entropy=0.01", "one_shot:entropy=0.0", source="the entropy term of one-shot "
           "RLVR raises entropy"),
+    Claim("entropy_sft", "entropy_sft:fraction=1.0", source="Entropy-SFT keeps more entropy than "
+          "plain fine-tuning"),
     Claim("soft_q:alpha=0.3", "soft_q:alpha=0.03", source="alpha of soft Q sets the entropy"),
 ]
 

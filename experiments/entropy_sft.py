@@ -1,0 +1,32 @@
+"""Light-IF's Entropy-SFT: demonstrations, of which the likely and uncertain tokens are skipped.
+
+arXiv:2508.03178.  loss = mean CE_t of the rho N tokens of largest CE_t - c H_t, so that fitting
+does not burn entropy. The demonstration of a problem is one of its right chains.
+
+  python -m entrolab.main --config=experiments/entropy_sft.py:fraction=1.0
+
+With fraction=1 it is plain supervised fine-tuning, where the embedded model already comes from.
+Expect (seed 0, 256 problems, 95 % intervals): entropy 0.310 -> 0.358 nats (plain: 0.306), pass@1
+0.400 -> 0.306 [0.272, 0.339] (plain: 0.415), pass@16 0.863 -> 0.812 (plain: 0.871), 20 % of tokens
+touched. It keeps entropy, as claimed; here every right chain was demonstrated, and accuracy pays.
+"""
+
+from entrolab import aggregate, presets
+from entrolab.experiment import Experiment
+from entrolab.methods import grpo, light_if
+from entrolab.objective import Objective, term
+from entrolab.rollout.demonstrated import Demonstrated
+
+
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.8,
+               coef: float = 0.8) -> Experiment:
+  """fraction: rho, of the tokens that are learned; coef: c, of the entropy in their choice."""
+  base = presets.get(preset)
+  objective = Objective(
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=1),
+      surrogate=term(light_if.cross_entropy),
+      weights=term(light_if.worst_fitted, fraction=fraction, coef=coef),
+      aggregate=term(aggregate.selected_mean))
+  rows = dict(prompts=base.sampling.prompts * base.samples, samples=1)
+  return base.experiment("entropy_sft", objective, seed=seed, steps=steps, sampling=rows,
+                         rollout=Demonstrated())
