@@ -12,6 +12,8 @@ from entrolab.learner import Learner
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py"))
+OBJECTIVES = ("cispo", "corrected", "gmpo", "gpg", "lite_ppo", "opo", "opsm", "otb", "passk",
+              "reinforce_pp", "remax", "rloo", "sapo")  # and gspo, the default
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.steps=2", "training.updates=2")
 ONE = ("mesh.data=1",)
 
@@ -27,7 +29,9 @@ def rows(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *(
+    pytest.param(f"experiments/base_objectives.py:objective={name}", marks=pytest.mark.slow)
+    for name in OBJECTIVES)])
 def test_every_recipe_runs_and_acts(recipe, tmp_path):
   experiment = config.load(recipe, SMALL + ONE)
   result = train.run(experiment, tmp_path)
@@ -40,6 +44,15 @@ def test_every_recipe_runs_and_acts(recipe, tmp_path):
   acted = max(max(r["method/touched"], r["rollout/refills"]) for r in steps)
   assert acted > 0.0 or explain.warnings(experiment) or "touched is 0" in explain.acts(
       experiment.objective), recipe
+
+
+def test_the_names_of_the_base_objectives_are_all_tried():
+  with pytest.raises(ValueError, match="choices: ") as error:
+    config.load("experiments/base_objectives.py:objective=none")
+  names = str(error.value).partition("choices: ")[2].split(", ")
+  assert {*names} == {*OBJECTIVES, "gspo"}
+  for name in names:
+    assert config.load(f"experiments/base_objectives.py:objective={name}").name == name
 
 
 def first_steps(overrides, steps=2):
