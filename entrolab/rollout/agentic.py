@@ -1,0 +1,369 @@
+"""Branching of episodes where tools are used: AEPO (agentic) and ARPO.
+
+After the answer of a tool some rollouts are copied, and copy and source go on with other noise;
+which ones is decided by `methods.aepo_agentic.Branching` out of the entropies of what was said. A
+copy takes over its source's cache, so that no token of a shared prefix, the tool's answer
+included, goes through the model twice.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab import sharding
+from entrolab.environments import BETWEEN, judge
+from entrolab.environments.calculator import WordProblems
+from entrolab.environments.cloned import Cloned
+from entrolab.experiment import Evaluation, Sampling, Training
+from entrolab.methods import aepo_agentic
+from entrolab.models import transformer
+from entrolab.presets import Preset
+from entrolab.rollout import multiturn, plain, sampler, segments
+from entrolab.rollout.draw import draw
+from entrolab.rollout.multiturn import DONE, TURNS, Episode
+from entrolab.tasks import Example
+from entrolab.typing import Array, Bool, Float, Int, Key
+
+TOP, FIRST = 10, 20  # tokens of a distribution, and positions of a segment, that its entropy counts
+TRIAL = 2**31 - 3  # folded into a row's key for the numbers that decide on branches
+PROBE = 2**31 - 4  # the branch id of the samples that a budget is made of
+
+
+class Segment(NamedTuple):
+  """What a round brought, slot by slot as asked: entropies; whether a tool is called and there is
+  room for its answer; draw(slot): the slot's next uniform number."""
+  entropy: Sequence[float]
+  asks: Sequence[bool]
+  draw: Callable[[int], float]
+
+
+class Engine(Protocol):
+  """What grows a tree. The slots of prompt p are p n, ..., p n + n - 1, in order of creation."""
+
+  def say(self, slots: Sequence[int]) -> Segment:
+    """One segment of each of these slots."""
+    ...
+
+  def add(self, new: Sequence[tuple[int, int | None]]) -> None:
+    """New slots, each with the slot that it copies after the tool's answer, or None: a start."""
+    ...
+
+  def goes(self, active: bool) -> bool:
+    """Whether any process has active slots."""
+    ...
+
+
+def slots(tree: aepo_agentic.Tree, samples: int) -> list[int]:
+  """The slot of every rollout."""
+  seen, found = [0] * len(tree.streaks), []
+  for rollout in tree.rollouts:
+    found.append(rollout.prompt * samples + seen[rollout.prompt])
+    seen[rollout.prompt] += 1
+  return found
+
+
+def grow(rule: aepo_agentic.Branching, initial: Sequence[int], engine: Engine) -> aepo_agentic.Tree:
+  """Starts `initial` rollouts of each prompt, and goes round by round until none is active."""
+  tree = rule.start(initial)
+  at = slots(tree, rule.samples)
+  engine.add([(slot, None) for slot in at])
+  while engine.goes(bool(tree.active)):
+    said = engine.say([at[i] for i in tree.active])
+    old, tree = tree, rule.advance(tree, said.entropy, said.asks,
+                                   lambda i, d=said.draw, at=at: d(at[i]))
+    # a copy has the segments of its source, of which the last is that source's alone
+    source = {tree.rollouts[i].path: at[i] for i in old.active}
+    at = slots(tree, rule.samples)
+    engine.add([(at[i], source.get(tree.rollouts[i].path))
+                for i in range(len(old.rollouts), len(tree.rollouts))])
+  return tree
+
+
+def token_entropy(logits: Float[Array, "B V"], temperature: Array) -> Float[Array, " B"]:
+  """What one position adds to the entropy of its segment: over the ten likeliest tokens, or over
+  all where there are fewer, of the distribution at this temperature; at 0, of that at 1."""
+  hot = jnp.where(temperature > 0.0, temperature, 1.0).astype(jnp.float32)
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32) / hot)
+  best = jax.lax.top_k(logp, min(TOP, logits.shape[1]))[0]
+  one = jnp.ones(logits.shape[0], jnp.int32)
+  return aepo_agentic.segment_entropy(best[:, None], one, vocab=logits.shape[1], first=1)
+
+
+def _pick(rows: segments.Rows, source: Int[Array, "P k"]) -> segments.Rows:
+  """k rows of every group, by their places in it."""
+  def take(x):
+    groups = x.reshape(source.shape[0], -1, *x.shape[1:])
+    return jax.vmap(lambda group, at: group[at])(groups, source).reshape(-1, *x.shape[1:])
+
+  cache = transformer.Cache(jax.vmap(take)(rows.cache.k), jax.vmap(take)(rows.cache.v),
+                            take(rows.cache.valid))
+  rest = jax.tree.map(take, dataclasses.replace(rows, cache=None))
+  return dataclasses.replace(rest, cache=cache)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _first(rows: segments.Rows, prompts: Int[Array, " P"], *, count: int) -> segments.Rows:
+  """The first row of every group, `count` times."""
+  return _pick(rows, jnp.zeros((prompts.shape[0], count), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="samples")
+def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"],
+             sample: Int[Array, " B"], branch: Int[Array, " B"], *, samples: int
+             ) -> Key[Array, " B"]:
+  """Keys of rows with a sample and a branch id each, by the one scheme."""
+  one = lambda prompt, g, b: sampler.row_keys(key, step, prompt[None], 1, first=g, branch=b)[0]
+  return jax.vmap(one)(jnp.repeat(prompts, samples), sample, branch)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "action", "trials"), donate_argnames="rows")
+def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: Key[Array, " B"],
+           seen: Int[Array, "B W"], seen_on: Bool[Array, "B W"], source: Int[Array, "P G"],
+           act: Bool[Array, " B"], turn: Int[Array, " B"], *, action: int, trials: int,
+           temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
+           pad_id: Array | int = 0) -> tuple[segments.Rows, Any]:
+  """`segments.advance` by a whole action, with copies made between what is seen and what is said.
+
+  source: the row of its group that each row is a copy of, mostly itself. Beside what was drawn:
+  entropy [B] of the segments, and u [B, trials], which decide on branches, by key and position.
+  """
+  count, width, length = rows.at.shape[0], seen.shape[1], rows.tokens.shape[1]
+  sampler.TRACES.append((count, width, length, action))
+  head = transformer.head_matrix(params).astype(config.dtype)
+  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
+  limits = spread(temperature, jnp.float32), spread(top_p, jnp.float32), spread(top_k, jnp.int32)
+  rows = _pick(segments._append(config, params, rows, seen, seen_on, turn, width), source)
+
+  def step(carry):
+    t, rows, going, stopped, out, entropy = carry
+    logits = jnp.einsum("bd,vd->bv", rows.hidden, head, preferred_element_type=jnp.float32)
+    u = jax.vmap(lambda key, at: sampler.noise(key[None], at)[0])(keys, rows.at)
+    drawn = draw(logits, u, *limits)
+    token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
+    entropy += jax.lax.cond(t < FIRST, lambda: jnp.where(
+        going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
+    place = jnp.where(going, rows.at, length)[:, None]
+    columns = {name: segments._put(getattr(rows, name), place, getattr(drawn, name)[:, None])
+               for name in segments.DRAWN}
+    rows = dataclasses.replace(rows, mask=segments._put(rows.mask, place, going[:, None]),
+                               **columns)
+    rows = segments._append(config, params, rows, token[:, None], going[:, None], turn, width)
+    out = tuple(jax.lax.dynamic_update_slice(x, new[:, None], (0, t))
+                for x, new in zip(out, (token, going), strict=True))
+    now = going & (token[:, None] == stop_ids[None]).any(1)
+    return t + 1, rows, going & ~now & (rows.at < length), stopped | now, out, entropy
+
+  empty = lambda dtype: jnp.zeros((count, action), dtype)
+  start = (jnp.zeros((), jnp.int32), rows, act & (rows.at < length), jnp.zeros(count, bool),
+           (empty(jnp.int32), empty(bool)), jnp.zeros(count, jnp.float32))
+  go = lambda carry: (carry[0] < action) & carry[2].any()
+  t, rows, _, stopped, out, entropy = jax.lax.while_loop(go, step, start)
+  fold = jax.random.fold_in
+  chance = jax.vmap(lambda key, at: jax.random.uniform(fold(fold(key, TRIAL), at), (trials,)))
+  said = segments.Said(out[0], out[1], stopped, t)
+  return rows, (said, entropy, chance(keys, rows.at))
+
+
+class Live:
+  """The engine of real episodes: `samples` slots a prompt, their rows on the mesh.
+
+  branch: the branch id of those that start. Of the rows of this process: parent, place in the group
+  of what a slot is a copy of, else its own; cut: tokens that it copied; drawn, observed: tokens.
+  """
+
+  def __init__(self, owner: "Trees", asked: plain.Asked, rows: segments.Rows, samples: int,
+               longest: int, keys: Callable[..., Any], speak: Callable[..., Any], branch: int = 0):
+    self.owner, self.asked, self.rows, self.samples = owner, asked, rows, samples
+    self.longest, self.speak, self._keys = longest, speak, keys
+    count = len(asked.examples) * samples
+    self.episodes = [Episode(None, ending="not begun") for _ in range(count)]
+    self.sample, self.cut = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    self.branch = np.full(count, branch, np.int32)
+    self.parent = np.arange(count, dtype=np.int32) % samples
+    self.source, self.kind = self.parent.copy(), np.zeros(count, np.int32)
+    self.family: dict[tuple[int, int], int] = {}  # (prompt, sample) -> branches so far
+    self.drawn = self.observed = self.steps = self.calls = 0
+    self.seconds = 0.0
+
+  def goes(self, active: bool) -> bool:
+    """Whether any process has active slots."""
+    flags = np.full(len(self.episodes), active)
+    return bool(multiturn._any(self.owner.place(flags)))
+
+  @property
+  def keys(self) -> jax.Array:
+    """fold(run, step, prompt, sample of the start, branch of it)."""
+    return self._keys(*self.owner.place((self.sample, self.branch)), samples=self.samples)
+
+  def add(self, new: Sequence[tuple[int, int | None]]) -> None:
+    """Starts and copies; the rows of copies are filled when they first speak."""
+    for slot, of in new:
+      prompt = slot // self.samples
+      if of is None:
+        self.episodes[slot] = Episode(self.owner.task.reset(self.asked.examples[prompt])[0])
+        self.sample[slot] = sum(p == prompt for p, _ in self.family)
+        self.family[prompt, int(self.sample[slot])] = 0
+        continue
+      e, name = self.episodes[of], (prompt, int(self.sample[of]))
+      self.family[name] += 1
+      self.sample[slot], self.branch[slot] = name[1], self.family[name]
+      self.source[slot] = self.parent[slot] = of % self.samples
+      self.cut[slot], self.kind[slot] = e.length + len(e.reads), 1
+      self.episodes[slot] = dataclasses.replace(e, reads=[], actions=list(e.actions),
+                                                length=int(self.cut[slot]))
+
+  def say(self, slots: Sequence[int]) -> Segment:
+    """One action of each of these slots, and the environment's answers."""
+    act = np.zeros(len(self.episodes), bool)
+    act[list(slots)] = True
+    seen, on, _, turn, _ = self.owner._waiting(self.episodes, act)
+    source = self.source.reshape(-1, self.samples)
+    self.rows, out = self.speak(self.rows, self.keys,
+                                *self.owner.place((seen, on, source, act, turn)))
+    (tokens, mask, stopped), entropy, chance = sharding.local(
+        ((out[0].tokens, out[0].mask, out[0].stopped), *out[1:]))
+    self.source = np.arange(len(act), dtype=np.int32) % self.samples
+    self.observed, self.drawn = self.observed + int(on.sum()), self.drawn + int(mask.sum())
+    self.steps, self.calls, begin = self.steps + int(out[0].steps), self.calls + 1, time.time()
+    if said := [self.episodes[slot] for slot in slots if self.owner._hear(
+        self.episodes[slot], tokens[slot][mask[slot]].tolist(), bool(stopped[slot]), self.longest)]:
+      self.owner._act(said, self.longest)
+    self.seconds += time.time() - begin
+    numbers: dict[int, Iterator] = {slot: iter(chance[slot].tolist()) for slot in slots}
+    # at the limit of turns it is the rule that ends a rollout
+    return Segment([float(entropy[slot]) for slot in slots],
+                   [self.episodes[slot].ending in ("", TURNS) for slot in slots],
+                   lambda slot: next(numbers[slot]))
+
+
+class Trees(multiturn.Episodes):
+  """Episodes, and trees of them; evaluation is on independent episodes."""
+  strategy: "Agentic"
+
+  def grown(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
+            samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+            top_k: int = 0) -> plain.Rollout:
+    """P examples -> B = P x samples verified episodes, a tree or several to an example."""
+    asked, rule = self.asked(examples), self.strategy.rule
+    limits = self.limits(temperature, top_p, top_k)
+    keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
+    speak = functools.partial(_round, self.config, params, action=self.strategy.action, **limits)
+    rows = segments.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
+                          samples=samples, longest=longest, width=self.task.max_observation)
+    initial, probe = [self.strategy.initial] * len(examples), None
+    if not self.strategy.initial:
+      probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, longest, keys,
+                   functools.partial(speak, trials=0), PROBE)
+      initial = budgets(probe, samples, self.strategy.sharpness)
+    live = Live(self, asked, rows, samples, longest, keys,
+                functools.partial(speak, trials=rule.beam - 1))
+    grow(rule, initial, live)
+    both = [live, probe] if probe else [live]
+    total = lambda name: sum(getattr(x, name) for x in both)
+    prompt = sharding.local(asked.mask).sum(1)
+    copied = live.cut + np.repeat(prompt, samples)
+    sources = {(at // samples, live.parent[at]) for at in np.flatnonzero(live.kind)}
+    counts = {
+        "calls": total("calls"), "branches": int(live.kind.sum()), "sources": len(sources),
+        "initial": int(sum(initial)), "generated_tokens": total("drawn"),
+        "probe_tokens": probe.drawn if probe else 0,
+        "prefill_tokens": int(prompt.sum()) + total("observed"),
+        "reused_tokens": int(copied[live.kind == 1].sum()), **multiturn._counts(live.episodes)}
+    return self._judged(asked, live, samples, total("steps"), total("seconds"), counts)
+
+  def _judged(self, asked: plain.Asked, live: Live, samples: int, steps: int, seconds: float,
+              counts: dict[str, int]) -> plain.Rollout:
+    """Verdicts and columns of the rows."""
+    episodes = live.episodes
+    texts = [BETWEEN.join(e.actions) for e in episodes]
+    verdicts = [judge(e.total, len(e.actions), e.ending) for e in episodes]
+    known = self.place((np.asarray([v.code for v in verdicts], np.int32),
+                        np.asarray([e.ending == DONE for e in episodes]),
+                        np.asarray([e.total for e in episodes], np.float32)))
+    batch = multiturn._assemble(live.rows, asked.prompt, asked.mask, live.keys, *known,
+                                samples=samples, on_rows=sharding.rows(self.mesh))
+    kind, parent, branch = self.place((live.kind, live.parent, live.cut))
+    batch = batch.replace(row_kind=kind, parent=parent, branch=branch)
+    batch = batch.replace(**{name: self.place(fill(self, texts, live.rows, samples))
+                             for name, fill in self.extra.items()})
+    everyone = [example for example in asked.examples for _ in range(samples)]
+    return plain.Rollout(batch, everyone, texts, verdicts, steps, sampled=len(episodes),
+                         verify_seconds=seconds, counts=counts)
+
+
+def budgets(probe: Live, samples: int, sharpness: float) -> list[int]:
+  """m of every prompt, of two samples that are thrown away: one segment, and a whole episode.
+
+  Officially the first of them has 50 tokens; an entropy reads 20 of a segment.
+  """
+  every = range(len(probe.episodes))
+  probe.add([(slot, None) for slot in every])
+  active, heard = list(every), [[] for _ in every]
+  while probe.goes(bool(active)):
+    for slot, entropy in zip(active, probe.say(active).entropy, strict=True):
+      heard[slot].append(entropy)
+    active = [slot for slot in active if slot % 2 and not probe.episodes[slot].ending]
+  root = np.asarray([own[0] for own in heard[::2]])
+  calls = np.asarray([np.mean(own) for own in heard[1::2]])
+  return aepo_agentic.budget(root, calls, samples=samples, sharpness=sharpness).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Agentic(multiturn.MultiTurn):
+  """Trees of episodes, rule.samples rows an example, all of them filled.
+
+  initial: m rollouts of an example that start at once, the others are branches, or start when
+  nothing is left to branch; 0: as many as `aepo_agentic.budget` says. A row is a whole episode,
+  what it shares with its source included. Columns [B]: row_kind 0 start, 1 copy; parent: place in
+  the group of what it was copied from, or its own; branch: tokens that it has from there.
+
+  A row's key folds (prompt, sample: the how manieth start, branch: the how manieth copy in its
+  family), the numbers that decide on branches fold its position into that: a branch is the same
+  whatever else is in the batch, unless the rule's scope is "prompt". An action ends with its own
+  end token, so that none is appended at the limit of calls, which are one fewer than turns. Raises
+  ValueError for numbers that do not fit together.
+  """
+  columns: ClassVar[tuple[str, ...]] = (*multiturn.MultiTurn.columns, "row_kind", "parent",
+                                        "branch")
+  turns: int = 4
+  rule: aepo_agentic.Branching = aepo_agentic.Branching(scope="own")
+  initial: int = 0
+  sharpness: float = 0.5
+
+  def __post_init__(self) -> None:
+    if self.turns != self.rule.calls + 1 or self.chunk or not (
+        0 <= self.initial <= self.rule.samples) or self.rule.beam < 1:
+      raise ValueError(f"{self!r}: needs turns = rule.calls + 1, chunk = 0, initial from 0 to "
+                       f"rule.samples = {self.rule.samples}, rule.beam >= 1")
+
+  @property
+  def engine(self) -> Any:  # type: ignore[override]
+    """The sampler, with this rule."""
+    return functools.partial(Trees, strategy=self)
+
+  def __call__(self, sampler: Any, ask: plain.Request) -> plain.Rollout:
+    """The verified trees of one step, refilled where the request allows it."""
+    if ask.knobs["samples"] != self.rule.samples:
+      raise ValueError(f"sampling.samples={ask.knobs['samples']}, but the rule fills groups of "
+                       f"{self.rule.samples}")
+    if self.rule.scope == "prompt" and jax.process_count() > 1:
+      raise NotImplementedError('Branching(scope="prompt") reads the rounds of all prompts, of '
+                                "which a process knows its own alone; choices: own, path")
+    easier = lambda: self._eased(sampler.task, ask.draw(), ask.control)
+    grown = lambda examples: sampler.grown(ask.params, examples, ask.key, ask.step, **ask.knobs)
+    return plain.filled(grown, easier, self.rule.samples, ask.refills)
+
+
+def word_problems() -> Preset:
+  """Word problems with a calculator, cloned on few steps of an expert; for recipes."""
+  task = WordProblems()
+  return Preset(model=Cloned(task, steps=110, turns=4, length=48, batch=32), task=task,
+                sampling=Sampling(prompts=16, samples=8, longest=56),
+                training=Training(steps=40, updates=2, lr=3e-4, warmup=4),
+                evaluation=Evaluation(problems=64))
