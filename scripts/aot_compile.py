@@ -314,7 +314,9 @@ def table(facts: dict[str, Any]) -> list[str]:
            f"{rows['micro_batch']}; {facts['prompt']} + {facts['response']} tokens")
   lines = []
   for p in facts["programs"]:
-    begin = f"| {facts['model']}, {facts['topology']} | {where} | {p['program']} | "
+    program = p["program"] if p["fits"] or "error" in p else (
+        f"{p['program']}: does not fit, {quantity(p['total_bytes'])}")
+    begin = f"| {facts['model']}, {facts['topology']} | {where} | {program} | "
     if "error" in p:
       lines.append(begin + f"does not fit: {p['error']} |" + " |" * 7)
       continue

@@ -200,6 +200,16 @@ def test_a_document_keeps_one_set_of_rows_for_a_model_and_topology(tmp_path):
     aot_compile.write(tmp_path / "empty.md", facts, "command")
 
 
+def test_the_committed_table_has_every_row_and_each_fits():
+  text = (ROOT / "docs/pods.md").read_text()
+  table = text.partition(aot_compile.BEGIN)[2].partition(aot_compile.END)[0]
+  for row in ("qwen2.5-0.5b, v5e:1x1", "qwen2.5-0.5b, v5e:2x4", "qwen2.5-1.5b, v5e:4x4",
+              "qwen2.5-math-7b, v5p:4x4x4", "qwen2.5-math-7b, v6e:8x8"):
+    assert table.count(f"| {row} |") == 4, f"step, serve, prefill and decode of {row}"
+    assert f"--topology {row.split(', ')[1]}" in table and f"  # {row}" in table
+  assert "does not fit" not in table
+
+
 def test_rows_stay_on_their_devices():
   mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   size = transformer.Config(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8,
