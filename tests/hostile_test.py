@@ -185,7 +185,8 @@ def test_a_worker_survives_whatever_a_comparison_does(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from entrolab.verify.pool import Pool
 pool = Pool(2, seconds=30.0)
 print(pool.run([("2x", "x+x", 6)])[0].status, *pool.pids(), flush=True)
