@@ -70,7 +70,8 @@ def measured(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         own = ",".join(filter(None, (knobs, f"seed={seed}")))
         train.run(config.load(f"experiments/{name}.py:{own}", (
-            f"training.steps={STEPS}", "evaluation.problems=32", "mesh.data=1")), folder)
+            f"training.steps={STEPS}", "training.measure_every=0", "evaluation.problems=32",
+            "mesh.data=1")), folder)
         folders[setting].append(folder)
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
             for f in folders[setting]]
