@@ -1,13 +1,17 @@
 """Measures branching beside plain sampling of the same number of new tokens.
 
-  python scripts/bench_branch.py [--model small|smollm2] [--prompts 8] [--originals 4]
-      [--branches 3] [--prompt_length 64] [--longest 64] [--rounds 5] [--cpu_time]
+  python scripts/bench_branch.py [--strategy cure|agentic] [--model small|smollm2] [--prompts 8]
+      [--originals 4] [--branches 3] [--prompt_length 64] [--longest 64] [--turns 4] [--rounds 5]
+      [--cpu_time]
 
-No response ends early, so that every variant draws prompts x originals (1 + branches) x longest
-tokens. `branch` goes on from the cache of the originals; `prefill again` gives prompt and prefix
-of each continuation to the model anew, as an engine without shared prefixes does. Cuts are those
-of CURE. Variants run one after another, round by round; times are medians, ratios medians of the
-ratios within a round. Prints a table, then one JSON line.
+No response ends early. cure: every variant draws prompts x originals (1 + branches) x longest
+tokens; `branch` goes on from the cache of the originals; `prefill again` gives prompt and prefix
+of each continuation to the model anew, as an engine without shared prefixes does; cuts are those
+of CURE. agentic: episodes of `turns` actions of longest / turns tokens, each answered by 16 tokens;
+`branch` copies originals after answers until there are originals (1 + branches) episodes; `plain`
+draws as many episodes as have the same number of new tokens, to the nearest episode.
+Variants run one after another, round by round; times are medians, ratios medians of the ratios
+within a round. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -26,8 +30,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from entrolab import sharding  # noqa: E402
+from entrolab.environments import Example, Spoken, Step  # noqa: E402
+from entrolab.methods.aepo_agentic import Branching  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
-from entrolab.rollout import branch, sampler  # noqa: E402
+from entrolab.rollout import agentic, branch, sampler  # noqa: E402
+from entrolab.rollout.multiturn import MultiTurn  # noqa: E402
 
 SMALL = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4, head_dim=32,
                            mlp_width=768)
@@ -40,6 +48,81 @@ def load(name: str):
   from entrolab.models import gguf
   config, params, _ = gguf.load_gguf(gguf.find_smollm2())
   return config, jax.tree.map(jnp.asarray, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Endless(Spoken):
+  """An environment that answers 16 tokens to whatever is said and never ends an episode."""
+  size: int
+  length: int
+  max_observation: int = 16
+
+  @property
+  def max_prompt(self) -> int:
+    """Tokens of every prompt."""
+    return self.length
+
+  def spoken(self, seed: int, count: int) -> str:
+    """So many words."""
+    return " ".join(map(str, np.random.default_rng(seed).integers(2, self.size, count)))
+
+  def reset(self, example: Example) -> tuple[int, str]:
+    """The number of the prompt, and its words."""
+    return example.id, self.spoken(example.id, self.length)
+
+  def step(self, state: int, text: str) -> Step:
+    """An answer."""
+    return state, self.spoken(state, self.max_observation), 0.0, False
+
+
+class Numbers:
+  """A token is a number."""
+  pad_id, stop_ids, name = 0, (-1,), "numbers"
+
+  def __init__(self, size: int):
+    self.vocab_size = size
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids."""
+    return [int(piece) for piece in text.split()]
+
+  def decode(self, ids) -> str:
+    """The numbers."""
+    return " ".join(str(int(i)) for i in ids)
+
+
+def always(u: float, gain: float, streak: int, rule: Branching) -> bool:
+  """Every trial is a branch."""
+  del u, gain, streak, rule
+  return True
+
+
+def agentic_variants(args):
+  """As `variants`, of episodes with tools: trees, and episodes with as many new tokens."""
+  config, params = load(args.model)
+  n, turns, action = args.originals * (1 + args.branches), args.turns, args.longest // args.turns
+  task = Endless(config.vocab_size, args.prompt_length)
+  examples = [Example(at, "", "", "") for at in range(args.prompts)]
+  length = turns * action + (turns - 1) * task.max_observation
+  limits = dict(key=jax.random.key(0), step=0, longest=length)
+  made = lambda strategy: strategy.engine(config, Numbers(config.vocab_size), task,
+                                          sharding.make_mesh(1, 1, 1), ())
+  rule = Branching(samples=n, beam=1 + args.branches, calls=turns - 1, test=always, scope="own")
+  tree = made(agentic.Agentic(turns=turns, action=action, rule=rule, initial=args.originals))
+  episodes = made(MultiTurn(turns=turns, action=action))
+  bare = args.prompts * args.prompt_length
+
+  def grown():
+    got = tree.grown(params, examples, samples=n, **limits).counts
+    return got["prefill_tokens"], got["reused_tokens"], got["generated_tokens"]
+
+  def alone(samples):
+    got = episodes.rollout(params, examples, samples=samples, **limits)
+    seen = got.batch.present & ~got.batch.mask
+    return bare + int(seen.sum()), 0, int(got.batch.mask.sum())
+
+  same = max(1, round(grown()[2] / (args.prompts * turns * action)))
+  return {"plain": lambda: alone(same), "branch": grown}
 
 
 def variants(args):
@@ -85,15 +168,16 @@ def variants(args):
 def main(argv=None) -> int:
   """Exit code 0; the last line of the output is JSON."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("--strategy", choices=("cure", "agentic"), default="cure")
   parser.add_argument("--model", choices=("small", "smollm2"), default="small")
   for name, default in (("prompts", 8), ("originals", 4), ("branches", 3), ("prompt_length", 64),
-                        ("longest", 64), ("rounds", 5)):
+                        ("longest", 64), ("turns", 4), ("rounds", 5)):
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--cpu_time", action="store_true",
                       help="processor time instead of wall time, for a busy machine")
   args = parser.parse_args(argv)
   clock = time.process_time if args.cpu_time else time.perf_counter
-  runs = variants(args)
+  runs = variants(args) if args.strategy == "cure" else agentic_variants(args)
   counts = {name: run() for name, run in runs.items()}  # compiles
   seconds = {name: [] for name in runs}
   for _ in range(args.rounds):
