@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab.nucleus import Cut, cut_rows, inside
+from entrolab import nucleus
+from entrolab.nucleus import Cut, cut_rows, inside, summed
 from entrolab.ranks import replicated
 from entrolab.typing import Array, Bool, Float, Int
 
@@ -34,7 +35,7 @@ class Spec:
 
   names: of NAMES; top_p, inclusive: the nucleus; tempered: temperature of tempered_logp;
   temperature: divides the logits of every statistic; chunk: vocabulary entries at a time in
-  `fused`, 0 for about 6 MB of logits.
+  `fused`, 0 for what suits the device.
   """
   names: tuple[str, ...] = ("entropy", "logp")
   top_p: float = 0.8
@@ -132,123 +133,154 @@ def from_logits(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"],
 # The fused form. Residuals are the inputs and a handful of numbers a token.
 
 
-def _reduce(x: Array, axis: str | None) -> Array:
-  return x if axis is None else jax.lax.psum(x, axis)
-
-
-def _chunks(head: Array, rows: int, chunk: int) -> tuple[Array, Array, int]:
-  """Head as [n, C, D] padded with zeros, the first index of every chunk, C."""
-  size, width = head.shape
-  chunk = min(size, chunk or max(256, (6 << 20) // (4 * max(rows, 1)) // 128 * 128))
-  count = math.ceil(size / chunk)
-  padded = jnp.pad(head, ((0, count * chunk - size), (0, 0)))
-  return padded.reshape(count, chunk, width), jnp.arange(count, dtype=jnp.int32) * chunk, chunk
-
-
-def _logits(hidden: Array, block: Array, begin: Array, size: int, spec: Spec) -> Array:
-  """Logits [N, C] of one chunk; -inf beyond the vocabulary."""
-  z = jnp.einsum("nd,cd->nc", hidden, block, preferred_element_type=_acc(hidden))
-  slots = begin + jnp.arange(block.shape[0], dtype=jnp.int32)
-  return jnp.where((slots < size)[None], z * (1.0 / spec.temperature), -jnp.inf)
-
-
 def _acc(x: Array):
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
-def _forward(hidden, head, tokens, spec: Spec, axis: str | None):
-  """(statistics, residual numbers) of local rows and the local part of the vocabulary."""
-  size, names = head.shape[0], set(spec.names)
-  offset = 0 if axis is None else jax.lax.axis_index(axis).astype(jnp.int32) * size
-  blocks, begins, _ = _chunks(head, hidden.shape[0], spec.chunk)
-  kind = _acc(hidden)
-  zero = jnp.zeros(hidden.shape[0], kind)
-  moments = bool(names & {"sum_p2", "sum_p2_logp"})
-  tempered = "tempered_logp" in names
+def _over(head: Array, rows: int, chunk: int, one, carry):
+  """carry after one(carry, block [C, D], its first index) for every block of the head.
 
-  def one(carry, xs):
-    m, s, u, s2, u2, st = carry
-    block, start = xs
-    z = _logits(hidden, block, start, size, spec)
+  The last block may be smaller: nothing is padded, so that the head is never copied and no logit
+  has to be masked. By default the logits of a block fill the second cache of a CPU; elsewhere C is
+  large enough that a block's product is not bound by reading the hidden states again.
+  """
+  size = head.shape[0]
+
+  def run(carry, c):
+    c = min(size, c)
+    step = lambda i, x: one(x, jax.lax.dynamic_slice_in_dim(head, i * c, c), i * c)
+    carry = jax.lax.fori_loop(0, size // c, step, carry)
+    rest = size % c
+    return one(carry, head[size - rest:], jnp.int32(size - rest)) if rest else carry
+
+  return run(carry, chunk) if chunk else jax.lax.platform_dependent(
+      carry, cpu=partial(run, c=_fit(rows, 4 << 20, 256)),
+      default=partial(run, c=_fit(rows, 64 << 20, 2048)))
+
+
+def _fit(rows: int, budget: int, least: int) -> int:
+  """Vocabulary entries at a time, whose logits take `budget` bytes."""
+  return max(least, budget // (4 * max(rows, 1)) // 128 * 128)
+
+
+def _logits(hidden: Array, block: Array, spec: Spec) -> Array:
+  """Logits [N, C] of a block of the head."""
+  z = jnp.einsum("nd,cd->nc", hidden, block, preferred_element_type=_acc(hidden))
+  return z * (1.0 / spec.temperature)
+
+
+def _sums(z: Array, m: Array, spec: Spec) -> dict[str, Array]:
+  """Of some logits, per row, about m: s = sum e^x with x = z - m, u = sum e^x x; s2, u2: of squares
+  e^2x; st: tempered. Logits are finite here, so that e^x x needs no guard."""
+  x = z - m[:, None]
+  e = jnp.exp(x)
+  sums = {"s": e.sum(-1)}
+  if "entropy" in spec.names:
+    sums["u"] = (e * x).sum(-1)
+  if {"sum_p2", "sum_p2_logp"} & set(spec.names):
+    sums |= {"s2": (e * e).sum(-1), "u2": (e * (e * x)).sum(-1)}
+  if "tempered_logp" in spec.names:
+    sums["st"] = jnp.exp(x * (1.0 / spec.tempered)).sum(-1)
+  return sums
+
+
+def _moved(sums: dict[str, Array], d: Array, spec: Spec) -> dict[str, Array]:
+  """The same sums about a maximum that is larger by -d."""
+  k = jnp.exp(d)
+  new = {"s": k * sums["s"]}
+  if "u" in sums:
+    new["u"] = k * (sums["u"] + d * sums["s"])
+  if "s2" in sums:
+    new |= {"s2": k * k * sums["s2"], "u2": k * k * (sums["u2"] + d * sums["s2"])}
+  if "st" in sums:
+    new["st"] = jnp.exp(d / spec.tempered) * sums["st"]
+  return new
+
+
+def _online(hidden, head, spec: Spec) -> tuple[Array, dict[str, Array]]:
+  """(maximum, sums about it) of every row, block by block of the head."""
+  def one(carry, block, begin):
+    del begin
+    m, sums = carry
+    z = _logits(hidden, block, spec)
     top = jnp.maximum(m, z.max(-1))
-    d = jnp.where(jnp.isfinite(m), m - top, 0.0)  # first chunk: nothing to rescale
-    k = jnp.exp(d)
-    x = z - top[:, None]
-    e = jnp.exp(x)
-    ex = jnp.where(e > 0, e * x, 0.0)
-    if moments:  # sums of e^2 and e^2 (z - m)
-      s2, u2 = (k * k * s2 + (e * e).sum(-1), k * k * (u2 + d * s2) + (e * ex).sum(-1))
-    if tempered:
-      st = jnp.exp(d / spec.tempered) * st + jnp.exp(x / spec.tempered).sum(-1)
-    return (top, k * s + e.sum(-1), k * (u + d * s) + ex.sum(-1), s2, u2, st), None
+    d = jnp.where(jnp.isfinite(m), m - top, 0.0)  # first block: nothing to move
+    return top, jax.tree.map(jnp.add, _moved(sums, d, spec), _sums(z, top, spec))
 
-  carry = (zero - jnp.inf, zero, zero, zero, zero, zero)
-  (m, s, u, s2, u2, st), _ = jax.lax.scan(one, carry, (blocks, begins))
+  low = jnp.full(hidden.shape[0], -jnp.inf, _acc(hidden))
+  sums = jax.eval_shape(lambda: _sums(low[:, None], low, spec))
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+  return _over(head, hidden.shape[0], spec.chunk, one, (low, zero))
+
+
+def _forward(hidden, head, tokens, spec: Spec, layout: Layout | None):
+  """(statistics, residual numbers) of local rows and the local part of the vocabulary."""
+  axis, size, names = None if layout is None else layout.vocab, head.shape[0], set(spec.names)
+  offset = 0 if axis is None else jax.lax.axis_index(axis).astype(jnp.int32) * size
+  stats: dict[str, Any] = {}
+  if "nucleus_entropy" in names:  # needs whole rows; the rest comes from the same logits
+    m, sums, stats = _by_rows(hidden, head, spec, layout, offset)
+  else:
+    m, sums = _online(hidden, head, spec)
   if axis is not None:  # one stacked reduction joins the shards
     top = jax.lax.pmax(m, axis)
-    d = m - top
-    k = jnp.exp(d)
-    joined = jnp.stack([k * s, k * (u + d * s), k * k * s2, k * k * (u2 + d * s2),
-                        jnp.exp(d / spec.tempered) * st])
-    (s, u, s2, u2, st), m = jax.lax.psum(joined, axis), top
-  lse = m + jnp.log(s)
-  stats = {"lse": lse, "entropy": jnp.log(s) - u / s}
+    moved = _moved(sums, m - top, spec)
+    m, joined = top, jax.lax.psum(jnp.stack(list(moved.values())), axis)
+    sums = dict(zip(moved, joined, strict=True))
+  s = sums["s"]
+  log_s = jnp.log(s)
+  stats["lse"] = m + log_s
   own = tokens - offset
   here = (own >= 0) & (own < size)
   row = head[jnp.where(here, own, 0)]
-  target = jnp.where(here, jnp.einsum("nd,nd->n", hidden, row, preferred_element_type=kind), 0.0)
-  target = _reduce(target, axis) / spec.temperature
-  stats["logp"] = target - lse
-  if tempered:
-    stats["lse_tempered"] = m / spec.tempered + jnp.log(st)
+  target = jnp.einsum("nd,nd->n", hidden, row, preferred_element_type=_acc(hidden))
+  target = summed(jnp.where(here, target, 0.0), axis) / spec.temperature
+  stats["logp"] = target - stats["lse"]
+  if "entropy" in names:
+    stats["entropy"] = log_s - sums["u"] / s
+  if "tempered_logp" in names:
+    stats["lse_tempered"] = m / spec.tempered + jnp.log(sums["st"])
     stats["tempered_logp"] = target / spec.tempered - stats["lse_tempered"]
-  if moments:  # p = e^(z - m) / s
-    stats["sum_p2"] = s2 / (s * s)
-    stats["sum_p2_logp"] = (u2 - jnp.log(s) * s2) / (s * s)
-  if "nucleus_entropy" in names:
-    stats |= _nucleus(hidden, head, spec, axis, offset)
+  if names & {"sum_p2", "sum_p2_logp"}:  # p = e^(z - m) / s
+    stats["sum_p2"] = sums["s2"] / (s * s)
+    stats["sum_p2_logp"] = (sums["u2"] - log_s * sums["s2"]) / (s * s)
   return {name: stats[name] for name in spec.names}, stats
 
 
-def _nucleus(hidden, head, spec: Spec, axis: str | None, offset) -> dict[str, Array]:
-  """Cut, log-sum and entropy of the nucleus, on blocks of whole rows."""
+def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
+  """(maximum, sums about it, nucleus: cut, log-sum, entropy), from whole rows of logits.
+
+  All rows at once where the vocabulary is one block; otherwise as many as stay in the second cache
+  of a CPU, or fill the sublanes of a vector unit elsewhere.
+  """
   rows, size = hidden.shape[0], head.shape[0]
-  block = max(1, min(rows, (8 << 20) // (4 * size)))
-  count = math.ceil(rows / block)
-  padded = jnp.pad(hidden, ((0, count * block - rows), (0, 0)))
+  axis = None if layout is None else layout.vocab
+  everywhere = () if layout is None or axis is None else layout.mesh.axis_names
   slots = offset + jnp.arange(size, dtype=jnp.int32)
 
-  def one(h):
-    z = jnp.einsum("nd,vd->nv", h, head, preferred_element_type=_acc(h)) / spec.temperature
-    cut = cut_rows(z, spec.top_p, spec.inclusive, slots, axis)
-    on = inside(z, slots[None], jax.tree.map(lambda x: x[:, None], cut))
-    peak = z.max(-1) if axis is None else jax.lax.pmax(z.max(-1), axis)
-    x = jnp.where(on, z - peak[:, None], 0.0)
-    e = jnp.where(on, jnp.exp(x), 0.0)
-    s, u = _reduce(jnp.stack([e.sum(-1), (e * x).sum(-1)]), axis)
-    some = s > 0
-    safe = jnp.where(some, s, 1.0)
-    return cut, peak + jnp.log(safe), jnp.where(some, jnp.log(safe) - u / safe, 0.0)
+  def few_rows(z):
+    m = z.max(-1)
+    own = nucleus.of_rows(z, spec.top_p, spec.inclusive, slots, axis, everywhere)
+    return m, _sums(z, m, spec), own
 
-  out = jax.lax.map(one, padded.reshape(count, block, -1))
-  cut, lse, h = jax.tree.map(lambda x: x.reshape(-1)[:rows], out)
-  return {"cut": cut, "lse_nucleus": lse, "nucleus_entropy": h}
+  run = partial(nucleus.by_rows, few_rows, lambda x: _logits(x, head, spec), size=size)
+  return jax.lax.platform_dependent(
+      hidden, cpu=partial(run, whole=size <= _fit(rows, 4 << 20, 256),
+                          few=max(1, min(4, (1 << 20) // (4 * size)))),
+      default=partial(run, whole=size <= _fit(rows, 64 << 20, 2048), few=8))
 
 
 def _backward(hidden, head, tokens, stats, grads, spec: Spec, axis: str | None):
   """(d hidden, d head) of local rows and vocabulary: chunks recomputed, analytic gradients."""
   size = head.shape[0]
   offset = 0 if axis is None else jax.lax.axis_index(axis).astype(jnp.int32) * size
-  blocks, begins, chunk = _chunks(head, hidden.shape[0], spec.chunk)
   g = {name: grads[name][:, None] for name in spec.names}
   col = lambda name: stats[name][:, None]
 
-  def one(dh, xs):
-    block, begin = xs
-    z = _logits(hidden, block, begin, size, spec)
+  def slope(z, begin):
+    """d loss / d logits of a block, without the one-hot part."""
     q = z - col("lse")
     p = jnp.exp(q)
-    q = jnp.where(p > 0, q, 0.0)
     linear = 0.0  # what multiplies p
     if "logp" in g:
       linear = linear - g["logp"]
@@ -264,17 +296,21 @@ def _backward(hidden, head, tokens, stats, grads, spec: Spec, axis: str | None):
       pt = jnp.exp(z / spec.tempered - col("lse_tempered"))
       d = d - g["tempered_logp"] / spec.tempered * pt
     if "nucleus_entropy" in g:
-      slots = (offset + begin + jnp.arange(chunk, dtype=jnp.int32))[None]
+      slots = (offset + begin + jnp.arange(z.shape[-1], dtype=jnp.int32))[None]
       on = inside(z, slots, jax.tree.map(lambda x: x[:, None], stats["cut"]))
       n = jnp.where(on, z - col("lse_nucleus"), 0.0)
       d = d - g["nucleus_entropy"] * jnp.where(on, jnp.exp(n) * (n + col("nucleus_entropy")), 0.0)
-    d = d * (1.0 / spec.temperature)
-    low = d.astype(hidden.dtype)
-    dh = dh + jnp.einsum("nc,cd->nd", low, block, preferred_element_type=dh.dtype)
-    return dh, jnp.einsum("nc,nd->cd", low, hidden, preferred_element_type=dh.dtype)
+    return (d * (1.0 / spec.temperature)).astype(hidden.dtype)
 
-  dh, dw = jax.lax.scan(one, jnp.zeros(hidden.shape, _acc(hidden)), (blocks, begins))
-  dw = dw.reshape(-1, head.shape[1])[:size]
+  def one(carry, block, begin):
+    dh, dw = carry
+    d = slope(_logits(hidden, block, spec), begin)
+    dh = dh + jnp.einsum("nc,cd->nd", d, block, preferred_element_type=dh.dtype)
+    own = jnp.einsum("nc,nd->cd", d, hidden, preferred_element_type=dw.dtype)
+    return dh, jax.lax.dynamic_update_slice_in_dim(dw, own, begin, 0)
+
+  zeros = lambda x: jnp.zeros(x.shape, _acc(hidden))
+  dh, dw = _over(head, hidden.shape[0], spec.chunk, one, (zeros(hidden), zeros(head)))
   own = tokens - offset
   here = (own >= 0) & (own < size)
   gt = jnp.zeros_like(stats["lse"])  # the one-hot part
@@ -284,7 +320,7 @@ def _backward(hidden, head, tokens, stats, grads, spec: Spec, axis: str | None):
   at = jnp.where(here, own, 0)
   dh = dh + gt * head[at].astype(dh.dtype)
   dw = dw.at[at].add(gt * hidden.astype(dw.dtype))
-  return _reduce(dh, axis), dw
+  return summed(dh, axis), dw
 
 
 def _sharded(layout: Layout | None, fn, inputs, outputs):
@@ -319,7 +355,7 @@ def _fused(hidden, head, tokens, spec, layout):
 
 def _fused_fwd(hidden, head, tokens, spec, layout):
   axis, rows, wide = _specs(layout)
-  fn = _sharded(layout, partial(_forward, spec=spec, axis=axis), (wide, P(axis, None), rows),
+  fn = _sharded(layout, partial(_forward, spec=spec, layout=layout), (wide, P(axis, None), rows),
                 (rows, rows))
   out, stats = fn(hidden, head, tokens)
   return out, (hidden, head, tokens, stats)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entrolab import nucleus
+from entrolab.nucleus import inside
 from entrolab.typing import Array, Bool, Float, Int
 
 
@@ -52,52 +54,79 @@ def _search(weight: Float[Array, "B N"], target: Float[Array, " B"]) -> tuple[Ar
   return at, before
 
 
-def inverse_cdf(weight: Float[Array, "B V"], u: Float[Array, " B"]) -> Int[Array, " B"]:
-  """The token at which the cumulative weight passes u times the total; u in [0, 1)."""
+def _width(size: int) -> int:
+  """Entries of a block: the divisor of `size` nearest to its root, or the root where none is near,
+  so that the weights are seldom copied to be padded."""
+  root = max(1, math.isqrt(size))
+  near = [w for w in range(max(1, root // 4), 4 * root + 1) if size % w == 0]
+  return min(near, key=lambda w: abs(math.log(w / root)), default=root)
+
+
+def inverse_cdf(weight: Float[Array, "B V"], u: Float[Array, " B"]
+                ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+  """(the token at which the cumulative weight passes u times the total, the total); u in [0, 1)."""
   rows, size = weight.shape
-  width = max(1, math.isqrt(size))
+  width = _width(size)
   blocks = jnp.pad(weight, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
   sums = blocks.sum(-1)
-  target = u * sums.sum(-1)
+  total = sums.sum(-1)
+  target = u * total
   block, before = _search(sums, target)
   inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
-  return block * width + _search(inside, target - before)[0]
+  return block * width + _search(inside, target - before)[0], total
 
 
 def kept(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
          top_k: Int[Array, " B"]) -> Bool[Array, "B V"]:
-  """Exact top-k, then top-p with the crossing token included; ties by index, one at least."""
-  order = jnp.argsort(-logits, axis=-1, stable=True)
-  ordered = jnp.take_along_axis(logits, order, -1)
-  slots = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-  inside = (top_k[:, None] <= 0) | (slots < top_k[:, None])
-  p = jax.nn.softmax(jnp.where(inside, ordered, -jnp.inf), axis=-1)
-  # mass strictly before a rank under top_p keeps the token that crosses it
-  inside &= (jnp.cumsum(p, -1) - p < top_p[:, None]) | (slots == 0) | (top_p[:, None] >= 1.0)
-  rank = jnp.argsort(order, axis=-1)
-  return jnp.take_along_axis(inside, rank, -1)
+  """Exact top-k, then top-p with the crossing token included; ties by index, one at least.
+
+  Found by search, without sorting; a row that asks for neither takes one round.
+  """
+  size, slots = logits.shape[-1], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+  within = lambda z, cut: inside(z, slots, jax.tree.map(lambda x: x[:, None], cut))
+  some = (logits > -jnp.inf).sum(-1)  # a token of mass 0 is none of the k
+  most = jnp.clip(jnp.where(top_k > 0, top_k, 1), 1, some).astype(logits.dtype)
+  ones = jnp.ones_like(logits)
+  counts = nucleus.cut_at(logits, ones, jnp.ones_like, most, nucleus.lowest(logits),
+                          jnp.full_like(most, size), True)
+  on = within(logits, counts) | (top_k <= 0)[:, None]
+  left = jnp.where(on, logits, -jnp.inf)
+  off = (top_p >= 1.0)[:, None]
+  return on & (within(left, nucleus.cut_rows(left, jnp.where(off[:, 0], 0.0, top_p), True)) | off)
+
+
+def _statistics(x: Float[Array, "B V"], e: Float[Array, "B V"], z: Float[Array, " B"],
+                token: Int[Array, " B"]) -> tuple[Array, Array]:
+  """(log-prob of the token, entropy) of probabilities e / z, where e = exp(x) or 0."""
+  at = jnp.take_along_axis(x, token[:, None], -1)[:, 0]
+  return at - jnp.log(z), jnp.log(z) - jnp.where(e > 0, e * x, 0.0).sum(-1) / z
 
 
 def draw(logits: Float[Array, "B V"], u: Float[Array, " B"], temperature: Float[Array, " B"],
          top_p: Float[Array, " B"], top_k: Int[Array, " B"]) -> Draw:
   """A token a row. temperature 0 takes the lowest index of the maximum; top_p 1, top_k 0: off."""
   logits = logits.astype(jnp.float32)
-  peak = logits.max(-1, keepdims=True)
-  centred = logits - peak
-  e = jnp.exp(centred)
-  z = e.sum(-1)
-  entropy = jnp.log(z) - jnp.where(e > 0, e * jnp.where(e > 0, centred, 0.0), 0.0).sum(-1) / z
+  x = logits - logits.max(-1, keepdims=True)
+  e = jnp.exp(x)
 
-  greedy = temperature <= 0.0
-  tempered = centred / jnp.where(greedy, 1.0, temperature)[:, None]
-  cut = jnp.any((top_p < 1.0) | (top_k > 0))
-  mask = jax.lax.cond(cut, lambda x: kept(x, top_p, top_k), lambda x: jnp.ones(x.shape, bool),
-                      tempered)
-  weight = jnp.where(mask, jnp.exp(tempered), 0.0)
-  token = jnp.where(greedy, first_max(centred), inverse_cdf(weight, u)).astype(jnp.int32)
-  mass = weight.sum(-1)
-  inside = jnp.where(weight > 0, weight * jnp.where(weight > 0, tempered, 0.0), 0.0).sum(-1)
-  at = lambda x: jnp.take_along_axis(x, token[:, None], -1)[:, 0]
-  return Draw(token, at(centred) - jnp.log(z), entropy,
-              jnp.where(greedy, 0.0, at(tempered) - jnp.log(mass)),
-              jnp.where(greedy, 0.0, jnp.log(mass) - inside / mass))
+  def plain():
+    token, z = inverse_cdf(e, u)
+    logp, entropy = _statistics(x, e, z, token)
+    return Draw(token, logp, entropy, logp, entropy)
+
+  def shaped():
+    greedy = temperature <= 0.0
+    tempered = x / jnp.where(greedy, 1.0, temperature)[:, None]
+    cut = jnp.any((top_p < 1.0) | (top_k > 0))
+    mask = jax.lax.cond(cut, lambda: kept(tempered, top_p, top_k),
+                        lambda: jnp.ones(tempered.shape, bool))
+    weight = jnp.where(mask, jnp.exp(tempered), 0.0)
+    token, mass = inverse_cdf(weight, u)
+    token = jnp.where(greedy, first_max(x), token)
+    logp, entropy = _statistics(x, e, inverse_cdf(e, u)[1], token)
+    own_logp, own_entropy = _statistics(tempered, weight, mass, token)
+    return Draw(token, logp, entropy, jnp.where(greedy, 0.0, own_logp),
+                jnp.where(greedy, 0.0, own_entropy))
+
+  other = jnp.any((temperature != 1.0) | (top_p < 1.0) | (top_k > 0))
+  return jax.lax.cond(other, shaped, plain)
