@@ -16,8 +16,9 @@ from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, 
 from entrolab.methods import bonus, empg, epo, grpo, ppo
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
-from entrolab.rollout import sampler
+from entrolab.rollout import plain, sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean
+from entrolab.tasks import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
@@ -265,6 +266,36 @@ def test_long_observations_are_cut_and_counted_and_framed(lab):
   row = int(np.argmax(seen.sum(1)))
   first = batch.tokens[row][seen[row] & (batch.phase[row] == 1)].tolist()
   assert lab[2].decode(first).startswith("back ") and len(first) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Together(Walk):
+  """Counts the episodes that step at once, as a tool would be asked for them."""
+  counted: list = dataclasses.field(default_factory=list)
+
+  def steps(self, states, texts):
+    self.counted.append(len(texts))
+    return super().steps(states, texts)
+
+
+def test_rows_of_a_call_step_together(lab, whole):
+  task, made = Together(), engine()
+  got = run(lab, made=MultiTurn(turns=6, action=4).engine(made.config, lab[2], task, made.mesh, ()))
+  assert got.texts == whole.texts and got.verdicts == whole.verdicts
+  assert len(task.counted) == got.counts["calls"] and task.counted[0] == len(got.texts)
+  assert sum(task.counted) == got.counts["actions"]
+
+
+def test_a_task_that_is_no_environment_is_refused():
+  config, _, words = Random().load()
+  with pytest.raises(TypeError, match="Countdown.* has no reset; environments.adapters.Attempts"):
+    MultiTurn().engine(config, words, Countdown(), sharding.make_mesh(1, 1, 1), ())
+
+
+def test_a_level_that_nothing_controls_is_named(lab):
+  ask = plain.Request(lab[1], lambda: EXAMPLES, jax.random.key(0), 0, {"coef": 1.0}, {"samples": 4})
+  with pytest.raises(TypeError, match="level='level'.* have: coef"):
+    MultiTurn(level="level")(engine(), ask)
 
 
 def test_temperatures_do_not_recompile(lab, whole):

@@ -59,11 +59,18 @@ _any = jax.jit(jnp.any)  # over the rows of all processes
 
 
 class Episodes(plain.Sampler):
-  """Sampling in an environment, which is the task, within the limits of a strategy."""
+  """Sampling in an environment, which is the task, within the limits of a strategy.
+
+  Raises TypeError for a task that is no environment.
+  """
 
   def __init__(self, *args: Any, strategy: "MultiTurn"):
     super().__init__(*args)
     self.strategy = strategy
+    for name in ("reset", "steps", "max_observation"):
+      if not hasattr(self.task, name):
+        raise TypeError(f"MultiTurn plays in an environment, but {self.task!r} has no {name}; "
+                        "environments.adapters.Attempts makes one of a task with one answer")
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
@@ -83,8 +90,8 @@ class Episodes(plain.Sampler):
           chunk=self.strategy.chunk or most, action=most, **limits)
       tokens, on, stopped = sharding.local((said.tokens, said.mask, said.stopped))
       steps, calls, begin = steps + int(said.steps), calls + 1, time.perf_counter()
-      for row in np.flatnonzero(act):
-        self._hear(episodes[row], tokens[row][on[row]].tolist(), bool(stopped[row]), longest)
+      self._act([e for row, e in enumerate(episodes) if act[row] and self._hear(
+          e, tokens[row][on[row]].tolist(), bool(stopped[row]), longest)], longest)
       seconds += time.perf_counter() - begin
     texts = [BETWEEN.join(e.actions) for e in episodes]
     verdicts = [judge(e.total, len(e.actions), e.ending) for e in episodes]
@@ -107,26 +114,31 @@ class Episodes(plain.Sampler):
     return (seen, on, act, np.asarray([len(e.actions) for e in episodes], np.int32),
             np.asarray([len(e.said) for e in episodes], np.int32))
 
-  def _hear(self, e: Episode, new: list[int], stopped: bool, longest: int) -> None:
-    """The row's new tokens; where they end an action, the environment's answer to it."""
+  def _hear(self, e: Episode, new: list[int], stopped: bool, longest: int) -> bool:
+    """The row's new tokens; whether they end an action."""
     e.length += len(e.reads) + len(new)
     e.said, e.reads = e.said + new, []
-    cut = len(e.said) >= self.strategy.action
-    if not stopped and not cut:
+    if not stopped and len(e.said) < self.strategy.action:
       e.ending = TOKENS if e.length >= longest else ""
-      return
-    text = self.tokenizer.decode(e.said)
-    e.state, observation, reward, done = self.task.step(e.state, text)
-    e.actions, e.total, e.said = [*e.actions, text], e.total + reward, []
+      return False
     e.cut_actions += not stopped
-    if done or len(e.actions) == self.strategy.turns:
-      e.ending = DONE if done else TURNS
-      return
-    ids = self.tokenizer.encode(self.strategy.frame.replace("{}", observation))
-    e.reads = ids[:self.task.max_observation]
-    e.cut_observations += len(ids) > len(e.reads)
-    if e.length + len(e.reads) >= longest:
-      e.reads, e.ending = [], TOKENS
+    return True
+
+  def _act(self, episodes: Sequence[Episode], longest: int) -> None:
+    """Actions that have ended, and the environment's answers to them."""
+    texts = [self.tokenizer.decode(e.said) for e in episodes]
+    steps = self.task.steps([e.state for e in episodes], texts)
+    for e, text, (state, observation, reward, done) in zip(episodes, texts, steps, strict=True):
+      e.state, e.total, e.said = state, e.total + reward, []
+      e.actions.append(text)
+      if done or len(e.actions) == self.strategy.turns:
+        e.ending = DONE if done else TURNS
+        continue
+      ids = self.tokenizer.encode(self.strategy.frame.replace("{}", observation))
+      e.reads = ids[:self.task.max_observation]
+      e.cut_observations += len(ids) > len(e.reads)
+      if e.length + len(e.reads) >= longest:
+        e.reads, e.ending = [], TOKENS
 
 
 def _counts(episodes: Sequence[Episode]) -> dict[str, int]:
@@ -184,4 +196,7 @@ class MultiTurn(plain.Plain):
              ) -> Sequence[Example]:
     if not self.level:
       return examples
+    if self.level not in control:
+      raise TypeError(f"MultiTurn(level={self.level!r}), which no controller holds; have: "
+                      f"{', '.join(control) or 'none'}")
     return [task.eased(example, int(control[self.level])) for example in examples]
