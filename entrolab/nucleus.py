@@ -17,6 +17,7 @@ import numpy as np
 from entrolab.typing import Array, Float
 
 ROUNDS = 600  # never reached: every eighth round halves at most 2^32 (float64: 2^64) floats
+SEARCH, TYPICAL = "nucleus_search", 12  # its name in a compiled program, and rounds of a flat row
 
 
 class Cut(NamedTuple):
@@ -141,7 +142,8 @@ def _search(logits: Array, mass: Array, goal: Array, start: _Search, axis: str |
       more = jax.lax.pmax(more.astype(jnp.int32), everywhere) > 0
     return more & (rounds < ROUNDS)
 
-  _, end = jax.lax.while_loop(go, one, (jnp.zeros((), jnp.int32), start))
+  with jax.named_scope(SEARCH):
+    _, end = jax.lax.while_loop(go, one, (jnp.zeros((), jnp.int32), start))
   return end.high, end.strict
 
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
-from entrolab import chips, config, sharding  # noqa: E402
+from entrolab import chips, config, nucleus, sharding  # noqa: E402
 from entrolab import control as controls  # noqa: E402
 from entrolab.analysis import hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
@@ -238,7 +238,7 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{t.model}-{t.topology.replace(':', '-')}-{name}.txt").write_text(text)
-  program = hlo.Program(text)
+  program = hlo.Program(text, {nucleus.SEARCH: nucleus.TYPICAL})
   parts = {name: program.cost()}
   if name == "sample":
     parts = phases(program, t.experiment.sampling.longest)

@@ -152,6 +152,17 @@ def test_a_loop_without_constants_is_refused():
     program.cost()
 
 
+def test_a_search_counts_the_rounds_that_are_said():
+  def fn(x):
+    with jax.named_scope("search"):
+      return jax.lax.while_loop(lambda x: (x < 9.0).any(), lambda x: x @ x, x)
+
+  text = jax.jit(fn).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text()
+  assert hlo.Program(text, {"search": 5}).cost().flops == 5 * 2 * 8 ** 3
+  with pytest.raises(ValueError, match="are not constants of the program"):
+    hlo.Program(text, {"other": 5}).cost()
+
+
 def test_chips_state_peaks_and_sources():
   assert set(chips.CHIPS) == {"v4", "v5e", "v5p", "v6e", "A100", "H100"}
   for chip in chips.CHIPS.values():

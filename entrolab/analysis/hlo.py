@@ -8,7 +8,7 @@ Loops are those of jax: a counter from zero up to a constant. Everything is per 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -135,9 +135,13 @@ def _op(line: str) -> Op | None:
 
 
 class Program:
-  """Computations of an HLO text, by name; `entry` is where it begins."""
+  """Computations of an HLO text, by name; `entry` is where it begins.
 
-  def __init__(self, text: str):
+  searches: scopes (`jax.named_scope`) whose loops end by their data -> the rounds that count.
+  """
+
+  def __init__(self, text: str, searches: Mapping[str, int] | None = None):
+    self.searches = dict(searches or {})
     self.parts: dict[str, dict[str, Op]] = {}
     self.entry, self._costs = "", {}
     part: dict[str, Op] = {}
@@ -160,9 +164,12 @@ class Program:
   def trips(self, part: str, loop: Op) -> int:
     """How often a loop runs: what XLA knows, or from start, step and end of its counter.
 
-    A loop that may end earlier counts as if it does not. Raises ValueError where they are not
-    constants of the program.
+    A loop that may end earlier counts as if it does not, one of `searches` as that says. Raises
+    ValueError where the numbers are not constants of the program.
     """
+    for scope, rounds in self.searches.items():
+      if f"/{scope}/" in loop.source:
+        return rounds
     known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest)
     if known:
       return int(known[1])
@@ -210,7 +217,7 @@ class Program:
   def cost(self, part: str | None = None, skip: frozenset[str] = frozenset()) -> Cost:
     """The cost of one run of a computation, default the entry, without the loops of bodies `skip`.
 
-    Of a conditional it takes the branch that moves least: the sampler's other one sorts the
+    Of a conditional it takes the branch that moves least: the sampler's other one searches the
     vocabulary, for draws that top-p or top-k cut.
     """
     part = part or self.entry
