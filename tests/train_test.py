@@ -16,6 +16,9 @@ OBJECTIVES = ("cispo", "corrected", "gmpo", "gpg", "lite_ppo", "opo", "opsm", "o
               "reinforce_pp", "remax", "rloo", "sapo")  # and gspo, the default
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.steps=2", "training.updates=2")
 ONE = ("mesh.data=1",)
+EPISODES = {f"experiments/{name}.py": ("model.steps=10", "sampling.longest=60",
+                                       "evaluation.ks=(1,)", "evaluation.samples=8")
+            for name in ("empg", "epo", "form_curriculum")}  # whose model is made when it loads
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,11 +32,12 @@ def rows(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *(
+@pytest.mark.parametrize("recipe", [
+    *(pytest.param(r, marks=pytest.mark.slow) if r in EPISODES else r for r in RECIPES), *(
     pytest.param(f"experiments/base_objectives.py:objective={name}", marks=pytest.mark.slow)
     for name in OBJECTIVES)])
 def test_every_recipe_runs_and_acts(recipe, tmp_path):
-  experiment = config.load(recipe, SMALL + ONE)
+  experiment = config.load(recipe, (*SMALL, *ONE, *EPISODES.get(recipe, ())))
   result = train.run(experiment, tmp_path)
   assert result["finished"] and 0.0 <= result["after"]["eval/pass@1"] <= 1.0
   steps = [r for r in rows(tmp_path) if "train/loss" in r]

@@ -12,15 +12,16 @@ def text_world(turns: int = 30) -> Preset:
   task = TextWorld()
   return Preset(model=Cloned(task, length=96, batch=32), task=task,
                 sampling=Sampling(prompts=4, samples=8, longest=8 * turns),
-                training=Training(steps=24, updates=2, lr=5e-4, warmup=4),
+                training=Training(steps=20, updates=2, lr=1e-4, warmup=4),
                 evaluation=Evaluation(problems=16))
 
 
 def form(fields: int = 7) -> Preset:
-  """A form of seven fields, cloned on a clerk who writes seven values of ten wrong."""
-  task = Form(fields, slips=0.7)
-  return Preset(model=Cloned(task, steps=150, turns=fields + 2, length=8 * fields + 8, batch=32,
-                             levels=fields), task=task,
-                sampling=Sampling(prompts=8, samples=8, longest=6 * (fields + 2)),
-                training=Training(steps=40, updates=2, lr=1e-3, warmup=4),
+  """A form of seven fields, cloned on a clerk who writes six values of ten wrong."""
+  task = Form(fields, slips=0.6)
+  model = Cloned(task, steps=300, turns=fields + 2, length=5 * fields + 7, pool=2048,
+                 levels=fields, lr=4e-3)
+  return Preset(model=model, task=task,
+                sampling=Sampling(prompts=16, samples=8, longest=6 * (fields + 2)),
+                training=Training(steps=40, updates=2, lr=7e-4, warmup=4),
                 evaluation=Evaluation(problems=32))
