@@ -108,12 +108,13 @@ def agentic_variants(args):
   made = lambda strategy: strategy.engine(config, Numbers(config.vocab_size), task,
                                           sharding.make_mesh(1, 1, 1), ())
   rule = Branching(samples=n, beam=1 + args.branches, calls=turns - 1, test=always, scope="own")
-  tree = made(agentic.Agentic(turns=turns, action=action, rule=rule, initial=args.originals))
+  strategy = agentic.Agentic(turns=turns, action=action, rule=rule, initial=args.originals)
+  tree = made(strategy)
   episodes = made(MultiTurn(turns=turns, action=action))
   bare = args.prompts * args.prompt_length
 
   def grown():
-    got = tree.grown(params, examples, samples=n, **limits).counts
+    got = tree.grown(strategy, params, examples, **limits).counts
     return got["prefill_tokens"], got["reused_tokens"], got["generated_tokens"]
 
   def alone(samples):

@@ -246,21 +246,22 @@ class Trees(multiturn.Episodes):
   """Episodes, and trees of them; evaluation is on independent episodes."""
   strategy: "Agentic"
 
-  def grown(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
-            samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+  def grown(self, tree: "Agentic", params: Any, examples: Sequence[Example], key: jax.Array,
+            step: int, *, longest: int, temperature: float = 1.0, top_p: float = 1.0,
             top_k: int = 0) -> plain.Rollout:
-    """P examples -> B = P x samples verified episodes, a tree or several to an example."""
-    asked, rule = self.asked(examples), self.strategy.rule
+    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example."""
+    asked, rule = self.asked(examples), tree.rule
+    samples = rule.samples
     limits = self.limits(temperature, top_p, top_k)
     keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
-    speak = functools.partial(_round, self.config, params, action=self.strategy.action, **limits)
+    speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
     rows = segments.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
                           samples=samples, longest=longest, width=self.task.max_observation)
-    initial, probe = [self.strategy.initial] * len(examples), None
-    if not self.strategy.initial:
+    initial, probe = [tree.initial] * len(examples), None
+    if not tree.initial:
       probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, longest, keys,
                    functools.partial(speak, trials=0), PROBE)
-      initial = budgets(probe, samples, self.strategy.sharpness)
+      initial = budgets(probe, samples, tree.sharpness)
     live = Live(self, asked, rows, samples, longest, keys,
                 functools.partial(speak, trials=rule.beam - 1))
     grow(rule, initial, live)
@@ -326,8 +327,9 @@ class Agentic(multiturn.MultiTurn):
   A row's key folds (prompt, sample: the how manieth start, branch: the how manieth copy in its
   family), the numbers that decide on branches fold its position into that: a branch is the same
   whatever else is in the batch, unless the rule's scope is "prompt". An action ends with its own
-  end token, so that none is appended at the limit of calls, which are one fewer than turns. Raises
-  ValueError for numbers that do not fit together.
+  end token, so that none is appended at the limit of calls, which are one fewer than turns; an
+  action that is too long is cut and answered, and what an empty call does is up to the environment.
+  Raises ValueError for numbers that do not fit together.
   """
   columns: ClassVar[tuple[str, ...]] = (*multiturn.MultiTurn.columns, "row_kind", "parent",
                                         "branch")
@@ -355,8 +357,12 @@ class Agentic(multiturn.MultiTurn):
     if self.rule.scope == "prompt" and jax.process_count() > 1:
       raise NotImplementedError('Branching(scope="prompt") reads the rounds of all prompts, of '
                                 "which a process knows its own alone; choices: own, path")
+    made = sampler.strategy
+    if (made.turns, made.action) != (self.turns, self.action):
+      raise ValueError(f"{self!r} on a sampler with turns={made.turns}, action={made.action}")
+    knobs = {name: value for name, value in ask.knobs.items() if name != "samples"}
     easier = lambda: self._eased(sampler.task, ask.draw(), ask.control)
-    grown = lambda examples: sampler.grown(ask.params, examples, ask.key, ask.step, **ask.knobs)
+    grown = lambda examples: sampler.grown(self, ask.params, examples, ask.key, ask.step, **knobs)
     return plain.filled(grown, easier, self.rule.samples, ask.refills)
 
 
