@@ -1,6 +1,6 @@
 """Measures the head, the sampler, a training step or the loop beside bounds and peers.
 
-  python scripts/bench.py head|sample|step|loop [--preset tiny|smollm2] [--shape small|big|NxDxV]
+  python scripts/bench.py head|sample|step|loop [--preset tiny|smollm2|rl] [--shape small|big|NxDxV]
                           [--batch 1 8 32 64] [--rounds 5] [--peer NAME[=PYTHON] ...]
 
 Every variant is a process of its own, so that peak memory and libraries are its own; the processes
@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 SHAPES = {"small": (2048, 576, 49152), "big": (1024, 896, 151936)}
-PEERS = {"head": ("tunix", "trl", "torch"), "sample": ("transformers", "tunix"),
-         "step": ("trl", "tunix"), "loop": ()}
+PEERS = {"head": ("torch",), "sample": ("transformers",), "step": (), "loop": ()}
+DEFAULT = {"head": "tiny", "sample": "tiny", "step": "rl", "loop": "tiny"}
 
 
 def memory(field: str) -> float:
@@ -48,6 +48,7 @@ def serve(job: dict) -> None:
     import bench_peers as cases
   else:
     import bench_cases as cases
+  cases.clock = clock
   begin = time.perf_counter()
   run, facts = cases.CASES[job["case"]](**job["args"])
   say({**facts, "setup_s": time.perf_counter() - begin})
@@ -103,19 +104,19 @@ class Worker:
         pipe.close()
 
 
-def measure(jobs: dict[str, tuple[dict, str]], rounds: int) -> dict[str, dict]:
-  """{variant: facts, and every number of `rounds` runs as a list}; one warm run is thrown away."""
+def measure(jobs: dict[str, tuple[dict, str]], rounds: int, warm: int) -> dict[str, dict]:
+  """{variant: facts, and the numbers of `rounds` runs}; `warm` runs before are thrown away."""
   workers, found = [], {}
   try:
     for name, (job, python) in jobs.items():
       workers.append(Worker(name, job, python))
       print(f"  {name} is ready after {workers[-1].facts['setup_s']:.1f} s", file=sys.stderr,
             flush=True)
-    for number in range(rounds + 1):
+    for number in range(warm + rounds):
       for worker in workers:
         row = worker.run()
         kept = found.setdefault(worker.name, {**worker.facts, "runs": []})
-        if number:
+        if number >= warm:
           kept["runs"].append(row)
   finally:
     for worker in workers:
@@ -142,20 +143,22 @@ def show(head: list[str], rows: list[list]) -> None:
 
 
 def table(found: dict[str, dict]) -> list[dict]:
-  """A row a variant: median, its bound times `of`, temporaries, peak, compile time."""
+  """A row a variant: median, multiples of bounds and of other variants, memory, compile time."""
   rows = []
   for name, row in found.items():
-    bound, times = row.get("bound") or (None, None)
-    against = {other: ratio(found, name, other) for other in row.get("beside", ())
-               if other in found}
-    rows.append({
-        "variant": name, "ms": 1e3 * middle(row),
-        "of bound": ratio(found, name, bound) / times if times and bound in found else None,
-        "bound": f"{times:g} x {bound}" if bound else "", "temp MB": row.get("temp_mb"),
-        "peak MB": middle(row, "peak_mb"), "compile s": row.get("compile_s"),
-        **{k: v for k, v in row.items() if k in ("note",)},
-        "beside": ", ".join(f"{x:.3g} x {other}" for other, x in against.items())})
-  head = [k for k in rows[0] if any(r.get(k) not in (None, "") for r in rows)]
+    bounds = {f"x {label}": ratio(found, name, other) / times for label, (other, times)
+              in row.get("bounds", {}).items() if other in found}
+    beside = [f"{ratio(found, name, other):.3g} x {other}" for other in row.get("beside", ())
+              if other in found]
+    phases = {f"{k} ms": 1e3 * middle(row, k) for k in row["runs"][0]
+              if k not in ("seconds", "peak_mb", "load")}
+    rows.append({"variant": name, "ms": 1e3 * middle(row), **bounds, **phases,
+                 "temp MB": row.get("temp_mb"), "peak MB": middle(row, "peak_mb"),
+                 "compile s": row.get("compile_s"), **row.get("rates", {}),
+                 "beside": ", ".join(beside)})
+    for label, amount in row.get("per_second", {}).items():
+      rows[-1][label] = amount / middle(row)
+  head = list(dict.fromkeys(k for r in rows for k, x in r.items() if x not in (None, "")))
   show(head, [[r.get(k) for k in head] for r in rows])
   return rows
 
@@ -202,15 +205,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0],
                                    epilog="peers: " + json.dumps(PEERS))
   parser.add_argument("what", choices=sorted(PEERS))
-  parser.add_argument("--preset", choices=("tiny", "smollm2"), default="tiny")
+  parser.add_argument("--preset", choices=("tiny", "smollm2", "rl"))
   parser.add_argument("--shape", type=shape_of, nargs="+", default=list(SHAPES.values()))
   parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 64])
-  parser.add_argument("--recipe", nargs="+", default=["dapo", "siren"], help="for step")
+  parser.add_argument("--recipe", nargs="+", default=["dapo", "siren"], help="of step and loop")
   parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT")
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--warm", type=int, default=1, help="runs that are thrown away")
+  parser.add_argument("--steps", type=int, default=8, help="of loop")
   parser.add_argument("--peer", nargs="+", default=[], metavar="NAME[=PYTHON]")
   parser.add_argument("--one_thread", action="store_true")
   args = parser.parse_args()
+  args.preset = args.preset or DEFAULT[args.what]
   for peer in args.peer:
     if peer.partition("=")[0] not in PEERS[args.what]:
       sys.exit(f"--peer {peer}: {args.what} has {', '.join(PEERS[args.what]) or 'none'}")
@@ -219,7 +225,7 @@ def main() -> None:
   for title, jobs in plan(args).items():
     if args.only:
       jobs = {name: job for name, job in jobs.items() if name in args.only}
-    found = measure(jobs, args.rounds)
+    found = measure(jobs, args.rounds, args.warm)
     loads = [run["load"] for row in found.values() for run in row["runs"]]
     print(f"\n{args.what}: {title}; {args.rounds} rounds, load {min(loads):.1f} to "
           f"{max(loads):.1f}")

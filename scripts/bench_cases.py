@@ -1,14 +1,28 @@
 """What bench.py measures of this project, and the bounds: each case builds, compiles, returns
 (run, facts); a run gives nothing, or its own numbers."""
 
+import atexit
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import statistics
+import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import vocab
+from entrolab import config, presets, tasks, train, vocab
+from entrolab.models import huggingface, transformer
+from entrolab.rollout import draw, sampler
+from entrolab.verify import Verdict
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+clock = time.perf_counter  # bench.py may count processor time
 MOMENTS = ("logp", "entropy", "sum_p2", "sum_p2_logp", "tempered_logp")
 SPECS = {"logp": vocab.Spec(names=("logp",)), "fused": vocab.Spec(),
          "moments": vocab.Spec(names=MOMENTS, tempered=1.5),
@@ -20,9 +34,7 @@ def compiled(fn, *args, donate=()):
   begin = time.perf_counter()
   made = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
   seconds = time.perf_counter() - begin
-  memory = made.memory_analysis()
-  return made, {"compile_s": seconds,
-                "temp_mb": memory.temp_size_in_bytes / 1e6 if memory else None}
+  return made, {"compile_s": seconds, "temp_mb": made.memory_analysis().temp_size_in_bytes / 1e6}
 
 
 def waiting(fn, *args):
@@ -49,14 +61,14 @@ def matmul(shape):
                        donate=0)
   def run():
     box[0] = jax.block_until_ready(fn(box[0], hidden, head))
-  return run, {**facts, "flops": 2 * np.prod(shape, dtype=float)}
+  return run, {**facts, "per_second": {"GFLOP/s": 2 * np.prod(shape, dtype=float) / 1e9}}
 
 
 def bandwidth(megabytes=512):
   """Reads memory: the sum of a large array."""
   x = jnp.ones(megabytes << 18, jnp.float32)
   fn, facts = compiled(jnp.sum, x)
-  return waiting(fn, x), {**facts, "bytes": float(x.nbytes)}
+  return waiting(fn, x), {**facts, "per_second": {"GB/s": x.nbytes / 1e9}}
 
 
 def naive(hidden, head, tokens):
@@ -88,10 +100,10 @@ def head(shape, kind, backward):
   made, facts = (compiled(both, hidden, matrix, tokens, up) if backward else
                  compiled(fn, hidden, matrix, tokens))
   args = (hidden, matrix, tokens, up) if backward else (hidden, matrix, tokens)
-  bound = ("matmul", 4 if backward else 1)
+  times = 4 if backward else 1
   beside = {"nucleus": ["fused"], "moments": ["fused"]}.get(kind, ["logp", "naive", "pair"])
   suffix = "" if backward else " fwd"
-  return waiting(made, *args), {**facts, "bound": bound,
+  return waiting(made, *args), {**facts, "bounds": {f"{times} matmul": ("matmul", times)},
                                 "beside": [b + suffix for b in beside if b != kind]}
 
 
@@ -135,18 +147,226 @@ def plan_head(args):
   return titles
 
 
-CASES = {"head.matmul": matmul, "head": head, "bandwidth": bandwidth,
-         "nucleus.sort": sorted_nucleus, "nucleus.bisection": bisected_nucleus}
+def model(preset):
+  """(Config, params): the embedded model, SmolLM2-135M, or `rl`, a random one of 3.28 M."""
+  if preset == "rl":
+    shape = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4,
+                               head_dim=32, mlp_width=768)
+    return shape, transformer.init(shape, jax.random.key(0))
+  shape, params, _ = {"tiny": presets.Tiny, "smollm2": presets.SmolLM2}[preset]().load()
+  return shape, jax.tree.map(jnp.asarray, params)
+
+
+def count(params):
+  """Numbers in a tree of parameters."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def peak(size=2048):
+  """What the machine multiplies in a second, at best: a square product."""
+  x = jnp.ones((size, size), jnp.float32)
+  fn, facts = compiled(lambda a, b: a @ b, x, x)
+  return waiting(fn, x, x), {**facts, "per_second": {"GFLOP/s": 2.0 * size**3 / 1e9}}
+
+
+def decode(preset, batch, prompt, new):
+  """Seconds of one decode step: `new` tokens less one, each prompt drawn from once."""
+  shape, params = model(preset)
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, shape.vocab_size, (batch, prompt)).astype(np.int32)
+  keys = jax.random.split(jax.random.key(0), batch)
+  own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
+             stop_ids=np.asarray([-1], np.int32), samples=1)
+  args = (params, tokens, np.ones_like(tokens, bool), keys)
+  dynamic = {k: v for k, v in own.items() if k != "samples"}
+  lower = lambda longest: sampler.sample.lower(shape, *args, **own, longest=longest)
+  begin = time.perf_counter()
+  full, one = (lower(n).compile() for n in (new, 1))
+  facts = {"compile_s": (time.perf_counter() - begin) / 2,
+           "temp_mb": full.memory_analysis().temp_size_in_bytes / 1e6}
+  def run():
+    start = clock()
+    jax.block_until_ready(one(*args, **dynamic))
+    middle = clock()
+    jax.block_until_ready(full(*args, **dynamic))
+    end = clock()
+    return {"seconds": (end - middle - (middle - start)) / (new - 1), "prefill": middle - start}
+  size = count(params)
+  return run, {**facts, "per_second": {"tokens/s": float(batch)}, "beside": ["transformers"],
+               "bounds": {"weights read": ("bandwidth", 4 * size / (512 << 20)),
+                          "FLOPs": ("peak", 2.0 * size * batch / (2.0 * 2048**3))}}
+
+
+def draws(preset, batch, how):
+  """A draw with log-prob and entropy from logits that exist already."""
+  logits = jax.random.normal(jax.random.key(0), (batch, model(preset)[0].vocab_size)) * 3.0
+  one = jnp.ones(batch)
+  def ours(z, key):
+    return draw.draw(z, jax.random.uniform(key, (batch,)), one, one, jnp.zeros(batch, jnp.int32))
+  def categorical(z, key):
+    logp = jax.nn.log_softmax(z)
+    token = jax.random.categorical(key, z)
+    return token, jnp.take_along_axis(logp, token[:, None], 1), -(jnp.exp(logp) * logp).sum(-1)
+  def nucleus(z, key):
+    return draw.draw(z, jax.random.uniform(key, (batch,)), one, one * 0.9,
+                     jnp.zeros(batch, jnp.int32))
+  fn = dict(draw=ours, categorical=categorical, nucleus=nucleus)[how]
+  made, facts = compiled(fn, logits, jax.random.key(1))
+  return waiting(made, logits, jax.random.key(1)), {**facts, "beside": ["decode"]}
+
+
+def plan_sample(args):
+  """Variants of every batch size."""
+  prompt, new = (10, 18) if args.preset == "tiny" else (64, 64)
+  titles = {}
+  for batch in args.batch:
+    own = dict(preset=args.preset, batch=batch)
+    titles[f"{args.preset}, batch {batch}, {prompt} + {new} tokens"] = {
+        "bandwidth": ("bandwidth", {}), "peak": ("peak", {}),
+        "decode": ("decode", dict(**own, prompt=prompt, new=new)),
+        "draw": ("draws", dict(**own, how="draw")),
+        "draw top-p": ("draws", dict(**own, how="nucleus")),
+        "categorical": ("draws", dict(**own, how="categorical"))}
+  return titles
+
+
+class Digits:
+  """A tokenizer for a task without text: token 7 is "7", and nothing ends a response early."""
+  pad_id, stop_ids, name, vocab_size = 0, (-1,), "digits", 512
+
+  def decode(self, ids):
+    """The ids, separated."""
+    return " ".join(map(str, ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+  """Random prompts; about half of the responses are right, by the parity of their first token."""
+  width: int
+  vocab: int
+  stop: tuple[str, ...] = ()
+
+  @property
+  def max_prompt(self):
+    """All prompts have this many tokens."""
+    return self.width
+
+  def examples(self, split, seed):
+    """A million problems."""
+    made = lambda i: tasks.Example(i, str(i), "", "random")
+    return tasks.Lazy(2**20, made, f"{self}{split}{seed}")
+
+  def prompt(self, example, tokenizer):
+    """Token ids."""
+    return np.random.default_rng(example.id).integers(3, self.vocab, self.width).tolist()
+
+  def verify(self, texts, examples):
+    """Right where the first token is even."""
+    return [Verdict("wrong" if int(text.split(" ")[0]) % 2 else "right", "parity")
+            for text in texts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """A preset's model with the tokenizer of `Random`."""
+  preset: str
+
+  def load(self):
+    """(Config, params, Tokenizer)."""
+    return *model(self.preset), Digits()
+
+
+def work(recipe, preset, prompts, samples, prompt, longest):
+  """The experiment of a recipe on random prompts of one length: one update, no early stop."""
+  experiment = config.load(str(ROOT / f"experiments/{recipe}.py"), ("mesh.data=1",))
+  size = model(preset)[0].vocab_size
+  return dataclasses.replace(
+      experiment, model=Given(preset), task=Random(prompt, size),
+      sampling=dataclasses.replace(experiment.sampling, prompts=prompts, samples=samples,
+                                   longest=longest, refills=0),
+      training=dataclasses.replace(experiment.training, updates=1, micro=1, measure_every=0))
+
+
+def step(preset, recipe, prompts, samples, prompt, longest):
+  """One step of the real loop: rollout, verdicts, score of the rollout, one update."""
+  lab = train.Lab(work(recipe, preset, prompts, samples, prompt, longest))
+  box, folder = [lab.learner.init(lab.params), 0], pathlib.Path(tempfile.gettempdir())
+  def run():
+    begin = clock()
+    box[0], _, metrics = train.train_step(lab, box[0], box[1], folder)
+    jax.block_until_ready(box[0].params)
+    box[1] += 1
+    return {"seconds": clock() - begin, **{name: float(metrics[f"time/{name}"]) for name in
+                                           ("rollout", "score", "train")}}
+  size, rows = count(lab.params), prompts * samples
+  # sampling and the score go forward once, training three times as much
+  flops = 2.0 * size * (rows * longest + prompts * prompt + 4 * rows * (prompt + longest))
+  return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))},
+               "per_second": {"tokens/s": float(rows * longest)},
+               "beside": [] if recipe == "grpo" else ["grpo"]}
+
+
+def plan_step(args):
+  """Plain GRPO, and what the recipes add to it."""
+  own = dict(preset=args.preset, prompts=8, samples=8, prompt=16, longest=64)
+  variants = {"peak": ("peak", {})}
+  for recipe in dict.fromkeys(["grpo", *args.recipe]):
+    variants[recipe] = ("step", {**own, "recipe": recipe})
+  return {f"{args.preset}, 8 x 8 x 64 tokens": variants}
+
+
+def loop(preset, recipe, steps):
+  """A whole run in a fresh folder, compilation included."""
+  experiment = config.load(str(ROOT / f"experiments/{recipe}.py:preset={preset},steps={steps}"))
+  def run():
+    with tempfile.TemporaryDirectory() as folder:
+      begin = clock()
+      train.run(experiment, pathlib.Path(folder))
+      seconds = clock() - begin
+      lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+    phases = [n for n in rows[-1] if n.startswith("time/")]
+    total = [sum(row[n] for n in phases) for row in rows]
+    return {"seconds": seconds, "first step": total[0], "later step": statistics.median(total[1:]),
+            **{n[5:]: statistics.median(row[n] for row in rows[1:]) for n in phases}}
+  return run, {"note": f"{steps} steps"}
+
+
+def plan_loop(args):
+  """Every recipe, whole."""
+  return {f"{args.preset}, {args.steps} steps": {
+      recipe: ("loop", dict(preset=args.preset, recipe=recipe, steps=args.steps))
+      for recipe in args.recipe}}
+
+
+CASES = {"head.matmul": matmul, "head": head, "bandwidth": bandwidth, "peak": peak,
+         "nucleus.sort": sorted_nucleus, "nucleus.bisection": bisected_nucleus,
+         "decode": decode, "draws": draws, "step": step, "loop": loop}
 
 
 def plan(args):
   """{title: {variant: (case, arguments)}}."""
-  return {"head": plan_head}[args.what](args)
+  return {"head": plan_head, "sample": plan_sample, "step": plan_step,
+          "loop": plan_loop}[args.what](args)
 
 
 def shared(args, title):
   """What a peer is told about the work of a title."""
-  return {"shape": [int(x) for x in title.split("x")]}
+  if args.what == "head":
+    return {"shape": [int(x) for x in title.split("x")]}
+  _, batch, tokens = title.split(", ")
+  prompt, _, new, _ = tokens.split(" ")
+  return {"folder": exported(args.preset), "batch": int(batch.split()[1]), "prompt": int(prompt),
+          "new": int(new)}
+
+
+@functools.cache
+def exported(preset):
+  """A folder that transformers opens, with the weights of a preset; removed at the end."""
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  huggingface.save(pathlib.Path(folder) / "model", *model(preset))
+  return str(pathlib.Path(folder) / "model")
 
 
 __all__ = ["CASES", "plan", "shared"]
