@@ -10,6 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,17 @@ SPECS = {"logp": vocab.Spec(names=("logp",)), "fused": vocab.Spec(),
          "nucleus": vocab.Spec(names=("logp", "entropy", "nucleus_entropy"))}
 
 
+def temporaries(made: Any) -> float:
+  """MB that a compiled program sets aside beside its inputs and outputs."""
+  return made.memory_analysis().temp_size_in_bytes / 1e6
+
+
 def compiled(fn, *args, donate=()):
   """(executable, facts): compile seconds and the compiler's temporaries."""
   begin = time.perf_counter()
   made = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
   seconds = time.perf_counter() - begin
-  return made, {"compile_s": seconds, "temp_mb": made.memory_analysis().temp_size_in_bytes / 1e6}
+  return made, {"compile_s": seconds, "temp_mb": temporaries(made)}
 
 
 def waiting(fn, *args):
@@ -183,7 +189,7 @@ def decode(preset, batch, prompt, new):
   begin = time.perf_counter()
   full, one = (lower(n).compile() for n in (new, 1))
   facts = {"compile_s": (time.perf_counter() - begin) / 2,
-           "temp_mb": full.memory_analysis().temp_size_in_bytes / 1e6}
+           "temp_mb": temporaries(full)}
   def run():
     start = clock()
     jax.block_until_ready(one(*args, **dynamic))

@@ -2,6 +2,7 @@
 interpreters: nothing of this project is imported here."""
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +37,9 @@ def transformers_sample(folder, batch, prompt, new):
   def timed(longest):
     begin = clock()
     with torch.no_grad():
-      out = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True,
-                           temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest,
-                           min_new_tokens=longest, pad_token_id=0, eos_token_id=None)
+      out: Any = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True,
+                                temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest,
+                                min_new_tokens=longest, pad_token_id=0, eos_token_id=None)
     assert out.shape == (batch, prompt + longest)
     return clock() - begin
   def run():
