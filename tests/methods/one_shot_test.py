@@ -89,4 +89,5 @@ def test_when_every_answer_is_right_only_the_penalties_move_the_policy():
                  old_logp=jnp.asarray(-rng.random(shape), jnp.float32),
                  logp=jnp.asarray(-rng.random(shape), jnp.float32), entropy=jnp.ones(shape))
   assert float(recipe(config).loss(columns)[0]) == 0.0
-  assert float(recipe({**config, "entropy_coeff": 0.1}).loss(columns)[0]) == np.float32(-0.1)
+  loss = recipe({**config, "entropy_coeff": 0.1}).loss(columns)[0]
+  np.testing.assert_allclose(loss, -0.1, rtol=1e-6)  # a sum of 40 numbers, in any order
