@@ -78,6 +78,7 @@ def single():
 @pytest.mark.parametrize("overrides", [
     ("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
     ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"), ("mesh.data=1", "mesh.fsdp=2"),
+    ("mesh.data=2", "mesh.tensor=2"),
     ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=block")],
     ids=lambda o: ",".join(x.split(".")[1] for x in o))
 def test_meshes_and_micro_batches_give_the_same_steps(single, overrides):
