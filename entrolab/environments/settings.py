@@ -1,5 +1,6 @@
 """What recipes on environments share: a cloned model, its task, and the numbers that suit them."""
 
+from entrolab.environments.calculator import WordProblems
 from entrolab.environments.cloned import Cloned
 from entrolab.environments.forms import Form
 from entrolab.environments.text_world import TextWorld
@@ -25,3 +26,12 @@ def form(fields: int = 7) -> Preset:
                 sampling=Sampling(prompts=16, samples=8, longest=6 * (fields + 2)),
                 training=Training(steps=40, updates=2, lr=7e-4, warmup=4),
                 evaluation=Evaluation(problems=32))
+
+
+def word_problems() -> Preset:
+  """Word problems with a calculator, cloned on few steps of an expert."""
+  task = WordProblems()
+  return Preset(model=Cloned(task, steps=110, turns=4, length=48, batch=32), task=task,
+                sampling=Sampling(prompts=16, samples=8, longest=56),
+                training=Training(steps=40, updates=2, lr=3e-4, warmup=4),
+                evaluation=Evaluation(problems=64))

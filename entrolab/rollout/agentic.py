@@ -18,12 +18,8 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
-from entrolab.environments.calculator import WordProblems
-from entrolab.environments.cloned import Cloned
-from entrolab.experiment import Evaluation, Sampling, Training
 from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
-from entrolab.presets import Preset
 from entrolab.rollout import multiturn, plain, sampler, segments
 from entrolab.rollout.draw import draw
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
@@ -364,12 +360,3 @@ class Agentic(multiturn.MultiTurn):
     easier = lambda: self._eased(sampler.task, ask.draw(), ask.control)
     grown = lambda examples: sampler.grown(self, ask.params, examples, ask.key, ask.step, **knobs)
     return plain.filled(grown, easier, self.rule.samples, ask.refills)
-
-
-def word_problems() -> Preset:
-  """Word problems with a calculator, cloned on few steps of an expert; for recipes."""
-  task = WordProblems()
-  return Preset(model=Cloned(task, steps=110, turns=4, length=48, batch=32), task=task,
-                sampling=Sampling(prompts=16, samples=8, longest=56),
-                training=Training(steps=40, updates=2, lr=3e-4, warmup=4),
-                evaluation=Evaluation(problems=64))
