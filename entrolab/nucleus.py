@@ -2,8 +2,8 @@
 
 Rows of logits [N, V] -> the smallest kept and the largest dropped logit, so that a pass over the
 same logits in another blocking, which may round differently, finds the same set. A round of the
-search reads the row twice; a confident row takes one round, a flat one about a dozen, a sort the
-time of two hundred.
+search reads the row twice; random rows of 151,936 logits took at most 16 rounds at top-p 0.8 and 20
+at 0.95, and a block ends with its slowest row.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 from entrolab.typing import Array, Float
 
 ROUNDS = 600  # never reached: every eighth round halves at most 2^32 (float64: 2^64) floats
-SEARCH, TYPICAL = "nucleus_search", 12  # its name in a compiled program, and rounds of a flat row
+SEARCH, TYPICAL = "nucleus_search", 12  # its name in compiled programs, rounds that count there
 
 
 class Cut(NamedTuple):
