@@ -15,6 +15,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results.json"
 FIGURES = ("pass@1", "pass@16", "entropy")  # after the default run of the recipe
+SHARED = "base_objectives"  # recipe, tests and golden files of many
+BASELINES = ("toy", "grpo", SHARED)
 BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->"
 
 
@@ -24,8 +26,9 @@ def header(path: pathlib.Path) -> str:
 
 
 def recipe_of(stem: str) -> pathlib.Path | None:
-  """The recipe of that name, or the first one that uses the method."""
-  recipes = sorted((ROOT / "experiments").glob("*.py"))
+  """The recipe of that name, or one that uses the method, baselines first."""
+  paths = sorted((ROOT / "experiments").glob("*.py"))
+  recipes = sorted(paths, key=lambda p: (*BASELINES, p.stem).index(p.stem))
   uses = [p for p in recipes if re.search(rf"\b{stem}\.\w", p.read_text())]
   return next((p for p in [*recipes, *uses] if p.stem == stem), uses[0] if uses else None)
 
@@ -33,9 +36,8 @@ def recipe_of(stem: str) -> pathlib.Path | None:
 def golden_of(stem: str) -> str:
   """What the golden files of a method are called: the base objectives share theirs."""
   own = any((ROOT / "tests/golden").glob(f"{stem}_*"))
-  shared = "base_objectives"
-  used = re.search(rf"\b{stem}\.\w", (ROOT / f"tests/methods/{shared}_test.py").read_text())
-  return shared if used and not own else stem
+  used = re.search(rf"\b{stem}\.\w", (ROOT / f"tests/methods/{SHARED}_test.py").read_text())
+  return SHARED if used and not own else stem
 
 
 def row(path: pathlib.Path) -> str:
@@ -46,12 +48,15 @@ def row(path: pathlib.Path) -> str:
                      for i in dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{4,5})", text)))
   part = lambda name: (re.search(rf"{name}: (.*?)\.(?: |$)", text) or ["", "none"])[1].strip()
   recipe, golden = recipe_of(stem), len(list((ROOT / "tests/golden").glob(f"{golden_of(stem)}_*")))
-  result = json.loads(RESULTS.read_text()).get(stem)
+  known = json.loads(RESULTS.read_text())
+  result = known.get(stem)
+  if recipe and recipe.stem != SHARED:  # a part of a recipe that has another name
+    result = result or known.get(recipe.stem)
   cells = [f"[`{stem}`](entrolab/methods/{stem}.py)", what, papers or "own definition",
            part("Acts on"), part("State"),
            f"[{recipe.name}](experiments/{recipe.name})" if recipe else "",
            f"{golden} pass" if golden else "",
-           " / ".join(f"{result[name]:.3f}" for name in FIGURES) if result else ""]
+           " / ".join(f"{result[name]:.3f}" for name in FIGURES) if result else "no own run"]
   return "| " + " | ".join(cells) + " |"
 
 
