@@ -3,21 +3,25 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import sharding, train, vocab
+from entrolab import checkpoint, sharding, train, vocab
 from entrolab.environments import BETWEEN, Example, Lazy, Spoken
 from entrolab.environments.cloned import Words
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
-from entrolab.methods import bonus, empg, epo, grpo, ppo
+from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import plain, sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean
+from entrolab.rollout.replay import Replay
 from entrolab.tasks import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
@@ -306,13 +310,20 @@ def test_temperatures_do_not_recompile(lab, whole):
   assert (rows == rows[:, :1]).all()
 
 
-def experiment(steps, **rest):
+def experiment(steps):
+  """Episodes with replay, and every kind of term that methods for agents bring."""
+  objective = agents()
+  objective = dataclasses.replace(
+      objective, weights=(term(spear.usable_rows), term(spear.replay_weight)),
+      control=(*objective.control, spear.Curriculum(imitation=2, updates=2)),
+      aggregate=term(spear.own_mean, length=T), extra=("replayed", "usable"))
   return Experiment(
-      "walk", agents(), Random(), Walk(), rollout=MultiTurn(turns=6, action=4),
-      sampling=Sampling(prompts=4, samples=SAMPLES, longest=T),
+      "walk", objective, Random(), Walk(),
+      rollout=Replay(MultiTurn(turns=6, action=4), spear.Replay(size=1, tools=False), prompts=2),
+      sampling=Sampling(prompts=8, samples=SAMPLES, longest=T),
       training=Training(steps=steps, updates=2, warmup=0, lr=1e-3),
       evaluation=Evaluation(problems=4, samples=SAMPLES, ks=(1,)), saving=Saving(every=1),
-      mesh=Mesh(data=1), **rest)
+      mesh=Mesh(data=1))
 
 
 def logged(folder):
@@ -322,15 +333,42 @@ def logged(folder):
           if "train/loss" in row]
 
 
-def test_an_interrupted_run_goes_on_to_the_bit_and_logs_what_limits_did(tmp_path):
+def run_killed(folder):
+  """A process of its own: kill -9 from within the environment, in the batch of the third step."""
+  at, calls, take, train_step = [0], [0], Walk.steps, train.train_step
+
+  def steps(self, states, texts):
+    calls[0] += at[0] == 2
+    if calls[0] == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return take(self, states, texts)
+
+  def numbered(lab, state, step, folder):
+    at[0] = step
+    return train_step(lab, state, step, folder)
+
+  Walk.steps, train.train_step = steps, numbered
+  train.run(experiment(3), folder)
+
+
+def test_a_run_killed_within_the_batch_of_its_third_step_goes_on_to_the_bit(tmp_path):
+  """With rows in the buffer of a replay, and some that were replayed."""
+  child = multiprocessing.get_context("spawn").Process(target=run_killed,
+                                                       args=(tmp_path / "parts",))
+  child.start()
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     train.run(experiment(3), tmp_path / "whole")
-    train.run(experiment(1), tmp_path / "parts")
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and len(logged(tmp_path / "parts")) == 2
     train.run(experiment(3), tmp_path / "parts")
-  a, b = logged(tmp_path / "whole"), logged(tmp_path / "parts")
-  assert a == b and len(a) == 3
+  ours, theirs = (checkpoint.Checkpoints(tmp_path / name / "checkpoints").meta()
+                  for name in ("whole", "parts"))
+  assert ours["leaves"] == theirs["leaves"]  # shapes and fingerprints
+  assert any(name.startswith("host.rows.") for name in ours["leaves"])
+  a = logged(tmp_path / "whole")
+  assert a == logged(tmp_path / "parts") and len(a) == 3
+  assert a[2]["rollout/stored"] > 0 and max(row["rollout/replayed"] for row in a) > 0
   for row in a:
     assert row["rollout/logp_gap"] < 1e-4 and row["train/applied"] == 1.0
     assert row["rollout/actions"] >= 16 and row["rollout/calls"] >= 6
     assert {"rollout/turn_limit", "rollout/token_budget", "rollout/cut_actions"} <= set(row)
-
