@@ -11,7 +11,8 @@ class Sampling:
   """How a step's responses are made.
 
   prompts, samples: P and G; longest: T, tokens; temperature, top_p, top_k of the draw; refills:
-  further batches of P prompts that may be sampled to replace groups without a signal (0: none).
+  further batches of P prompts that may be sampled to replace groups without a signal (0: none);
+  weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`.
   """
   prompts: int = 16
   samples: int = 8
@@ -20,6 +21,7 @@ class Sampling:
   top_p: float = 1.0
   top_k: int = 0
   refills: int = 0
+  weights: Literal["model", "int8"] = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Experiment:
                         ("training.micro", t.micro)):
       if value < 1:
         raise ValueError(f"{name}={value}: at least 1")
+    if s.weights not in ("model", "int8"):
+      raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
     if s.prompts % t.updates:
       choices = [u for u in range(1, s.prompts + 1) if s.prompts % u == 0]
       raise ValueError(f"training.updates={t.updates} does not divide {s.prompts} prompts into "

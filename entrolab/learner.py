@@ -80,13 +80,20 @@ class Learner:
     self.config = dataclasses.replace(config, dtype=t.dtype, remat=t.remat, layout=self.layout)
     self.tx = optimiser(t)
     self.reads_reference = "ref_logp" in self.objective.reads
-    self.param_shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), sharding.param_specs(self.config),
+    placed = lambda specs, keep: jax.tree.map(
+        lambda spec: NamedSharding(mesh, PartitionSpec(*(keep(axis) for axis in spec))), specs,
         is_leaf=lambda x: isinstance(x, PartitionSpec))
-    gathered = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(
-        *(None if axis == "fsdp" else axis for axis in s.spec))), self.param_shardings)
-    # for sampling: gathered once a rollout, where every token would gather them layer by layer
-    self.serve = jax.jit(partial(transformer.serving, self.config), out_shardings=gathered)
+    self.param_shardings = placed(sharding.param_specs(self.config), lambda axis: axis)
+
+    def serve(int8):
+      # for sampling: gathered once a rollout, where every token would gather them layer by layer
+      whole = placed(sharding.param_specs(self.config, int8),
+                     lambda axis: None if axis == "fsdp" else axis)
+      return jax.jit(partial(transformer.serving, self.config, int8=int8), out_shardings=whole)
+
+    self.serve = serve(False)
+    int8 = experiment.sampling.weights == "int8"
+    self.serve_rollouts = serve(True) if int8 else self.serve  # an evaluation is of the policy
     self.step = jax.jit(self._step, donate_argnums=0)
     self.score = jax.jit(self._score, static_argnums=2)
     self.begin = jax.jit(self._begin)

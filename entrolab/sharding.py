@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab.models.transformer import Config
+from entrolab.models.transformer import SUMMED, Config
 
 AXES = ("data", "fsdp", "tensor")
 RULES = {"batch": ("data", "fsdp"), "width": "fsdp", "kv_heads": "tensor", "mlp": "tensor",
@@ -46,13 +46,19 @@ def spec(*logical: str) -> P:
   return P(*axes)
 
 
-def param_specs(config: Config) -> dict[str, Any]:
-  """PartitionSpecs in the shape of the parameter tree."""
+def param_specs(config: Config, int8: bool = False) -> dict[str, Any]:
+  """PartitionSpecs in the shape of the parameter tree; int8: of parameters served so."""
   layers = ["attn_norm", "qkv", "out", "mlp_norm", "gate_up", "down"]
   layers += ["qkv_bias"] * config.qkv_bias + ["q_norm", "k_norm"] * config.qk_norm
   outer = ["embed", "final_norm"] + ["head"] * (not config.tied)
-  tree: dict[str, Any] = {name: spec(*LOGICAL[name]) for name in outer}
-  return {**tree, "layers": {name: spec(*LOGICAL[name]) for name in layers}}
+
+  def specs(names):
+    scaled = [name for name in names if int8 and name in SUMMED]
+    channels = lambda name: [x for at, x in enumerate(LOGICAL[name]) if at not in SUMMED[name]]
+    return {**{name: spec(*LOGICAL[name]) for name in names},
+            **{f"{name}_scale": spec(*channels(name)) for name in scaled}}
+
+  return {**specs(outer), "layers": specs(layers)}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> jax.sharding.Mesh:

@@ -59,8 +59,8 @@ class Lab:
     knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
                  top_k=s.top_k)
     return self.experiment.rollout(self.sampler, plain.Request(
-        self.learner.serve(state.params), lambda: next(self.data), self.key, step, state.control,
-        knobs, s.refills, self.host))
+        self.learner.serve_rollouts(state.params), lambda: next(self.data), self.key, step,
+        state.control, knobs, s.refills, self.host))
 
   def with_host(self, state: State) -> State:
     """The state of a checkpoint: with what the strategy keeps."""

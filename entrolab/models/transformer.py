@@ -10,6 +10,9 @@ Parameter tree, L layers of width D, K key-value heads each serving R = heads / 
   k_norm [L, dh], out [L, K, R, dh, D], mlp_norm [L, D], gate_up [L, D, 2, F], down [L, F, D].
 qkv and gate_up are fused because one wide product is faster than three; they are grouped by
 key-value head, so that sharding over K needs no reshuffling.
+
+Served parameters may have matrices in int8; the factors of their output channels are leaves of
+their own, NAME_scale, in the shape of the matrix without the axes that a product sums over.
 """
 
 import dataclasses
@@ -26,6 +29,8 @@ from entrolab.typing import Array, Bool, Float, Int
 from entrolab.vocab import Layout
 
 Params = dict[str, Any]
+# the axes of a matrix, its layers included, that its product sums over; an embedding is looked up
+SUMMED = {"embed": (1,), "head": (1,), "qkv": (1,), "out": (1, 2, 3), "gate_up": (1,), "down": (1,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +132,15 @@ class Block(nn.Module):
     weight = lambda name, shape, std: self.param(name, nn.initializers.normal(std), shape)
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
 
+    def product(spec, x, name, shape, std=0.02):
+      y = jnp.einsum(spec, x, weight(name, shape, std).astype(dtype))
+      if not self.has_variable("params", f"{name}_scale"):
+        return y
+      scale = self.get_variable("params", f"{name}_scale").astype(dtype)
+      return y * jnp.expand_dims(scale, (0, 1))
+
     h = _norm(x, self.param("attn_norm", ones, (d,)), c.norm_eps)
-    qkv = jnp.einsum("bnd,dkre->bnkre", h, weight("qkv", (d, k, r + 2, dh), 0.02).astype(dtype))
+    qkv = product("bnd,dkre->bnkre", h, "qkv", (d, k, r + 2, dh))
     if c.qkv_bias:
       qkv = qkv + self.param("qkv_bias", zeros, (k, r + 2, dh)).astype(dtype)[None, None]
     q, key, value = qkv[..., :r, :], qkv[..., r, :], qkv[..., r + 1, :]
@@ -144,13 +156,12 @@ class Block(nn.Module):
       key = jax.lax.dynamic_index_in_dim(cache_k, layer, keepdims=False)
       value = jax.lax.dynamic_index_in_dim(cache_v, layer, keepdims=False)
     mixed = _attend(q, key, value, allowed)
-    x = x + jnp.einsum("bnkrd,krde->bne", mixed, weight("out", (k, r, dh, d), deep).astype(dtype))
-    x = _held(x, c.layout)
+    x = _held(x + product("bnkrd,krde->bne", mixed, "out", (k, r, dh, d), deep), c.layout)
 
     h = _norm(x, self.param("mlp_norm", ones, (d,)), c.norm_eps)
-    both = jnp.einsum("bnd,dgf->bngf", h, weight("gate_up", (d, 2, f), 0.02).astype(dtype))
+    both = product("bnd,dgf->bngf", h, "gate_up", (d, 2, f))
     h = nn.silu(both[:, :, 0]) * both[:, :, 1]
-    x = _held(x + h @ weight("down", (f, d), deep).astype(dtype), c.layout)
+    x = _held(x + product("bnf,fd->bnd", h, "down", (f, d), deep), c.layout)
     return (x, cache_k, cache_v), None
 
 
@@ -168,7 +179,10 @@ class Decoder(nn.Module):
     axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=axes, length=c.layers)
-    x = _embedded(embed.astype(c.dtype), tokens, c.layout)
+    x = _embedded(embed if embed.dtype == jnp.int8 else embed.astype(c.dtype), tokens, c.layout)
+    if embed.dtype == jnp.int8:
+      x = x.astype(c.dtype) * self.get_variable("params", "embed_scale").astype(c.dtype)[tokens][
+          ..., None]
     carry, _ = layers(c, name="layers")((x, cache_k, cache_v), jnp.arange(c.layers), positions,
                                         allowed, start)
     x, cache_k, cache_v = carry
@@ -184,10 +198,38 @@ def init(config: Config, key: Array) -> Params:
   return made["params"]
 
 
-def serving(config: Config, params: Params) -> Params:
-  """Parameters to sample with: in the compute dtype, as every layer casts them; gains stay."""
+def serving(config: Config, params: Params, int8: bool = False) -> Params:
+  """Parameters to sample with: in the compute dtype, as every layer casts them; gains stay.
+
+  int8: matrices as round(w / s) with s = max |w| / 127 over what an output channel sums, and s.
+  """
   cast = lambda path, x: x if path[-1].key.endswith("norm") else x.astype(config.dtype)
-  return jax.tree_util.tree_map_with_path(cast, params)
+  if not int8:
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+  def one(tree):
+    out = {}
+    for name, x in tree.items():
+      if name == "layers":
+        out[name] = one(x)
+      elif name in SUMMED:
+        most = jnp.abs(x).max(SUMMED[name], keepdims=True)
+        scale = jnp.where(most > 0.0, most, 1.0) / 127.0
+        out[name] = jnp.round(x / scale).astype(jnp.int8)
+        out[f"{name}_scale"] = scale.squeeze(SUMMED[name]).astype(jnp.float32)
+      else:
+        out[name] = cast((jax.tree_util.DictKey(name),), x)
+    return out
+
+  return one(params)
+
+
+def logits(config: Config, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+  """float32 logits of the next tokens, to draw from; the trainer never holds so many."""
+  name = "head" if "head" in params else "embed"
+  z = jnp.einsum("bd,vd->bv", hidden, params[name].astype(config.dtype),
+                 preferred_element_type=jnp.float32)
+  return z * params[f"{name}_scale"][None] if f"{name}_scale" in params else z
 
 
 def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],

@@ -131,14 +131,13 @@ def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: K
   """
   count, width, length = rows.at.shape[0], seen.shape[1], rows.tokens.shape[1]
   sampler.TRACES.append((count, width, length, action))
-  head = transformer.head_matrix(params).astype(config.dtype)
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
   limits = spread(temperature, jnp.float32), spread(top_p, jnp.float32), spread(top_k, jnp.int32)
   rows = _pick(segments._append(config, params, rows, seen, seen_on, turn, width), source)
 
   def step(carry):
     t, rows, going, stopped, out, entropy = carry
-    logits = jnp.einsum("bd,vd->bv", rows.hidden, head, preferred_element_type=jnp.float32)
+    logits = transformer.logits(config, params, rows.hidden)
     u = jax.vmap(lambda key, at: sampler.noise(key[None], at)[0])(keys, rows.at)
     drawn = draw(logits, u, *limits)
     token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)

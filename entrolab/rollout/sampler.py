@@ -84,7 +84,6 @@ def _decode(config, params, hidden, cache, offset, keys, longest, temperature, t
             stop_ids, pad_id, keep=False):
   """Samples from the hidden states [B, D] of the last tokens, into the last slots of the cache."""
   rows, start = hidden.shape[0], cache.valid.shape[1] - longest
-  head = transformer.head_matrix(params).astype(config.dtype)
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
   temperature, top_p = spread(temperature, jnp.float32), spread(top_p, jnp.float32)
   top_k = spread(top_k, jnp.int32)
@@ -93,7 +92,7 @@ def _decode(config, params, hidden, cache, offset, keys, longest, temperature, t
     t, hidden, cache, done, out, states = carry
     if keep:
       states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, t, 0))
-    logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
+    logits = transformer.logits(config, params, hidden)
     drawn = draw(logits, noise(keys, t), temperature, top_p, top_k)
     drawn = Draw(jnp.where(done, pad_id, drawn.token).astype(jnp.int32),
                  *(jnp.where(done, 0.0, x) for x in drawn[1:]))

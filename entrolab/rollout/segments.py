@@ -112,7 +112,6 @@ def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array
   """
   count, width, length = rows.at.shape[0], seen.shape[1], rows.tokens.shape[1]
   sampler.TRACES.append((count, width, length, chunk))
-  head = transformer.head_matrix(params).astype(config.dtype)
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
   temperature, top_p = spread(temperature, jnp.float32), spread(top_p, jnp.float32)
   top_k = spread(top_k, jnp.int32)
@@ -120,7 +119,7 @@ def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array
 
   def step(carry):
     t, rows, going, stopped, out = carry
-    logits = jnp.einsum("bd,vd->bv", rows.hidden, head, preferred_element_type=jnp.float32)
+    logits = transformer.logits(config, params, rows.hidden)
     u = jax.vmap(lambda key, at: sampler.noise(key[None], at)[0])(keys, rows.at)
     drawn = draw(logits, u, temperature, top_p, top_k)
     token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
