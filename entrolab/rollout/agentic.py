@@ -244,8 +244,12 @@ class Trees(multiturn.Episodes):
 
   def grown(self, tree: "Agentic", params: Any, examples: Sequence[Example], key: jax.Array,
             step: int, *, longest: int, temperature: float = 1.0, top_p: float = 1.0,
-            top_k: int = 0) -> plain.Rollout:
-    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example."""
+            top_k: int = 0, slots: int = 0) -> plain.Rollout:
+    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example.
+
+    Raises NotImplementedError for slots.
+    """
+    multiturn.check_slots(slots)
     asked, rule = self.asked(examples), tree.rule
     samples = rule.samples
     limits = self.limits(temperature, top_p, top_k)
