@@ -20,8 +20,8 @@ from entrolab.rollout import sampler
 from entrolab.rollout.draw import Draw, draw
 from entrolab.typing import Array, Bool, Int, Key
 
-IDLE = 8  # slots are filled again when one in so many is idle
-SIZES, FEWEST = 3, 8  # slots are halved so often less one, and never below so many
+IDLE = 16  # slots are filled again when one in so many is idle
+SIZES, FEWEST = 3, 8  # how many sizes, each a program of its own; slots that are not halved again
 
 
 @jax.tree_util.register_dataclass
