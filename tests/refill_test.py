@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_the_cache_is_updated_in_place():
   """Temporaries: one cache of S slots, a layer of it to attend to, the prompts, little beside; a
   copy of the keys alone would be half a cache more."""
   slots, longest, c = 8, 512, lab()[0]
-  made = run(functools.partial(refill.sample.lower, slots=slots), longest=longest).compile()
+  made: Any = run(functools.partial(refill.sample.lower, slots=slots), longest=longest).compile()
   token = 2 * 4 * c.layers * c.kv_heads * c.head_dim
   cache = token * (slots * (12 + longest) + PROMPTS * 12)
   assert made.memory_analysis().temp_size_in_bytes < (1.2 + 1 / c.layers) * cache

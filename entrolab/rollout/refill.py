@@ -118,9 +118,10 @@ def _compacted(s: _Slots, size: int) -> _Slots:
   order = jnp.arange(size).at[moved].set(of, mode="drop")
   take = lambda x: x[order]
   cache = _copied(s.cache, s.cache, to, of, count)
-  return _Slots(s.clock, s.queued, *(take(getattr(s, name)) for name in (
-      "row", "birth", "length", "stopped", "idle", "hidden")),
-      dataclasses.replace(cache, valid=take(cache.valid)), jax.tree.map(take, s.ring))
+  kept = {name: take(getattr(s, name)) for name in (
+      "row", "birth", "length", "stopped", "idle", "hidden")}
+  return dataclasses.replace(s, **kept, ring=jax.tree.map(take, s.ring),
+                             cache=dataclasses.replace(cache, valid=take(cache.valid)))
 
 
 def _decoded(config, params, head, s, queue, stop_ids, pad_id, go):
