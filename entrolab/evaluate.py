@@ -81,13 +81,14 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
   e, total, count = experiment.evaluation, len(problems), jax.process_count()
   chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
   key = jax.random.fold_in(key, STREAM)
+  slots = min(experiment.sampling.slots, chunk * e.samples)
   right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
   for at in range(0, -(-total // count), chunk):  # as often on every process
     part = list(own[at:at + chunk])
     fill = part + list(part or problems)[:1] * (chunk - len(part))  # one shape, one compilation
     many = sampler.rollout(params, fill, key, 0, samples=e.samples,
                            longest=experiment.sampling.longest, temperature=e.temperature,
-                           top_p=e.top_p)
+                           top_p=e.top_p, slots=slots)
     rows = len(part) * e.samples
     verdicts = many.verdicts[:rows]
     right += [v.status == "right" for v in verdicts]

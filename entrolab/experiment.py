@@ -12,6 +12,8 @@ class Sampling:
 
   prompts, samples: P and G; longest: T, tokens; temperature, top_p, top_k of the draw; refills:
   further batches of P prompts that may be sampled to replace groups without a signal (0: none);
+  slots: rows that are decoded at once, of which one that has ended makes room for the next of the
+  P x G (0: all at once). The tokens are the same, statistics to rounding;
   weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`.
   """
   prompts: int = 16
@@ -21,6 +23,7 @@ class Sampling:
   top_p: float = 1.0
   top_k: int = 0
   refills: int = 0
+  slots: int = 0
   weights: Literal["model", "int8"] = "model"
 
 
@@ -118,6 +121,9 @@ class Experiment:
         raise ValueError(f"{name}={value}: at least 1")
     if s.weights not in ("model", "int8"):
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
+    if not 0 <= s.slots <= s.prompts * s.samples:
+      raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "
+                       f"{s.samples} samples = {s.prompts * s.samples} rows")
     if s.prompts % t.updates:
       choices = [u for u in range(1, s.prompts + 1) if s.prompts % u == 0]
       raise ValueError(f"training.updates={t.updates} does not divide {s.prompts} prompts into "

@@ -21,7 +21,8 @@ def batch_sentence(experiment: Experiment) -> str:
                                                              t.updates, t.micro)
   parts = "micro-batch" if t.micro == 1 else "micro-batches"
   again = f" and {further} for a replay" if further else ""
-  return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts, {t.updates} "
+  taken = f" in {s.slots} slots" if s.slots else ""
+  return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts{taken}, {t.updates} "
           f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows{again} in {t.micro} "
           f"{parts} each")
 
@@ -31,12 +32,14 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
   s, t = experiment.sampling, experiment.training
   width = 2 if t.dtype == "bfloat16" else 4
   rows = s.prompts * s.samples
+  held = (s.slots or rows) * (prompt_length + s.longest)
+  held += s.prompts * prompt_length if s.slots else 0  # the queue's
   learned = rows // t.updates + replay.further_rows(experiment.rollout, s.samples, t.updates,
                                                     t.micro)
-  cache = 2 * config.layers * rows * config.kv_heads * config.head_dim * width
+  token = 2 * config.layers * config.kv_heads * config.head_dim * width
   count = parameter_count(config)
   return {"parameters": 4 * count, "optimiser": 8 * count,
-          "key-value cache": cache * (prompt_length + s.longest),
+          "key-value cache": token * held,
           "logits never kept": 4 * learned // t.micro * s.longest * config.vocab_size}
 
 

@@ -57,7 +57,7 @@ class Lab:
     """The verified rows of one step, by the strategy of the experiment."""
     s = self.experiment.sampling
     knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
-                 top_k=s.top_k)
+                 top_k=s.top_k, slots=s.slots)
     return self.experiment.rollout(self.sampler, plain.Request(
         self.learner.serve_rollouts(state.params), lambda: next(self.data), self.key, step,
         state.control, knobs, s.refills, self.host))

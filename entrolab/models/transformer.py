@@ -72,7 +72,10 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values [L, B, K, S, dh] of S slots, and which slots hold a token [B, S]."""
+  """Keys and values [L, B, K, S, dh] of S slots, and which slots hold a token [B, S].
+
+  k and v may have more rows than `valid`: the first B are in use.
+  """
   k: Any
   v: Any
   valid: Any
@@ -153,8 +156,9 @@ class Block(nn.Module):
       at = (layer, 0, 0, start, 0)
       cache_k = jax.lax.dynamic_update_slice(cache_k, key[None].astype(cache_k.dtype), at)
       cache_v = jax.lax.dynamic_update_slice(cache_v, value[None].astype(cache_v.dtype), at)
-      key = jax.lax.dynamic_index_in_dim(cache_k, layer, keepdims=False)
-      value = jax.lax.dynamic_index_in_dim(cache_v, layer, keepdims=False)
+      used = (1, x.shape[0], *cache_k.shape[2:])
+      key, value = (jax.lax.dynamic_slice(held, (layer, 0, 0, 0, 0), used)[0]
+                    for held in (cache_k, cache_v))
     mixed = _attend(q, key, value, allowed)
     x = _held(x + product("bnkrd,krde->bne", mixed, "out", (k, r, dh, d), deep), c.layout)
 
@@ -259,14 +263,15 @@ def extend(config: Config, params: Params, tokens: Int[Array, "B N"], positions:
            mask: Bool[Array, "B N"], cache: Cache, start: Array | int) -> tuple[Array, Cache]:
   """Writes N tokens into slots start ... start + N - 1 of every row; (hidden [B, N, D], cache).
 
+  A token attends to all valid slots but those of the tokens after it: slots may be a ring.
   mask: which of the tokens are real; the others are never attended to. Prompts are left padded,
   so that all rows write the same slots.
   """
   n = tokens.shape[1]
   valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
-  slots = jnp.arange(cache.valid.shape[1])
-  causal = slots[None] <= start + jnp.arange(n)[:, None]
-  allowed = causal[None] & valid[:, None]
+  ahead = jnp.arange(cache.valid.shape[1])[None] - (start + jnp.arange(n)[:, None])
+  later = (ahead > 0) & (ahead < n - jnp.arange(n)[:, None])
+  allowed = ~later[None] & valid[:, None]
   # served parameters are whole in their width
   layout = config.layout and dataclasses.replace(config.layout, width=None)
   config = dataclasses.replace(config, remat="none", layout=layout)

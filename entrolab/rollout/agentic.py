@@ -138,8 +138,7 @@ def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: K
   def step(carry):
     t, rows, going, stopped, out, entropy = carry
     logits = transformer.logits(config, params, rows.hidden)
-    u = jax.vmap(lambda key, at: sampler.noise(key[None], at)[0])(keys, rows.at)
-    drawn = draw(logits, u, *limits)
+    drawn = draw(logits, sampler.noise(keys, rows.at), *limits)
     token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
     entropy += jax.lax.cond(t < FIRST, lambda: jnp.where(
         going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
@@ -243,8 +242,12 @@ class Trees(multiturn.Episodes):
 
   def grown(self, tree: "Agentic", params: Any, examples: Sequence[Example], key: jax.Array,
             step: int, *, longest: int, temperature: float = 1.0, top_p: float = 1.0,
-            top_k: int = 0) -> plain.Rollout:
-    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example."""
+            top_k: int = 0, slots: int = 0) -> plain.Rollout:
+    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example.
+
+    Raises NotImplementedError for slots.
+    """
+    multiturn.check_slots(slots)
     asked, rule = self.asked(examples), tree.rule
     samples = rule.samples
     limits = self.limits(temperature, top_p, top_k)

@@ -147,7 +147,8 @@ class Cure:
     fold = functools.partial(row_keys, ask.key, np.int32(ask.step), asked.ids, n1)
     knobs = {name: ask.knobs[name] for name in ("temperature", "top_p", "top_k")}
     longest, keys = ask.knobs["longest"], fold()
-    out = sampler.sample(ask.params, asked, keys, samples=n1, longest=longest, keep=n2 > 0, **knobs)
+    out = sampler.sample(ask.params, asked, keys, samples=n1, longest=longest, keep=n2 > 0,
+                         slots=ask.knobs.get("slots", 0), **knobs)
     special = tuple(int(t) for t in (*sampler.stop, sampler.tokenizer.pad_id) if t >= 0)
     cut, own, longer = _cut(
         dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys,

@@ -27,7 +27,7 @@ class Greedy:
     def sample(examples):
       draw = lambda **more: sampler.rollout(ask.params, examples, ask.key, ask.step,
                                             **{**ask.knobs, **more})
-      got, best = draw(), draw(samples=1, temperature=0.0)
+      got, best = draw(), draw(samples=1, temperature=0.0, slots=0)
       right = np.asarray(sharding.local(jax.jit(grpo.outcome)(best.batch.verdict)))
       batch = got.batch.replace(greedy_rewards=sampler.place(np.repeat(right, samples)))
       return dataclasses.replace(got, batch=batch, steps=got.steps + best.steps,

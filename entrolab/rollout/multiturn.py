@@ -58,6 +58,13 @@ def _assemble(rows, prompt, mask, keys, verdict, finished, returns, *, samples, 
 _any = jax.jit(jnp.any)  # over the rows of all processes
 
 
+def check_slots(slots: int) -> None:
+  """Raises NotImplementedError where rows are to take turns."""
+  if slots:
+    raise NotImplementedError(f"sampling.slots={slots}: an episode keeps its slot while its "
+                              "environment answers; set sampling.slots=0")
+
+
 class Episodes(plain.Sampler):
   """Sampling in an environment, which is the task, within the limits of a strategy.
 
@@ -74,8 +81,12 @@ class Episodes(plain.Sampler):
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
-              top_k: int = 0) -> plain.Rollout:
-    """P examples -> B = P x samples verified episodes, those of an example one after another."""
+              top_k: int = 0, slots: int = 0) -> plain.Rollout:
+    """P examples -> B = P x samples verified episodes, those of an example one after another.
+
+    Raises NotImplementedError for slots.
+    """
+    check_slots(slots)
     asked = self.asked(examples)
     keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
     limits = self.limits(temperature, top_p, top_k)

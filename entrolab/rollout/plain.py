@@ -14,7 +14,7 @@ import numpy as np
 from entrolab import data, sharding
 from entrolab.models.transformer import Config
 from entrolab.objective import Batch
-from entrolab.rollout import sampler
+from entrolab.rollout import refill, sampler
 from entrolab.tasks import Example
 from entrolab.verify import Verdict, codes, vote
 
@@ -67,7 +67,8 @@ class Request:
   """What a strategy is asked for at one step.
 
   draw: the next prompts of the data; control: the controlled values by name; knobs: samples,
-  longest, temperature, top_p, top_k of `Sampler.rollout`; refills: further draws that are allowed;
+  longest, temperature, top_p, top_k, slots of `Sampler.rollout`; refills: further draws that are
+  allowed;
   host: what the strategy kept of earlier steps, empty at first.
   """
   params: Any
@@ -98,12 +99,12 @@ class Sampler:
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
-              top_k: int = 0) -> Rollout:
+              top_k: int = 0, slots: int = 0) -> Rollout:
     """P examples -> B = P x samples verified rows, the rows of a prompt one after another."""
     asked = self.asked(examples)
     keys = row_keys(key, np.int32(step), asked.ids, samples)
     out = self.sample(params, asked, keys, samples=samples, longest=longest,
-                      temperature=temperature, top_p=top_p, top_k=top_k)
+                      temperature=temperature, top_p=top_p, top_k=top_k, slots=slots)
     return self.judged(asked, keys, out, samples)
 
   def place(self, local: Any) -> Any:
@@ -118,11 +119,26 @@ class Sampler:
     return Asked(list(examples), *self.place((prompt, mask, ids)))
 
   def sample(self, params: Any, asked: Asked, keys: jax.Array, *, samples: int, longest: int,
-             temperature: Any = 1.0, top_p: float = 1.0, top_k: int = 0, keep: bool = False
-             ) -> sampler.Samples:
-    """`samples` responses to every prompt; temperature: a number, or [B] on the mesh."""
-    return sampler.sample(self.config, params, asked.prompt, asked.mask, keys, samples=samples,
-                          longest=longest, keep=keep, **self.limits(temperature, top_p, top_k))
+             temperature: Any = 1.0, top_p: float = 1.0, top_k: int = 0, keep: bool = False,
+             slots: int = 0) -> sampler.Samples:
+    """`samples` responses to every prompt; temperature: a number, or [B] on the mesh; slots: as in
+    `refill.sample`, 0 for all rows at once.
+
+    Raises ValueError for slots and keep, NotImplementedError for slots where rows are sharded.
+    """
+    limits = dict(samples=samples, longest=longest, **self.limits(temperature, top_p, top_k))
+    args = (self.config, params, asked.prompt, asked.mask, keys)
+    if not slots:
+      return sampler.sample(*args, keep=keep, **limits)
+    if keep:
+      raise ValueError(f"sampling.slots={slots}: a slot does not keep the cache of a row that has "
+                       "ended, and this strategy goes on from it; set sampling.slots=0")
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    if ways > 1:
+      raise NotImplementedError(f"sampling.slots={slots} with rows over data x fsdp={ways} "
+                                "devices: a slot takes rows of one device only; set "
+                                "sampling.slots=0")
+    return refill.sample(*args, slots=slots, **limits)
 
   def limits(self, temperature: Any, top_p: float, top_k: int) -> dict[str, Any]:
     """What a draw obeys, in the types that never recompile."""

@@ -60,8 +60,9 @@ def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], 
 
 
 def noise(keys: Key[Array, " B"], position: Array | int) -> Float[Array, " B"]:
-  """The uniform number of every row at one response position."""
-  return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(keys)
+  """The uniform number of every row at a response position: one for all, or one a row."""
+  one = lambda key, at: jax.random.uniform(jax.random.fold_in(key, at))
+  return jax.vmap(one)(keys, jnp.broadcast_to(position, keys.shape))
 
 
 def _spread(cache, copies, longest):

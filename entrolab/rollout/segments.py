@@ -120,8 +120,7 @@ def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array
   def step(carry):
     t, rows, going, stopped, out = carry
     logits = transformer.logits(config, params, rows.hidden)
-    u = jax.vmap(lambda key, at: sampler.noise(key[None], at)[0])(keys, rows.at)
-    drawn = draw(logits, u, temperature, top_p, top_k)
+    drawn = draw(logits, sampler.noise(keys, rows.at), temperature, top_p, top_k)
     token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
     place = jnp.where(going, rows.at, length)[:, None]
     columns = {name: _put(getattr(rows, name), place, getattr(drawn, name)[:, None])

@@ -1,0 +1,142 @@
+"""Refilled slots: the responses of all rows at once, in fewer ticks, in one compilation."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entrolab import config, data, experiment, explain, sharding
+from entrolab.models import tiny
+from entrolab.rollout import branch, multiturn, plain, refill, sampler, tempered
+
+PROMPTS, SAMPLES, LONGEST = 4, 5, 18
+ROWS = PROMPTS * SAMPLES
+STATISTICS = ("logp", "entropy", "sampled_logp", "sampled_entropy")
+MIXES = [[0, 1, 2, 3], [7, 7, 4, 12]]  # of prompts
+SOME = [9, 10]  # the numbers 5 and 6 end a row: at 1 to 18 tokens
+PLAIN = (1.0, 1.0, 0)  # temperature, top_p, top_k
+SETTINGS = [(MIXES[0], SOME, PLAIN), (MIXES[1], [3, 13], PLAIN), (MIXES[0], [-1, -1], PLAIN),
+            (MIXES[1], [3, 105], (0.0, 1.0, 0)), (MIXES[0], SOME, (0.7, 0.9, 0)),
+            (MIXES[1], SOME, (1.3, 1.0, 5)),
+            (MIXES[0], SOME, (np.where(np.arange(ROWS) % 3, 1.0, 0.6), 0.9, 0))]
+
+
+@functools.cache
+def lab():
+  return tiny.load()
+
+
+@functools.cache
+def examples():
+  return [data.Countdown().examples("eval", 5)[i] for i in range(16)]
+
+
+def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), longest=LONGEST, **options):
+  model, params, tokenizer = lab()
+  task, some = data.Countdown(), [examples()[i] for i in chosen]
+  prompt, mask = data.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
+  keys = sampler.row_keys(jax.random.key(7), 0, jnp.arange(len(some)), SAMPLES)
+  temperature, top_p, top_k = shape
+  return fn(model, params, prompt, mask, keys, samples=SAMPLES, longest=longest,
+            temperature=np.asarray(temperature, np.float32), top_p=np.float32(top_p),
+            top_k=np.int32(top_k), stop_ids=np.asarray(stop, np.int32), pad_id=np.int32(0),
+            **options)
+
+
+def same(got, want):
+  for name in ("tokens", "mask", "finished"):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+  for name in STATISTICS:
+    np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, ROWS])
+def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
+  monkeypatch.setattr(refill, "IDLE", 3)  # 8 slots: two are filled together
+  lengths = set()
+  for number, (chosen, stop, shape) in enumerate(SETTINGS):
+    want = run(sampler.sample, chosen, shape, stop)
+    traces = len(sampler.TRACES)
+    got = run(refill.sample, chosen, shape, stop, slots=slots)
+    # neither lengths nor prompts compile anew, only [B] temperatures beside numbers
+    assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
+    same(got, want)
+    length = np.asarray(got.mask).sum(1)
+    lengths |= set(length.tolist())
+    if slots == 1:
+      assert int(got.steps) == length.sum()
+    # idle slots are fewer than one in IDLE while rows wait; then the longest row may begin
+    busy = slots - max(1, slots // refill.IDLE) + 1
+    assert length.sum() / slots <= int(got.steps) <= length.sum() / busy + length.max()
+  assert len(lengths) > 8
+
+
+def test_slots_become_fewer_as_rows_run_out():
+  assert refill.sizes(64) == [64, 32, 16, 0]
+  assert refill.sizes(20) == [20, 10, 0] and refill.sizes(8) == [8, 0]
+
+
+def test_the_cache_is_updated_in_place():
+  """Temporaries: one cache of S slots, a layer of it to attend to, the prompts, little beside; a
+  copy of the keys alone would be half a cache more."""
+  slots, longest, c = 8, 512, lab()[0]
+  made: Any = run(functools.partial(refill.sample.lower, slots=slots), longest=longest).compile()
+  token = 2 * 4 * c.layers * c.kv_heads * c.head_dim
+  cache = token * (slots * (12 + longest) + PROMPTS * 12)
+  assert made.memory_analysis().temp_size_in_bytes < (1.2 + 1 / c.layers) * cache
+
+
+@pytest.mark.parametrize("slots", [-1, 0, ROWS + 1])
+def test_slots_are_rows(slots):
+  with pytest.raises(ValueError, match=f"slots={slots} for {ROWS} rows"):
+    run(refill.sample, slots=slots)
+  if slots:
+    with pytest.raises(ValueError, match=r"sampling.slots=-?\d+: 0 \(all rows at once\) to 4"):
+      dataclasses.replace(whole(), sampling=experiment.Sampling(
+          prompts=PROMPTS, samples=SAMPLES, slots=slots))
+
+
+@functools.cache
+def whole():
+  return config.load("experiments/toy.py", ())
+
+
+def draw(strategy, *, mesh=(1, 1, 1), slots, **knobs):
+  model, params, tokenizer = lab()
+  made = plain.Sampler(model, tokenizer, data.Countdown(), sharding.make_mesh(*mesh))
+  knobs = dict(samples=SAMPLES, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0, slots=slots,
+               **knobs)
+  return strategy(made, plain.Request(params, lambda: examples()[:PROMPTS], jax.random.key(0), 3,
+                                      {"temperature": np.float32(1.2)}, knobs))
+
+
+@pytest.mark.parametrize("strategy, mesh", [
+    (plain.Plain(), (1, 1, 1)), (plain.Plain(), (1, 1, 2)), (tempered.Tempered(), (1, 1, 1))])
+def test_strategies_learn_from_the_same_rows(strategy, mesh):
+  got, want = draw(strategy, slots=8, mesh=mesh), draw(strategy, slots=0)
+  assert got.texts == want.texts and got.verdicts == want.verdicts
+  for name, value in want.batch.columns().items():
+    np.testing.assert_allclose(got.batch.columns()[name], value, atol=1e-5, err_msg=name)
+
+
+def test_what_does_not_work_says_so():
+  with pytest.raises(NotImplementedError, match="slots=8 with rows over data x fsdp=2 devices"):
+    draw(plain.Plain(), mesh=(2, 1, 1), slots=8)
+  with pytest.raises(ValueError, match="slots=8: a slot does not keep the cache"):
+    draw(branch.Cure(originals=1, branches=4), slots=8)
+  with pytest.raises(NotImplementedError, match="sampling.slots=8: an episode keeps its slot"):
+    multiturn.check_slots(8)
+
+
+def test_the_plan_counts_slots():
+  toy, model = whole(), lab()[0]
+  s = toy.sampling
+  with_slots = dataclasses.replace(toy, sampling=dataclasses.replace(s, slots=8))
+  assert " in 8 slots, " in explain.batch_sentence(with_slots)
+  size = lambda e: explain.memory(e, model, 10)["key-value cache"]
+  held = (8 * (10 + s.longest) + 10 * s.prompts) / (s.prompts * s.samples * (10 + s.longest))
+  assert size(with_slots) == pytest.approx(size(toy) * held)
