@@ -250,9 +250,8 @@ def _forward(hidden, head, tokens, spec: Spec, layout: Layout | None):
 def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
   """(maximum, sums about it, nucleus: cut, log-sum, entropy), from whole rows of logits.
 
-  All rows at once where the vocabulary is one block; otherwise as many as stay in the second cache
-  of a CPU, or 16 elsewhere: the compiler for TPUs keeps a search over 16 or 40 rows on the chip,
-  and sends one over 8 to the main memory in every round.
+  All rows at once where the vocabulary is one block; else as many as the second cache of a CPU has
+  room for, or 16: the compiler for TPUs keeps a search over 16 rows on the chip, one over 8 not.
   """
   rows, size = hidden.shape[0], head.shape[0]
   axis = None if layout is None else layout.vocab
