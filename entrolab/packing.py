@@ -136,16 +136,16 @@ def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: B
 
   split = lambda x: x.reshape(ways, -1, *x.shape[1:])
   bins, picked, place = jax.vmap(device)(*map(split, (start, tokens, valid, mask)))
-  inputs = bins.reshape(ways * plan.bins, plan.width, 3)
-  return Laid(*(inputs[..., i] for i in range(3)), picked[..., 0], picked[..., 1],
+  bins = bins.reshape(ways * plan.bins, plan.width, 3)
+  return Laid(bins[..., 0], bins[..., 1], bins[..., 2], picked[..., 0], picked[..., 1],
               place.reshape(mask.shape))
 
 
 def _scattered(size: int, on: Array, slot: Array, *values: Array) -> Int[Array, "n v"]:
   """Values where `on` holds, to their slots of `size`; zero elsewhere."""
   flat = jnp.stack([x.ravel().astype(jnp.int32) for x in values], axis=-1)
-  return jnp.zeros((size, len(values)), jnp.int32).at[jnp.where(on, slot, size).ravel()].set(
-      flat, mode="drop", unique_indices=False)
+  slot = jnp.where(on, slot, size).ravel()
+  return jnp.zeros((size, len(values)), jnp.int32).at[slot].set(flat, mode="drop")
 
 
 def states(laid: Laid, hidden: Float[Array, "N W D"]) -> Float[Array, "ways R D"]:
