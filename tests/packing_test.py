@@ -119,7 +119,7 @@ def replayed(learner, batch, again):
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1), (1, 2, 2)])
 def test_steps_on_meshes_and_with_further_rows(mesh):
   """The real decoder, jitted as in a run; rows never leave their device."""
-  params = transformer.init(SHAPE, jax.random.key(0))
+  params = jax.device_get(transformer.init(SHAPE, jax.random.key(0)))  # a step donates its own
   batch, again = rows(3, turns=True), rows(4, turns=True)
   again = again.replace(mask=again.mask & (jnp.arange(ROWS) % 16 == 3)[:, None])
   again = again.replace(present=again.mask)
