@@ -112,7 +112,7 @@ def test_packed_is_padded_in_float64(recipe, micro, turns, monkeypatch):
 
 def replayed(learner, batch, again):
   """The second of two updates, with further rows of which most are empty."""
-  prepare = lambda x: learner.objective.prepare(x)
+  prepare = learner.objective.prepare
   return learner.select(prepare(batch), np.int32(1), prepare(again))
 
 
