@@ -34,7 +34,9 @@ class Training:
   steps: rollouts; updates: optimiser steps a rollout; micro: micro-batches an optimiser step;
   lr with `warmup` optimiser steps, then `schedule`; clip_norm: 0 for none; dtype of the forward
   pass (parameters stay float32); old_logp: recomputed by the trainer before the first update, or
-  as the sampler reported it; measure_every: steps between measurements of the entropy change.
+  as the sampler reported it; measure_every: steps between measurements of the entropy change;
+  packing: rows side by side in bins of a few static shapes, and micro-batches of nearly equal
+  numbers of tokens (the same numbers up to rounding).
   """
   steps: int = 60
   updates: int = 2
@@ -51,6 +53,7 @@ class Training:
   remat: Literal["none", "block"] = "none"
   old_logp: Literal["trainer", "sampler"] = "trainer"
   measure_every: int = 1
+  packing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

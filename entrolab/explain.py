@@ -136,7 +136,8 @@ def plan(experiment: Experiment, config, prompt_length: int) -> str:
            f"model: {parameter_count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
            f"width {config.width}, vocabulary {config.vocab_size}",
            f"lengths: prompt {prompt_length} + response {experiment.sampling.longest} tokens "
-           "(one bucket)",
+           + ("(packed into bins of 1, 2 or 4 rows)" if experiment.training.packing else
+              "(one bucket)"),
            "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in
                                   memory(experiment, config, prompt_length).items()),
            f"statistics of the vocabulary: {', '.join(experiment.objective.statistics.names)}",

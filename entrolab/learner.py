@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from entrolab import control as controls
-from entrolab import microbatch, sharding, vocab
+from entrolab import microbatch, packing, sharding, vocab
 from entrolab.analysis import entropy_change
 from entrolab.experiment import Experiment, Training
 from entrolab.models import transformer
@@ -69,6 +70,18 @@ def row_noise(row: Array, step: Array, length: int) -> Array:
   return jax.vmap(one)(row)
 
 
+def _valid(rows: Batch) -> Array:
+  """[B, L + T] tokens that stand in the context."""
+  present = rows.mask if rows.present is None else rows.present
+  return jnp.concatenate([rows.prompt_mask, present], axis=1)
+
+
+def _placed(batch: Batch, plan: packing.Plan | None) -> tuple[Batch, Array | None]:
+  """The batch with the column START, and the order in which it is split into parts."""
+  return (batch, None) if plan is None else (batch.replace(**{packing.START: plan.start}),
+                                             plan.order)
+
+
 class Learner:
   """The jitted functions of a run; `step` is compiled once and donates its state."""
 
@@ -101,7 +114,9 @@ class Learner:
     self.observe = jax.jit(self._observe)
     self.account = jax.jit(self._account)
     self.select = jax.jit(self._select)
-    self.traces = 0  # of the step: one, unless something recompiles
+    self.lengths = jax.jit(self._lengths, out_shardings=sharding.whole(mesh))
+    self.traces = 0  # of the step: one a shape of its plans, unless something recompiles
+    self.shapes: set[Any] = set()  # that the step was traced for; None without a plan
 
   def init(self, params: Any) -> State:
     """The state at step 0, placed on the mesh."""
@@ -114,28 +129,70 @@ class Learner:
     return jax.tree.map(  # scalars live on every device
         lambda x: x if isinstance(x.sharding, NamedSharding) else sharding.put(x, whole), state)
 
-  def statistics(self, params: Any, rows: Batch, spec: vocab.Spec) -> dict[str, Array]:
-    """The asked statistics [B, T] of the response tokens, from hidden states and the head."""
+  def plan(self, batch: Batch, parts: int) -> tuple[packing.Plan | None, float]:
+    """(where rows lie in `parts` parts, None without packing; padded share of all positions)."""
+    real, counted = np.asarray(self.lengths(batch))
+    length, longest = batch.prompt.shape[1] + batch.tokens.shape[1], batch.tokens.shape[1]
+    if not self.experiment.training.packing:
+      return None, 1.0 - float(real.sum()) / (len(real) * length)
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    c = self.config
+    made = packing.make(
+        real, counted, length=length, longest=longest, ways=ways, parts=parts,
+        # numbers that a layer keeps: scores and weights beside states
+        attention=2.0 * c.heads / (8.0 * c.width + 3.0 * c.mlp_width),
+        balanced=self.objective.scope == "batch")
+    share = 1.0 - float(real.sum()) / (ways * parts * made.bins * made.width)
+    place = partial(sharding.put, sharding=sharding.rows(self.mesh))
+    return dataclasses.replace(made, start=place(made.start), order=place(made.order)), share
+
+  def _lengths(self, batch: Batch) -> Array:
+    """[2, B] tokens of every row in all, and those of its response that count."""
+    return jnp.stack([_valid(batch).sum(1), batch.mask.sum(1)])
+
+  def statistics(self, params: Any, rows: Batch, spec: vocab.Spec,
+                 plan: packing.Plan | None = None) -> dict[str, Array]:
+    """The asked statistics [B, T] of the response tokens, from hidden states and the head.
+
+    plan: rows lie in its bins, from the column START on.
+    """
     length = rows.prompt.shape[1]
     tokens = jnp.concatenate([rows.prompt, rows.tokens], axis=1)
-    present = rows.mask if rows.present is None else rows.present
-    valid = jnp.concatenate([rows.prompt_mask, present], axis=1)
+    valid, head = _valid(rows), transformer.head_matrix(params)
+    if plan is not None:
+      laid = packing.lay(plan, rows.extra[packing.START], tokens, valid, rows.mask)
+      hidden = transformer.hidden_states(self.config, params, laid.tokens, laid.positions,
+                                         laid.segments)
+      listed = vocab.fused(packing.states(laid, hidden), head, laid.target, spec, self.layout)
+      return packing.columns(laid, rows.mask, listed)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
     hidden = transformer.hidden_states(self.config, params, tokens, positions,
                                        valid.astype(jnp.int32))
     # position i predicts token i + 1: the last prompt position predicts the first response token
     hidden = hidden[:, length - 1:-1]
-    return vocab.fused(hidden, transformer.head_matrix(params), rows.tokens, spec, self.layout)
+    return vocab.fused(hidden, head, rows.tokens, spec, self.layout)
 
-  def _score(self, params: Any, batch: Batch, names: tuple[str, ...]) -> dict[str, Array]:
+  def gradient(self, params: Any, batch: Batch, control: dict[str, Array],
+               plan: packing.Plan | None = None):
+    """`microbatch.gradient` of an optimiser batch, packed where there is a plan."""
+    placed, order = _placed(batch, plan)
+    spec = self.objective.statistics
+    return microbatch.gradient(
+        self.objective, lambda p, rows: self.statistics(p, rows, spec, plan), params, placed,
+        control, micro=self.experiment.training.micro, order=order)
+
+  def _score(self, params: Any, batch: Batch, names: tuple[str, ...],
+             plan: packing.Plan | None = None) -> dict[str, Array]:
     spec = dataclasses.replace(self.objective.vocab, names=names)
     micro = self.experiment.training.micro * self.experiment.training.updates
-    parts = microbatch.split(batch, micro)
-    return microbatch.merge(jax.lax.map(lambda rows: self.statistics(params, rows, spec), parts))
+    placed, order = _placed(batch, plan)
+    parts = microbatch.split(placed, micro, order)
+    return microbatch.merge(jax.lax.map(
+        lambda rows: self.statistics(params, rows, spec, plan), parts), order)
 
-  def _begin(self, state: State, batch: Batch) -> State:
+  def _begin(self, state: State, batch: Batch, plan: packing.Plan | None = None) -> State:
     """Lets controllers see the first rollout at the initial policy, before any update."""
-    live = self._score(state.params, batch, self.objective.statistics.names)
+    live = self._score(state.params, batch, self.objective.statistics.names, plan)
     batch = self._noised(batch, state.step)
     scored = self.objective.score({**batch.columns(), **state.control, **live})
     control = controls.begin(self.objective.control, state.control, self.objective.means(scored))
@@ -163,14 +220,13 @@ class Learner:
     return jax.tree.map(lambda x, y: jax.lax.with_sharding_constraint(
         jnp.concatenate([own(x), own(y)]), on_rows), batch, replay)
 
-  def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+  def _step(self, state: State, batch: Batch, plan: packing.Plan | None = None
+            ) -> tuple[State, dict[str, Array]]:
     """(state, batch) -> (state, metrics): gradient, update, controllers, reference."""
     self.traces += 1
-    spec, t = self.objective.statistics, self.experiment.training
+    self.shapes.add(None if plan is None else plan.shape)
     batch = self._noised(batch, state.step)
-    grads, metrics, live, scored = microbatch.gradient(
-        self.objective, lambda p, rows: self.statistics(p, rows, spec), state.params, batch,
-        state.control, micro=t.micro)
+    grads, metrics, live, scored = self.gradient(state.params, batch, state.control, plan)
     norm = optax.tree.norm(grads)
     drawn = batch.mask & ~batch.extra.get("replayed", jnp.zeros(1, bool))[:, None]
     exact = masked_mean(live["entropy"], drawn)

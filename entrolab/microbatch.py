@@ -16,11 +16,13 @@ from entrolab.typing import Array
 
 
 def gradient(objective: Objective, statistics: Callable[[Any, Batch], dict[str, Array]],
-             params: Any, batch: Batch, control: Columns | None = None, *, micro: int = 1
+             params: Any, batch: Batch, control: Columns | None = None, *, micro: int = 1,
+             order: Array | None = None
              ) -> tuple[Any, dict[str, Array], dict[str, Array], dict[str, Any]]:
   """Gradient over an optimiser batch, the same for every number of micro-batches.
 
   statistics(params, rows) -> the columns of `objective.statistics` for these rows of the batch.
+  order [ways, B / ways]: of the rows of each device when they are split; None for theirs.
   Returns (gradient like params, metrics, statistics [B, T], what `score` gave).
   Raises ValueError when the rows do not split into `micro` parts.
   """
@@ -41,12 +43,12 @@ def gradient(objective: Objective, statistics: Callable[[Any, Batch], dict[str, 
   if micro == 1:
     grads, aux = jax.grad(loss, has_aux=True)(params, batch, {})
     return grads, *aux
-  parts, whole = split(batch, micro), {}
+  parts, whole = split(batch, micro, order), {}
   if not alone:
     live = {}
     if objective.needs_score_pass:
       fixed = jax.lax.stop_gradient(params)
-      live = merge(jax.lax.map(lambda part: statistics(fixed, part), parts))
+      live = merge(jax.lax.map(lambda part: statistics(fixed, part), parts), order)
     whole = objective.score({**batch.columns(), **control, **live})
   by_row = {k: v for k, v in whole.items() if v is not None and v.ndim}
   rest = {k: v for k, v in whole.items() if k not in by_row}
@@ -57,18 +59,31 @@ def gradient(objective: Objective, statistics: Callable[[Any, Batch], dict[str, 
     return jax.tree.map(jnp.add, total, grads), aux
 
   zero = jax.tree.map(jnp.zeros_like, params)
-  grads, (metrics, live, scored) = jax.lax.scan(one, zero, (parts, split(by_row, micro)))
+  grads, (metrics, live, scored) = jax.lax.scan(
+      one, zero, (parts, split(by_row, micro, order)))
   # what was scored part by part: rows are put back in order, scalars become their mean
-  scored = {k: None if v is None else merge(v) if v.ndim > 1 else v.mean(0)
+  scored = {k: None if v is None else merge(v, order) if v.ndim > 1 else v.mean(0)
             for k, v in scored.items()}
-  return grads, jax.tree.map(lambda x: x.sum(0), metrics), merge(live), scored
+  return grads, jax.tree.map(lambda x: x.sum(0), metrics), merge(live, order), scored
 
 
-def split(tree: Any, micro: int) -> Any:
-  """[B, ...] -> [M, B / M, ...] of every leaf, along the inner axis: devices keep their rows."""
+def split(tree: Any, micro: int, order: Array | None = None) -> Any:
+  """[B, ...] -> [M, B / M, ...] of every leaf, along the inner axis: devices keep their rows.
+
+  order [ways, B / ways]: the rows of each device are put into it before.
+  """
+  tree = tree if order is None else _ordered(tree, order)
   return jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
-def merge(tree: Any) -> Any:
+def merge(tree: Any, order: Array | None = None) -> Any:
   """The inverse of `split`."""
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+  tree = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+  return tree if order is None else _ordered(tree, jnp.argsort(order, axis=1))
+
+
+def _ordered(tree: Any, order: Array) -> Any:
+  """Rows of each device in another order."""
+  take = jax.vmap(lambda x, at: x[at])
+  return jax.tree.map(lambda x: take(x.reshape(*order.shape, *x.shape[1:]), order).reshape(x.shape),
+                      tree)

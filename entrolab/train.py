@@ -86,33 +86,36 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   batch, again = rollout.batch, rollout.replay
   jax.block_until_ready(batch.tokens)
   clock.lap("rollout")
-  before = learner.score(state.params, batch, BEFORE)
+  plan, _ = learner.plan(batch, t.updates * t.micro)
+  before = learner.score(state.params, batch, BEFORE, plan)
   sampled = before["logp"] if batch.old_logp is None else batch.old_logp
   if t.old_logp == "trainer" or batch.old_logp is None:  # None: rows that nobody sampled
     batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
   if learner.reads_reference:
-    refer = lambda rows: rows.replace(
-        ref_logp=learner.score(state.reference, rows, ("logp",))["logp"])
-    batch, again = refer(batch), again and refer(again)
+    refer = lambda rows, plan: rows.replace(
+        ref_logp=learner.score(state.reference, rows, ("logp",), plan)["logp"])
+    batch = refer(batch, plan)
+    again = again and refer(again, learner.plan(again, t.updates * t.micro)[0])
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
-    state = learner.begin(state, batch)
+    state = learner.begin(state, batch, plan)
   metrics = learner.observe(before, batch, sampled)
   clock.lap("score", metrics)
   of_updates = []
   for update in range(t.updates):
     rows = learner.select(batch, np.int32(update), again)
-    state, own = learner.step(state, rows)
+    of_update, padding = learner.plan(rows, t.micro)
+    state, own = learner.step(state, rows, of_update)
     if not bool(own["train/applied"]):
       guards.save_failure(folder, lab, step, update, rows, state, own)
-    of_updates.append(own)
+    of_updates.append({**own, "train/padding": padding})
   means = {name: np.mean([float(m[name]) for m in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
   if rollout.learned is not None:
     lab.host = rollout.learned(batch)
   clock.lap("train", means)
   if t.measure_every and step % t.measure_every == 0:
-    after = learner.score(state.params, batch, AFTER)
+    after = learner.score(state.params, batch, AFTER, plan)
     metrics |= learner.account(before, after, batch)
     clock.lap("measure", metrics)
   metrics = {**means, **last, **metrics}  # entropy/exact: over the whole rollout, before updates
@@ -278,7 +281,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
     out.write(0, measured(progress.before))
     print(f"before: pass@1 {progress.before.get('eval/pass@1', float('nan')):.3f}  "
           f"entropy {progress.before['eval/entropy']:.3f}", flush=True)
-  warm: tuple[int, int] | None = None
+  warm: tuple[int, ...] | None = None
   with stop_signals() as stopped:
     while progress.step < steps and not sharding.where(bool(stopped)):
       start = time.time()
@@ -317,12 +320,18 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
   return {"before": progress.before, "after": after, "finished": True}
 
 
-def recompiled(lab: Lab, metrics: dict[str, Any], warm: tuple[int, int] | None) -> tuple[int, int]:
-  """Counts compilations of sampler and step since `warm`, the counts after the first step."""
-  now = (len(sampler.TRACES), lab.learner.traces)
+def recompiled(lab: Lab, metrics: dict[str, Any], warm: tuple[int, ...] | None
+               ) -> tuple[int, ...]:
+  """Counts compilations of sampler and step since `warm`, the counts after the first step: those
+  of the step for a new shape of its plans, which only packing has, under a name of their own."""
+  shapes = len(lab.learner.shapes)
+  now = (len(sampler.TRACES), lab.learner.traces - shapes, shapes)
   warm = warm or now
-  metrics["rollout/recompilations"], metrics["train/recompilations"] = (
-      n - w for n, w in zip(now, warm, strict=True))
+  names = ("rollout/recompilations", "train/recompilations", "train/recompilations_packing")
+  counts = dict(zip(names, (n - w for n, w in zip(now, warm, strict=True)), strict=True))
+  if not lab.experiment.training.packing:
+    del counts["train/recompilations_packing"]
+  metrics |= counts
   return warm
 
 

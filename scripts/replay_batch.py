@@ -23,7 +23,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from entrolab import config, guards, microbatch, sharding  # noqa: E402
+from entrolab import config, guards, sharding  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.learner import Learner  # noqa: E402
 from entrolab.objective import Batch, Penalty  # noqa: E402
@@ -70,17 +70,10 @@ def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
   control = {name: place(x) for name, x in failure.control.items()}
   state = dataclasses.replace(state, step=step, control=control, params=jax.tree.map(
       jnp.copy, params))  # the step donates them
-  _, metrics = learner.step(state, batch)
+  plan, _ = learner.plan(batch, experiment.training.micro)
+  _, metrics = learner.step(state, batch, plan)
   batch = learner._noised(batch, step)
-  spec = experiment.objective.statistics
-
-  @jax.jit
-  def gradient(params, batch, control):
-    return microbatch.gradient(
-        experiment.objective, lambda p, rows: learner.statistics(p, rows, spec), params, batch,
-        control, micro=experiment.training.micro)
-
-  grads, sums, live, scored = gradient(params, batch, control)
+  grads, sums, live, scored = jax.jit(learner.gradient)(params, batch, control, plan)
   return Replay(learner, params, batch, control, grads, {**sums, **metrics}, live, scored,
                 tokenizer)
 

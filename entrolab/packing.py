@@ -1,0 +1,166 @@
+"""Whole rows side by side in bins, so that a forward pass computes few positions of padding.
+
+A bin has W = k (L + T) positions, k = 1, 2 or 4, and holds the real tokens of whole rows (prompt
+and response) one after another; segment ids keep rows apart, positions begin anew in every row. The
+states that predict a response token that counts are gathered into a list, the vocabulary is
+evaluated on that list alone, and the statistics return as columns [B, T], zero off the mask: what
+follows sees rows as ever. Rows stay on their device, in bins of their own part of the batch.
+
+Shapes are static. Where rows lie is decided on the host from their lengths alone, never from what
+came before, so that a resumed run packs alike. The number of bins, and that of tokens in the list,
+are rounded up to eighths (from 2/8) of what no padding at all could need; a batch whose counts fall
+into another eighth compiles once more.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entrolab.typing import Array, Bool, Float, Int
+
+START = "packed_start"  # column [B] of a batch: where a row begins in the bins of its device
+WIDTHS = (1, 2, 4)  # k: rows of full length that a bin holds
+EIGHTHS = range(2, 9)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Where rows lie: start [B]; order [ways, B / ways]: rows of a device in the order in which they
+  are split into parts. Static: bins, width W, and tokens of the list, for one device and part."""
+  start: Any
+  order: Any
+  bins: int = dataclasses.field(metadata=dict(static=True))
+  width: int = dataclasses.field(metadata=dict(static=True))
+  tokens: int = dataclasses.field(metadata=dict(static=True))
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """What a program is compiled for."""
+    return self.bins, self.width, self.tokens
+
+
+def make(real: np.ndarray, counted: np.ndarray, *, length: int, longest: int, ways: int, parts: int,
+         attention: float, balanced: bool) -> Plan:
+  """The plan of B rows in `parts` parts over `ways` devices, by first fit of the longest rows.
+
+  real, counted [B]: tokens of a row in all, and those of its response that count; length: L + T;
+  longest: T; attention: cost of one attended position beside all else of a position. balanced:
+  rows are dealt so that parts have nearly equal numbers of tokens; otherwise they keep the order
+  of `microbatch.split`. The bins are as wide as costs least, at most what rows with their padding
+  cost. Raises ValueError for a row that is longer than `length`.
+  """
+  if real.max(initial=0) > length:
+    raise ValueError(f"a row of {real.max()} tokens; rows have {length} positions")
+  rows, size = len(real) // ways, len(real) // ways // parts
+  order = np.stack([dealt(own, parts) if balanced else np.arange(rows)
+                    for own in real.reshape(ways, rows)])
+  cells = order.reshape(ways, size, parts).swapaxes(1, 2) + rows * np.arange(ways)[:, None, None]
+  cells = cells.reshape(-1, size)
+  found = []
+  for k in WIDTHS:
+    start, used = np.zeros(len(real), np.int32), 0
+    for cell in cells:
+      start[cell], own = first_fit(real[cell], k * length)
+      used = max(used, own)
+    bins = rounded(used, size / k)
+    found.append((bins * k * (1.0 + attention * k * length), k * length, bins, start))
+  _, width, bins, start = min(found, key=lambda x: x[:2])
+  most = int(counted[cells].sum(1).max())
+  return Plan(start, order.astype(np.int32), bins, width, rounded(most, size * longest))
+
+
+def dealt(lengths: np.ndarray, parts: int) -> np.ndarray:
+  """Rows in the order that `microbatch.split` deals into `parts` parts of as many rows each: the
+  longest first, each to the part with the fewest tokens that has room."""
+  if parts == 1:
+    return np.arange(len(lengths))
+  held: list[list[int]] = [[] for _ in range(parts)]
+  total = np.zeros(parts)
+  for row in np.argsort(-lengths, kind="stable"):
+    part = int(np.argmin(total))
+    held[part].append(int(row))
+    total[part] += lengths[row]
+    if len(held[part]) == len(lengths) // parts:
+      total[part] = np.inf
+  return np.asarray(held).T.ravel()
+
+
+def first_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
+  """(where every row begins in the flattened bins, bins used): the longest rows first, each into
+  the first bin with room."""
+  room = np.full(len(lengths), width)
+  start = np.zeros(len(lengths), np.int32)
+  for row in np.argsort(-lengths, kind="stable"):
+    at = int(np.argmax(room >= lengths[row]))
+    start[row] = (at + 1) * width - room[at]
+    room[at] -= lengths[row]
+  return start, int((room < width).sum())
+
+
+def rounded(count: int, most: float) -> int:
+  """The least of the eighths of `most` that is not under count."""
+  return next(n for n in (math.ceil(e * most / 8) for e in EIGHTHS) if n >= count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Laid:
+  """Rows in bins: tokens, positions, segments [ways * bins, W]; list [ways, tokens] of the places
+  of the states that predict (`before`) and of the tokens that they predict (`target`); place
+  [B, T]: of a response token in that list."""
+  tokens: Array
+  positions: Array
+  segments: Array
+  before: Array
+  target: Array
+  place: Array
+
+
+def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: Bool[Array, "B S"],
+        mask: Bool[Array, "B T"]) -> Laid:
+  """Rows of one part [B, L + T] -> bins. A token that counts must follow a real one."""
+  ways, size, longest = plan.order.shape[0], plan.bins * plan.width, mask.shape[1]
+
+  def device(start, tokens, valid, mask):
+    rank = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+    slot = start[:, None] + rank
+    row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], rank.shape)
+    bins = _scattered(size, valid, slot, tokens, rank, row)
+    place = (jnp.cumsum(mask.ravel(), dtype=jnp.int32) - 1).reshape(mask.shape)
+    picked = _scattered(plan.tokens, mask, place, slot[:, -longest:] - 1, tokens[:, -longest:])
+    return bins, picked, jnp.where(mask, place, 0)
+
+  split = lambda x: x.reshape(ways, -1, *x.shape[1:])
+  bins, picked, place = jax.vmap(device)(*map(split, (start, tokens, valid, mask)))
+  bins = bins.reshape(ways * plan.bins, plan.width, 3)
+  return Laid(bins[..., 0], bins[..., 1], bins[..., 2], picked[..., 0], picked[..., 1],
+              place.reshape(mask.shape))
+
+
+def _scattered(size: int, on: Array, slot: Array, *values: Array) -> Int[Array, "n v"]:
+  """Values where `on` holds, to their slots of `size`; zero elsewhere."""
+  flat = jnp.stack([x.ravel().astype(jnp.int32) for x in values], axis=-1)
+  slot = jnp.where(on, slot, size).ravel()
+  return jnp.zeros((size, len(values)), jnp.int32).at[slot].set(flat, mode="drop")
+
+
+def states(laid: Laid, hidden: Float[Array, "N W D"]) -> Float[Array, "ways R D"]:
+  """The states that predict the tokens of the list."""
+  flat = hidden.reshape(laid.before.shape[0], -1, hidden.shape[-1])
+  return _taken(flat, laid.before)
+
+
+def columns(laid: Laid, mask: Bool[Array, "B T"], listed: dict[str, Array]) -> dict[str, Array]:
+  """Numbers of the list [ways, tokens] -> columns [B, T], zero off the mask."""
+  place = laid.place.reshape(laid.before.shape[0], -1)
+  return {name: jnp.where(mask, _taken(x, place).reshape(mask.shape), 0.0)
+          for name, x in listed.items()}
+
+
+def _taken(x: Array, index: Array) -> Array:
+  """x [ways, n, ...], index [ways, m] -> [ways, m, ...]: no device reads from another."""
+  return jax.vmap(lambda own, at: own[at])(x, index)
