@@ -116,7 +116,8 @@ def replayed(learner, batch, again):
   return learner.select(prepare(batch), np.int32(1), prepare(again))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1), (1, 2, 2)])
+@pytest.mark.parametrize("mesh", [
+    (2, 2, 1), *(pytest.param(m, marks=pytest.mark.slow) for m in ((1, 1, 1), (1, 2, 2)))])
 def test_steps_on_meshes_and_with_further_rows(mesh):
   """The real decoder, jitted as in a run; rows never leave their device."""
   params = jax.device_get(transformer.init(SHAPE, jax.random.key(0)))  # a step donates its own
@@ -221,6 +222,7 @@ def lines(folder):
   return [{k: v for k, v in row.items() if not k.startswith(WALL)} for row in found]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_padded_one_and_resumes_to_the_bit(tmp_path):
   made = config.load("experiments/siren.py", (
       "mesh.data=1", "sampling.prompts=8", "training.updates=2", "training.micro=2",
@@ -239,6 +241,8 @@ def test_a_run_is_the_padded_one_and_resumes_to_the_bit(tmp_path):
   assert trained["whole"] == trained["parts"] and len(trained["whole"]) == 2
   for ours, theirs in zip(trained["whole"], trained["padded"], strict=True):
     assert ours.keys() == theirs.keys()
-    assert ours["train/padding"] < theirs["train/padding"] < 1.0
+    assert ours["train/padding"] <= theirs["train/padding"] < 1.0
     for name in ours.keys() - {"train/padding"}:
       np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-6, err_msg=name)
+  total = {name: sum(row["train/padding"] for row in rows) for name, rows in trained.items()}
+  assert total["whole"] < total["padded"]
