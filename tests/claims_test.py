@@ -1,7 +1,9 @@
 """What the papers claim and a small model can show: the embedded model, three seeds, -m slow.
 
-Each claim is `left > right` of one figure under two settings, by the mean over seeds. Claims on
-tabular policies, which are exact and fast, stand with their method in tests/methods.
+Each claim is `left > right` of one figure under two settings: the mean over seeds of the difference
+is above its standard error. One that was not seen at this size is measured and printed all the
+same, and expected to fail; the recipe's docstring says so. Claims on tabular policies, which are
+exact and fast, stand with their method in tests/methods.
 """
 
 import dataclasses
@@ -18,11 +20,12 @@ LAST = 10  # steps at the end over which a figure is averaged
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """left and right are configurations; figure is a metric of the steps."""
+  """left and right are configurations; figure is a metric of the steps; shown: at this size."""
   left: str
   right: str
   figure: str = "entropy/exact"
   source: str = ""
+  shown: bool = True
 
 
 CLAIMS = [
@@ -84,8 +87,14 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: f"{c.left}>{c.right}")
 def test_claims_on_the_embedded_model(claim, measured, capsys):
   left, right = (measured(setting, claim.figure) for setting in (claim.left, claim.right))
+  more = left - right
+  error = more.std(ddof=1) / np.sqrt(len(SEEDS))
+  holds = bool(more.mean() > error)
+  said = (f"{claim.source}: {claim.figure} {claim.left} {left.mean():.4f} {np.round(left, 4)}, "
+          f"{claim.right} {right.mean():.4f} {np.round(right, 4)}, difference {more.mean():.4f} "
+          f"with a standard error of {error:.4f}: {'shown' if holds else 'NOT shown'}")
   with capsys.disabled():
-    print(f"\n{claim.source}: {claim.figure} {claim.left} {left.mean():.3f} {np.round(left, 3)} > "
-          f"{claim.right} {right.mean():.3f} {np.round(right, 3)}: "
-          f"{'shown' if left.mean() > right.mean() else 'NOT shown'}")
-  assert left.mean() > right.mean()
+    print(f"\n{said}")
+  if not (holds or claim.shown):
+    pytest.xfail(said)
+  assert holds, said

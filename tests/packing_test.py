@@ -226,7 +226,7 @@ def lines(folder):
 def test_a_run_is_the_padded_one_and_resumes_to_the_bit(tmp_path):
   made = config.load("experiments/siren.py", (
       "mesh.data=1", "sampling.prompts=8", "training.updates=2", "training.micro=2",
-      "training.steps=2", "training.packing=true", "saving.every=1"))
+      "training.steps=2", "training.packing=true", "saving.every=1", "sampling.longest=40"))
   made = dataclasses.replace(made, evaluation=Evaluation(problems=4, samples=2, ks=(1,)))
   learn = lambda **more: dataclasses.replace(
       made, training=dataclasses.replace(made.training, **more))
