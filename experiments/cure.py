@@ -12,6 +12,8 @@ cannot be right without its first steps: here it reads prefix and continuation. 
 words of two letters or more; here every sign is a step, so that it admits all of them.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.531 [0.483, 0.580], pass@16 0.863
 -> 0.797, entropy 0.310 -> 0.215 nats (GRPO: 0.215).
+Three seeds, without refills, after 112,507 sampled tokens: held-out entropy 0.283 in stage 1, 0.273
+in stage 2 alone (difference 0.010, standard error 0.004); pass@1 0.390 and 0.397.
 """
 
 import dataclasses

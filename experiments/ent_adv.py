@@ -7,6 +7,8 @@ gradient; loss = clip(-A' r), token mean.
 
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.502 [0.455, 0.548], pass@16 0.863
 -> 0.793, entropy 0.310 -> 0.213 nats (GRPO: 0.215), share of tokens touched 87 % -> 54 %.
+That it keeps more entropy than GRPO is not shown at this size: 0.266 against 0.267 (three seeds, 40
+steps; difference -0.0013, standard error 0.0019).
 """
 
 from entrolab import presets

@@ -11,6 +11,8 @@ With alpha=0 it is the plain bonus.
 Expect (seed 0, 16 worlds, 95 % intervals): pass@1 0.125 -> 0.121 [0.068, 0.174], pass@16 0.688 ->
 0.688, entropy 0.322 -> 0.325 nats, its standard deviation over the steps 0.016; 20 steps of 32
 episodes do not teach this decoder. 27 of the first 32 episodes take all 30 turns.
+That the corridor steadies entropy is not shown at this size: standard deviation over the steps
+0.0239, plain bonus 0.0259 (three seeds; difference 0.0020, standard error 0.0026).
 """
 
 from entrolab.environments import settings

@@ -11,6 +11,7 @@ The policy is cloned, when it starts, on a clerk who writes six values of ten wr
 Expect (seed 0, 32 empty forms, 95 % intervals): pass@1 0.000 -> 0.072 [0.032, 0.113], pass@16
 0.000 -> 0.406 with the gate, which opens the second field at step 22 of 40; both 0.000 -> 0.000
 with sparse reward, which pays 5 of 5120 episodes.
+Three seeds: 0.072, 0.033, 0.064 with the gate, which ends at two open fields; 0.000 each without.
 """
 
 from entrolab import aggregate, control

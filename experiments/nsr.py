@@ -8,6 +8,7 @@ arXiv:2506.01347.  A = lambda on right answers, -1 on wrong ones, no baseline; l
 
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.462 [0.416, 0.508], pass@16 0.863
 -> 0.781, entropy 0.310 -> 0.257 nats (GRPO: 0.215).
+Three seeds, 40 steps: entropy 0.292, PSR 0.263.
 """
 
 from entrolab import presets

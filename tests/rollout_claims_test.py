@@ -47,8 +47,11 @@ def column(runs, name):
   return np.asarray([[row[name] for row in run[0]] for run in runs])
 
 
-def verdict(holds):
-  return "shown" if holds else "NOT shown"
+def verdict(more):
+  """Whether the mean over seeds of a difference is above its standard error."""
+  error = more.std(ddof=1) / np.sqrt(len(SEEDS))
+  return (f"difference {more.mean():.4f} with a standard error of {error:.4f}: "
+          f"{'shown' if more.mean() > error else 'NOT shown'}")
 
 
 def test_a_gated_warm_start_against_sparse_reward_on_a_form_of_seven_fields(tmp_path, capsys):
@@ -61,7 +64,7 @@ def test_a_gated_warm_start_against_sparse_reward_on_a_form_of_seven_fields(tmp_
           "{} -> {}".format(*(np.round(r, 3) for r in right)),
           f"right episodes in sparse training {column(sparse, 'reward/mean').mean(1)}; last level "
           f"of the gate {column(gated, 'control/level')[:, -1]}: "
-          f"{verdict(right[3].mean() > right[1].mean())}")
+          f"{verdict(right[3] - right[1])}")
   assert (column(sparse, "control/level") == 7).all()
   assert (np.diff(column(gated, "control/level"), axis=1) >= 0).all()
   assert right[3].mean() > right[1].mean()
@@ -80,7 +83,7 @@ def test_the_corridor_against_the_plain_bonus_on_the_text_world(tmp_path, capsys
           f"{np.round(b[:, -1], 3)}; pass@1 {np.round(evaluated(with_it, 'eval/pass@1', 0), 3)} -> "
           f"{np.round(evaluated(with_it, 'eval/pass@1'), 3)}, "
           f"{np.round(evaluated(without, 'eval/pass@1'), 3)}: "
-          f"{verdict(a.std(1).mean() < b.std(1).mean())}")
+          f"{verdict(b.std(1) - a.std(1))}")
   assert np.isfinite(a).all() and below.all()  # the mean stays below the corridor's upper bound
   assert (column(without, "term/epo.corridor") == 0.0).all()
   assert (column(with_it, "term/epo.corridor")[:, 1:] > 0.0).all()
@@ -107,7 +110,7 @@ def test_branching_keeps_more_entropy_than_plain_sampling_at_equal_tokens(tmp_pa
           f"{np.round(evaluated(plain, 'eval/entropy'), 4)}; pass@1 "
           f"{np.round(at_tokens(branching, 'eval/pass@1', total), 3)}, "
           f"{np.round(at_tokens(plain, 'eval/pass@1', total), 3)}: "
-          f"{verdict(ours.mean() > theirs.mean())}")
+          f"{verdict(ours - theirs)}")
   assert all(run[0][0]["rollout/reused_tokens"] > 0 for run in branching)
   assert all(row["rollout/reused_tokens"] == 0 for run in plain for row in run[0])
 
@@ -122,7 +125,7 @@ def test_self_imitation_with_replay_and_without(tmp_path, capsys):
     for name in ("eval/entropy", "eval/pass@1", "eval/pass@16"):
       a, b = evaluated(replay, name), evaluated(without, name)
       print(f"\n{name} after 40 steps: with replay {a.mean():.4f} {np.round(a, 4)}, without "
-            f"{b.mean():.4f} {np.round(b, 4)}", end="")
+            f"{b.mean():.4f} {np.round(b, 4)}; more with it: {verdict(a - b)}", end="")
     print(f"; steps with a replay {(column(replay, 'rollout/replayed') > 0).sum(1)}")
   assert (column(replay, "rollout/replayed").max(1) > 0).all()
   assert (column(without, "control/sil_weight") == 0.0).all()
