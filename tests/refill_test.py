@@ -51,7 +51,8 @@ def same(got, want):
   for name in ("tokens", "mask", "finished"):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
   for name in STATISTICS:
-    np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5, err_msg=name)
+    # products of another number of rows round otherwise: 4e-5 seen for one row on jax 0.7.2
+    np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8, ROWS])
