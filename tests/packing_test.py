@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from entrolab import checkpoint, config, microbatch, packing, sharding, train, vocab
+from entrolab.analysis import hlo
 from entrolab.experiment import Evaluation
 from entrolab.learner import BEFORE, Learner
 from entrolab.models import transformer
@@ -154,7 +155,7 @@ def test_states_stay_on_the_devices_of_their_rows():
   text = fn.lower(state.params, placed).compile().as_text()
   assert not [x for x in ("all-gather", "all-to-all", "collective-permute") if x in text]
   reduced = [line for line in text.splitlines() if " all-reduce(" in line]
-  assert all("replica_groups={{0},{1},{2},{3}}" in line for line in reduced), reduced
+  assert all(len(hlo.group_of(line)) == 1 for line in reduced), reduced
 
 
 @pytest.mark.parametrize("seed", range(20))
