@@ -21,7 +21,6 @@ from entrolab.environments import BETWEEN, judge
 from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
 from entrolab.rollout import multiturn, plain, sampler, segments
-from entrolab.rollout.draw import draw
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
 from entrolab.tasks import Example
 from entrolab.typing import Array, Bool, Float, Int, Key
@@ -129,38 +128,16 @@ def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: K
   source: the row of its group that each row is a copy of, mostly itself. Beside what was drawn:
   entropy [B] of the segments, and u [B, trials], which decide on branches, by key and position.
   """
-  count, width, length = rows.at.shape[0], seen.shape[1], rows.tokens.shape[1]
-  sampler.TRACES.append((count, width, length, action))
-  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
-  limits = spread(temperature, jnp.float32), spread(top_p, jnp.float32), spread(top_k, jnp.int32)
+  count, width = seen.shape
+  sampler.TRACES.append((count, width, rows.tokens.shape[1], action))
   rows = _pick(segments._append(config, params, rows, seen, seen_on, turn, width), source)
-
-  def step(carry):
-    t, rows, going, stopped, out, entropy = carry
-    logits = transformer.logits(config, params, rows.hidden)
-    drawn = draw(logits, sampler.noise(keys, rows.at), *limits)
-    token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
-    entropy += jax.lax.cond(t < FIRST, lambda: jnp.where(
-        going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
-    place = jnp.where(going, rows.at, length)[:, None]
-    columns = {name: segments._put(getattr(rows, name), place, getattr(drawn, name)[:, None])
-               for name in segments.DRAWN}
-    rows = dataclasses.replace(rows, mask=segments._put(rows.mask, place, going[:, None]),
-                               **columns)
-    rows = segments._append(config, params, rows, token[:, None], going[:, None], turn, width)
-    out = tuple(jax.lax.dynamic_update_slice(x, new[:, None], (0, t))
-                for x, new in zip(out, (token, going), strict=True))
-    now = going & (token[:, None] == stop_ids[None]).any(1)
-    return t + 1, rows, going & ~now & (rows.at < length), stopped | now, out, entropy
-
-  empty = lambda dtype: jnp.zeros((count, action), dtype)
-  start = (jnp.zeros((), jnp.int32), rows, act & (rows.at < length), jnp.zeros(count, bool),
-           (empty(jnp.int32), empty(bool)), jnp.zeros(count, jnp.float32))
-  go = lambda carry: (carry[0] < action) & carry[2].any()
-  t, rows, _, stopped, out, entropy = jax.lax.while_loop(go, step, start)
+  first = lambda t, logits, going: jax.lax.cond(t < FIRST, lambda: jnp.where(
+      going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
+  rows, said, entropy = segments.speak(
+      config, params, rows, keys, act, turn, 0, first, chunk=action, action=action, width=width,
+      how=segments.limits(count, temperature, top_p, top_k), stop_ids=stop_ids, pad_id=pad_id)
   fold = jax.random.fold_in
   chance = jax.vmap(lambda key, at: jax.random.uniform(fold(fold(key, TRIAL), at), (trials,)))
-  said = segments.Said(out[0], out[1], stopped, t)
   return rows, (said, entropy, chance(keys, rows.at))
 
 

@@ -8,6 +8,7 @@ row, and a row's cache is laid out by the row alone: tokens do not depend on who
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 from entrolab.models import transformer
 from entrolab.rollout import sampler
 from entrolab.rollout.draw import draw
-from entrolab.typing import Array, Bool, Int, Key
+from entrolab.typing import Array, Bool, Float, Int, Key
 
 DRAWN = ("logp", "entropy", "sampled_logp")
+Hear = Callable[[Array, Array, Array], Array]
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +101,47 @@ def _append(config: transformer.Config, params: Any, rows: Rows, tokens: Int[Arr
       phase=_put(rows.phase, place, jnp.broadcast_to(turn[:, None], place.shape)))
 
 
+def limits(count: int, temperature: Array, top_p: Array, top_k: Array) -> tuple[Array, ...]:
+  """The three of a draw, of every row."""
+  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
+  return spread(temperature, jnp.float32), spread(top_p, jnp.float32), spread(top_k, jnp.int32)
+
+
+def speak(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, " B"],
+          act: Bool[Array, " B"], turn: Int[Array, " B"], said: Array | int, hear: Hear, *,
+          chunk: int, action: int, width: int, how: tuple[Array, ...], stop_ids: Int[Array, " s"],
+          pad_id: Array | int) -> tuple[Rows, Said, Float[Array, " B"]]:
+  """Draws at most `chunk` tokens of the rows that `act`, and sums what `hear` makes of them.
+
+  hear: (step, logits [B, V], which rows draw [B]) -> [B]; how: `limits`; the rest as in `advance`.
+  """
+  count, length = rows.tokens.shape
+
+  def step(carry):
+    t, rows, going, stopped, out, heard = carry
+    logits = transformer.logits(config, params, rows.hidden)
+    drawn = draw(logits, sampler.noise(keys, rows.at), *how)
+    token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
+    heard += hear(t, logits, going)
+    place = jnp.where(going, rows.at, length)[:, None]
+    columns = {name: _put(getattr(rows, name), place, getattr(drawn, name)[:, None])
+               for name in DRAWN}
+    rows = dataclasses.replace(rows, mask=_put(rows.mask, place, going[:, None]), **columns)
+    rows = _append(config, params, rows, token[:, None], going[:, None], turn, width)
+    out = tuple(jax.lax.dynamic_update_slice(x, new[:, None], (0, t))
+                for x, new in zip(out, (token, going), strict=True))
+    now = going & (token[:, None] == stop_ids[None]).any(1)
+    full = (said + t + 1 >= action) | (rows.at >= length)
+    return t + 1, rows, going & ~now & ~full, stopped | now, out, heard
+
+  empty = lambda dtype: jnp.zeros((count, chunk), dtype)
+  start = (jnp.zeros((), jnp.int32), rows, act & (rows.at < length), jnp.zeros(count, bool),
+           (empty(jnp.int32), empty(bool)), jnp.zeros(count, jnp.float32))
+  go = lambda carry: (carry[0] < chunk) & carry[2].any()
+  t, rows, _, stopped, out, heard = jax.lax.while_loop(go, step, start)
+  return rows, Said(*out, stopped, t), heard
+
+
 @functools.partial(jax.jit, static_argnames=("config", "chunk", "action"), donate_argnames="rows")
 def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, " B"],
             seen: Int[Array, "B W"], seen_on: Bool[Array, "B W"], act: Bool[Array, " B"],
@@ -110,32 +153,11 @@ def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array
   An action ends with a stop token, which belongs to it, at `action` tokens, of which `said` were
   drawn before this call, or at the end of the response. temperature, top_p, top_k: scalars.
   """
-  count, width, length = rows.at.shape[0], seen.shape[1], rows.tokens.shape[1]
-  sampler.TRACES.append((count, width, length, chunk))
-  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
-  temperature, top_p = spread(temperature, jnp.float32), spread(top_p, jnp.float32)
-  top_k = spread(top_k, jnp.int32)
+  count, width = seen.shape
+  sampler.TRACES.append((count, width, rows.tokens.shape[1], chunk))
   rows = _append(config, params, rows, seen, seen_on, turn, width)
-
-  def step(carry):
-    t, rows, going, stopped, out = carry
-    logits = transformer.logits(config, params, rows.hidden)
-    drawn = draw(logits, sampler.noise(keys, rows.at), temperature, top_p, top_k)
-    token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
-    place = jnp.where(going, rows.at, length)[:, None]
-    columns = {name: _put(getattr(rows, name), place, getattr(drawn, name)[:, None])
-               for name in DRAWN}
-    rows = dataclasses.replace(rows, mask=_put(rows.mask, place, going[:, None]), **columns)
-    rows = _append(config, params, rows, token[:, None], going[:, None], turn, width)
-    out = {"tokens": jax.lax.dynamic_update_slice(out["tokens"], token[:, None], (0, t)),
-           "mask": jax.lax.dynamic_update_slice(out["mask"], going[:, None], (0, t))}
-    now = going & (token[:, None] == stop_ids[None]).any(1)
-    full = (said + t + 1 >= action) | (rows.at >= length)
-    return t + 1, rows, going & ~now & ~full, stopped | now, out
-
-  empty = lambda dtype: jnp.zeros((count, chunk), dtype)
-  start = (jnp.zeros((), jnp.int32), rows, act & (rows.at < length), jnp.zeros(count, bool),
-           {"tokens": empty(jnp.int32), "mask": empty(bool)})
-  go = lambda carry: (carry[0] < chunk) & carry[2].any()
-  t, rows, _, stopped, out = jax.lax.while_loop(go, step, start)
-  return rows, Said(out["tokens"], out["mask"], stopped, t)
+  nothing = lambda t, logits, going: jnp.zeros(count, jnp.float32)
+  rows, drawn, _ = speak(config, params, rows, keys, act, turn, said, nothing, chunk=chunk,
+                         action=action, width=width, how=limits(count, temperature, top_p, top_k),
+                         stop_ids=stop_ids, pad_id=pad_id)
+  return rows, drawn
