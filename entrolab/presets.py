@@ -88,7 +88,7 @@ def _tiny() -> Preset:
   from entrolab.tasks import Countdown
   return Preset(model=Tiny(), task=Countdown(),
                 sampling=Sampling(prompts=32, samples=8, longest=18),
-                training=Training(steps=100, updates=4, lr=5e-5, warmup=20),
+                training=Training(steps=60, updates=4, lr=5e-5, warmup=20),
                 evaluation=Evaluation(problems=256, samples=16))
 
 

@@ -7,7 +7,7 @@ Names: cispo (arXiv:2506.13585), gmpo (2507.20673), gpg (2504.02546), gspo (2507
 reinforce_pp (2501.03262), remax (2310.10505), rloo (2402.14740), sapo (2511.20347); `corrected`
 weighs GRPO by the sampler-trainer ratio. GSPO and GMPO keep their published ranges, of whole rows;
 OPSM's is 1e-3 nats: no row moves by its 0.5. Expect (GSPO, seed 0, 256 problems, 95 % intervals):
-pass@1 0.400 -> 0.500 [0.454, 0.546], pass@16 0.863 -> 0.797, entropy 0.310 -> 0.234 (GRPO: 0.215).
+pass@1 0.400 -> 0.472 [0.428, 0.516], pass@16 0.863 -> 0.828, entropy 0.310 -> 0.262 (GRPO: 0.242).
 """
 
 from entrolab import aggregate, presets  # noqa: I001

@@ -6,8 +6,8 @@ H <= target (Skywork-OR1, arXiv:2505.22312, equation 12).
   python -m entrolab.main --config=experiments/entropy_bonus.py:beta=0.03
   python -m entrolab.main --config=experiments/entropy_bonus.py:target=0.35
 
-Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.504 [0.457, 0.551], pass@16
-0.863 -> 0.797, entropy 0.310 -> 0.233 nats (GRPO: 0.215).
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.481 [0.436, 0.527], pass@16 0.863
+-> 0.809, entropy 0.310 -> 0.257 nats (GRPO: 0.242).
 Three seeds, 40 steps: entropy 0.276, GRPO 0.267.
 """
 

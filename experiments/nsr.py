@@ -6,8 +6,8 @@ arXiv:2506.01347.  A = lambda on right answers, -1 on wrong ones, no baseline; l
   python -m entrolab.main --config=experiments/nsr.py:positive=0.1
   python -m entrolab.main --config=experiments/nsr.py:part=positive
 
-Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.462 [0.416, 0.508], pass@16 0.863
--> 0.781, entropy 0.310 -> 0.257 nats (GRPO: 0.215).
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.440 [0.397, 0.483], pass@16 0.863
+-> 0.805, entropy 0.310 -> 0.283 nats (GRPO: 0.242).
 Three seeds, 40 steps: entropy 0.292, PSR 0.263.
 """
 

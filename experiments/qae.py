@@ -4,8 +4,8 @@ arXiv:2509.22611.  A = (R - Q_K) / std R, clip [0.8, 1.28], token mean.
 
   python -m entrolab.main --config=experiments/qae.py:level=0.4
 
-Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.488 [0.439, 0.536], pass@16 0.863
--> 0.769, entropy 0.310 -> 0.218 nats (GRPO: 0.215).
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.480 [0.434, 0.526], pass@16 0.863
+-> 0.801, entropy 0.310 -> 0.247 nats (GRPO: 0.242).
 """
 
 from entrolab import presets

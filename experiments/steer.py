@@ -7,8 +7,8 @@ arXiv:2510.10150.  loss = -w A r, w = exp(-k |Omega|) in [low, 1], Omega = (A / 
   python -m entrolab.main --config=experiments/steer.py:form=exact
 
 `exact` weighs by the first-order change of entropy of one sample instead of the official Omega.
-Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.493 [0.444, 0.541], pass@16 0.863
--> 0.762, entropy 0.310 -> 0.220 nats (GRPO: 0.215), share of tokens touched 55 % -> 44 %.
+Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.486 [0.440, 0.531], pass@16 0.863
+-> 0.801, entropy 0.310 -> 0.247 nats (GRPO: 0.242), share of tokens touched 55 % -> 40 %.
 Three seeds, 40 steps: entropy 0.269, GRPO 0.267 (difference 0.0020, standard error 0.0008).
 """
 
