@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from entrolab import checkpoint, config, sharding, train
@@ -34,16 +33,6 @@ def libraries_promote():
   """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     yield
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-  """A folder of compiled programs: resumed runs compile nothing again."""
-  before = jax.config.values["jax_compilation_cache_dir"]
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-  yield
-  jax.config.update("jax_compilation_cache_dir", before)
-  compilation_cache.reset_cache()  # else later tests go on writing into it
 
 
 @pytest.fixture(scope="module")

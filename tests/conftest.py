@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -26,3 +27,18 @@ def few_compiled_programs():
   maps = pathlib.Path("/proc/self/maps")
   if seen % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """A folder of compiled programs, of all workers: what one run has compiled, others load."""
+  own = tmp_path_factory.getbasetemp()
+  folder = str((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled")
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = {name: jax.config.values[name] for name in names}
+  for name, value in zip(names, (folder, 0.0), strict=True):
+    jax.config.update(name, value)
+  yield folder
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # else later tests go on writing into it

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from entrolab import config, guards, train
 from entrolab.objective import term
@@ -29,17 +28,6 @@ def libraries_promote():
   """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     yield
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-  """A folder of compiled programs: the same update is compiled once in this file."""
-  before = jax.config.values["jax_compilation_cache_dir"]
-  folder = str(tmp_path_factory.mktemp("compiled"))
-  jax.config.update("jax_compilation_cache_dir", folder)
-  yield folder
-  jax.config.update("jax_compilation_cache_dir", before)
-  compilation_cache.reset_cache()  # else later tests go on writing into it
 
 
 @pytest.fixture(scope="module")

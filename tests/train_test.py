@@ -10,6 +10,8 @@ import pytest
 from entrolab import config, explain, train
 from entrolab.learner import Learner
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs share most of their programs
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py"))
 OBJECTIVES = ("cispo", "corrected", "gmpo", "gpg", "lite_ppo", "opo", "opsm", "otb", "passk",
