@@ -30,7 +30,7 @@ def test_knobs_and_overrides_reach_their_leaves():
     (SIREN, ("training.lr",), "write path=value"),
     (SIREN, ("training.updates=5",), "does not divide 32 prompts"),
     (SIREN, ("training.micro=7",), "does not divide an update of 64 rows"),
-    (SIREN, ("training.steps=1.5",), "needs a value like 100 (int)"),
+    (SIREN, ("training.steps=1.5",), "needs a value like 60 (int)"),
     (SIREN, ("evaluation.samples=4",), "pass@8 needs at least that many samples"),
     (SIREN, ("sampling.samples=4",), "size=8"),
     (SIREN, ("task.smallest=9",), "smallest <= largest"),
