@@ -138,8 +138,8 @@ def speak(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, 
   start = (jnp.zeros((), jnp.int32), rows, act & (rows.at < length), jnp.zeros(count, bool),
            (empty(jnp.int32), empty(bool)), jnp.zeros(count, jnp.float32))
   go = lambda carry: (carry[0] < chunk) & carry[2].any()
-  t, rows, _, stopped, out, heard = jax.lax.while_loop(go, step, start)
-  return rows, Said(*out, stopped, t), heard
+  t, rows, _, stopped, (tokens, mask), heard = jax.lax.while_loop(go, step, start)
+  return rows, Said(tokens, mask, stopped, t), heard
 
 
 @functools.partial(jax.jit, static_argnames=("config", "chunk", "action"), donate_argnames="rows")
