@@ -55,7 +55,7 @@ def same(got, want):
     np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8, ROWS])
+@pytest.mark.parametrize("slots", [1, 3, 8, pytest.param(ROWS, marks=pytest.mark.slow)])
 def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
   monkeypatch.setattr(refill, "IDLE", 3)  # 8 slots: two are filled together
   lengths = set()

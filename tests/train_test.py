@@ -79,7 +79,8 @@ def single():
 
 @pytest.mark.parametrize("overrides", [
     ("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
-    ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"), ("mesh.data=1", "mesh.fsdp=2"),
+    pytest.param(("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"), marks=pytest.mark.slow),
+    ("mesh.data=1", "mesh.fsdp=2"),
     ("mesh.data=2", "mesh.tensor=2"),
     ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=block")],
     ids=lambda o: ",".join(x.split(".")[1] for x in o))
