@@ -266,7 +266,7 @@ def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
   run = partial(nucleus.by_rows, few_rows, lambda x: _logits(x, head, spec), size=size)
   return jax.lax.platform_dependent(
       hidden, cpu=partial(run, whole=size <= _fit(rows, 4 << 20, 256),
-                          few=max(1, min(4, (1 << 20) // (4 * size)))),
+                          few=max(1, min(4, (1 << 18) // (4 * size)))),
       default=partial(run, whole=size <= _fit(rows, 64 << 20, 2048), few=16))
 
 

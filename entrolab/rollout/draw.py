@@ -87,9 +87,10 @@ def kept(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
   some = (logits > -jnp.inf).sum(-1)  # a token of mass 0 is none of the k
   most = jnp.clip(jnp.where(top_k > 0, top_k, 1), 1, some).astype(logits.dtype)
   ones = jnp.ones_like(logits)
-  counts = nucleus.cut_at(logits, ones, jnp.ones_like, most, nucleus.lowest(logits),
-                          jnp.full_like(most, size), True)
-  on = within(logits, counts) | (top_k <= 0)[:, None]
+  x = jnp.exp(logits - logits.max(-1, keepdims=True))
+  counts = nucleus.edge_at(logits, x, ones, jnp.ones_like, most, jnp.zeros_like(most),
+                           jnp.full_like(most, size), True)
+  on = within(logits, nucleus.cut_of(logits, counts)) | (top_k <= 0)[:, None]
   left = jnp.where(on, logits, -jnp.inf)
   off = (top_p >= 1.0)[:, None]
   return on & (within(left, nucleus.cut_rows(left, jnp.where(off[:, 0], 0.0, top_p), True)) | off)
