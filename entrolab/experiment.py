@@ -14,7 +14,9 @@ class Sampling:
   further batches of P prompts that may be sampled to replace groups without a signal (0: none);
   slots: rows that are decoded at once, of which one that has ended makes room for the next of the
   P x G (0: all at once). The tokens are the same, statistics to rounding;
-  weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`.
+  weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`;
+  ahead: 1 draws the responses of a step while the one before it is verified and learned from, so
+  that they are of the policy of one step ago, never an older one (0: of the current policy).
   """
   prompts: int = 16
   samples: int = 8
@@ -25,6 +27,7 @@ class Sampling:
   refills: int = 0
   slots: int = 0
   weights: Literal["model", "int8"] = "model"
+  ahead: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Experiment:
         raise ValueError(f"{name}={value}: at least 1")
     if s.weights not in ("model", "int8"):
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
+    self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "
                        f"{s.samples} samples = {s.prompts * s.samples} rows")
@@ -145,3 +149,23 @@ class Experiment:
       if size != s.samples:
         raise ValueError(f"{bound.name}(size={size}) but sampling.samples={s.samples}: a group is "
                          "the samples of one prompt")
+
+  def _check_ahead(self) -> None:
+    """Raises ValueError for responses of the step before that nothing corrects or that cannot be
+    drawn without its verdicts."""
+    s, t = self.sampling, self.training
+    if s.ahead not in (0, 1):
+      raise ValueError(f"sampling.ahead={s.ahead}; choices: 0 (responses of the current policy), 1")
+    if not s.ahead:
+      return
+    if not hasattr(self.rollout, "begin") or s.refills:
+      raise ValueError(f"sampling.ahead=1 with {type(self.rollout).__name__} and sampling.refills="
+                       f"{s.refills}: only `Plain` without refills draws responses without the "
+                       "verdicts of the step before")
+    if t.old_logp == "trainer" and not any(
+        slot == "weight" and "sampled_logp" in bound.reads
+        for slot, bound in self.objective.terms()):
+      raise ValueError("sampling.ahead=1: responses are of the policy of one step ago and nothing "
+                       "corrects for it; add weights=term(rollout_correction.token_weight) to the "
+                       "objective, as base_objectives.py:objective=corrected has it, or let the "
+                       "surrogate's own ratio do it: training.old_logp=sampler")

@@ -21,6 +21,7 @@ from entrolab.experiment import Experiment, Training
 from entrolab.models import transformer
 from entrolab.objective import Batch
 from entrolab.ranks import masked_mean
+from entrolab.rollout import replay
 from entrolab.typing import Array
 
 NOISE = 2**31 - 1
@@ -70,10 +71,29 @@ def row_noise(row: Array, step: Array, length: int) -> Array:
   return jax.vmap(one)(row)
 
 
+def _on_policy(experiment: Experiment) -> bool:
+  """Whether old_logp and old_entropy are the statistics of the very update that reads them: it is
+  the rollout's only one, and scored in one piece. Not where a pass over the rollout is made at
+  every step anyway, nor where rows are of other steps."""
+  t, objective = experiment.training, experiment.objective
+  early = {name for slot, term in objective.terms() if slot in ("reward", "advantage")
+           for name in term.reads}
+  others = replay.further_rows(experiment.rollout, experiment.sampling.samples, t.updates, t.micro)
+  return (t.old_logp == "trainer" and t.updates == 1 and t.measure_every != 1
+          and (t.micro == 1 or objective.scope == "micro") and not experiment.sampling.ahead
+          and not early & {"old_logp", "old_entropy"} and others == 0)
+
+
 def _valid(rows: Batch) -> Array:
   """[B, L + T] tokens that stand in the context."""
   present = rows.mask if rows.present is None else rows.present
   return jnp.concatenate([rows.prompt_mask, present], axis=1)
+
+
+def _gap(logp: Array, sampler_logp: Array, mask: Array) -> dict[str, Array]:
+  """How far trainer and sampler are apart, nats."""
+  gap = jnp.where(mask, jnp.abs(logp - sampler_logp), 0.0)
+  return {"rollout/logp_gap": gap.max(), "rollout/logp_gap_mean": masked_mean(gap, mask)}
 
 
 def _placed(batch: Batch, plan: packing.Plan | None) -> tuple[Batch, Array | None]:
@@ -92,6 +112,7 @@ class Learner:
     self.layout = None if alone else vocab.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
     self.config = dataclasses.replace(config, dtype=t.dtype, remat=t.remat, layout=self.layout)
     self.tx = optimiser(t)
+    self.on_policy = _on_policy(experiment)
     self.reads_reference = "ref_logp" in self.objective.reads
     placed = lambda specs, keep: jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(*(keep(axis) for axis in spec))), specs,
@@ -128,6 +149,13 @@ class Learner:
     whole = NamedSharding(self.mesh, PartitionSpec())
     return jax.tree.map(  # scalars live on every device
         lambda x: x if isinstance(x.sharding, NamedSharding) else sharding.put(x, whole), state)
+
+  def asks(self, batch: Batch, measured: bool) -> bool:
+    """Whether the policy must score the rows of a rollout before its updates: to measure the change
+    of entropy, or since neither the one update nor the columns of the rollout suffice."""
+    t = self.experiment.training
+    own = self.on_policy or (t.old_logp == "sampler" and not self.experiment.sampling.ahead)
+    return measured or batch.old_logp is None or not own
 
   def plan(self, batch: Batch, parts: int) -> tuple[packing.Plan | None, float]:
     """(where rows lie in `parts` parts, None without packing; padded share of all positions)."""
@@ -177,9 +205,16 @@ class Learner:
     """`microbatch.gradient` of an optimiser batch, packed where there is a plan."""
     placed, order = _placed(batch, plan)
     spec = self.objective.statistics
-    return microbatch.gradient(
-        self.objective, lambda p, rows: self.statistics(p, rows, spec, plan), params, placed,
-        control, micro=self.experiment.training.micro, order=order)
+
+    def statistics(p, rows):
+      live = self.statistics(p, rows, spec, plan)
+      if not self.on_policy:
+        return live
+      return {**live, "old_logp": jax.lax.stop_gradient(live["logp"]),
+              "old_entropy": jax.lax.stop_gradient(live["entropy"])}
+
+    return microbatch.gradient(self.objective, statistics, params, placed, control,
+                               micro=self.experiment.training.micro, order=order)
 
   def _score(self, params: Any, batch: Batch, names: tuple[str, ...],
              plan: packing.Plan | None = None) -> dict[str, Array]:
@@ -232,6 +267,8 @@ class Learner:
     exact = masked_mean(live["entropy"], drawn)
     metrics = {**metrics, "train/grad_norm": norm, "entropy/exact": exact,
                "method/touched": self.objective.touched(scored, batch)}
+    if self.on_policy and batch.old_logp is not None:
+      metrics |= _gap(live["logp"], batch.old_logp, batch.mask)
     updates, opt = self.tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     new = State(state.step + 1, params, opt,
@@ -254,26 +291,26 @@ class Learner:
     due = (state.step + 1) % (rule.every * self.experiment.training.updates) == 0
     return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.reference, params)
 
-  def _observe(self, before: dict[str, Array], batch: Batch, sampler_logp: Array
+  def _observe(self, before: dict[str, Array], batch: Batch, sampler_logp: Array | None
                ) -> dict[str, Array]:
     """What a rollout shows of the policy that made it: entropies under their labels, groups,
-    lengths, and how far trainer and sampler are apart."""
+    lengths, and how far trainer and sampler are apart (None: the trainer was not asked)."""
     mask, size = batch.mask, self.experiment.sampling.samples
-    gap = jnp.where(mask, jnp.abs(before["logp"] - sampler_logp), 0.0)
     r = batch.rewards.reshape(-1, size)
     mean = lambda x: x.astype(jnp.float32).mean()
-    p = self.objective.vocab.top_p
-    return {
+    shown = {
         "entropy/exact": masked_mean(before["entropy"], mask),
         "entropy/sequence": masked_mean(before["entropy"], mask, axis=1).mean(),
         "entropy/surprisal": -masked_mean(before["logp"], mask),
-        f"entropy/truncated@{p:g}": masked_mean(before["nucleus_entropy"], mask),
         "reward/mean": batch.rewards.mean(), "reward/std": batch.rewards.std(),
         "reward/right": mean(batch.verdict == 1), "reward/unknown": mean(batch.verdict == -1),
         "rollout/groups_with_signal": mean((r != r[:, :1]).any(1)),
         "rollout/length": mask.sum(1).astype(jnp.float32).mean(),
-        "rollout/finished": mean(batch.finished), "rollout/tokens": mask.sum(),
-        "rollout/logp_gap": gap.max(), "rollout/logp_gap_mean": masked_mean(gap, mask)}
+        "rollout/finished": mean(batch.finished), "rollout/tokens": mask.sum()}
+    if "nucleus_entropy" in before:
+      label = f"entropy/truncated@{self.objective.vocab.top_p:g}"
+      shown[label] = masked_mean(before["nucleus_entropy"], mask)
+    return shown | ({} if sampler_logp is None else _gap(before["logp"], sampler_logp, mask))
 
   def _account(self, before: dict[str, Array], after: dict[str, Array],
                batch: Batch) -> dict[str, Array]:

@@ -14,6 +14,11 @@ from entrolab import sharding
 from entrolab.files import write_text
 from entrolab.rollout.plain import Rollout
 
+# what begins like this in a line of metrics.jsonl is the clock's or the process's: two runs of the
+# same numbers differ in nothing else
+WALL = ("seconds", "time/", "rollout/tokens_per_second", "rollout/roofline",
+        "train/tokens_per_second", "train/roofline", "train/recompilations",
+        "rollout/recompilations")
 SHOWN = 16  # prompts whose rollouts are kept of a step
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from entrolab import checkpoint, config, evaluate, explain, guards, log, sharding
+from entrolab import checkpoint, chips, config, evaluate, explain, guards, log, meter, sharding
 from entrolab.analysis import report
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
-from entrolab.rollout import plain, replay, sampler
+from entrolab.objective import Batch
+from entrolab.rollout import ahead, plain, replay, sampler
 
 AGREE_EVERY = 10  # steps between checks that all hosts hold the same
 PATIENCE = 5  # updates in a row that were not finite before the run stops
@@ -45,27 +46,34 @@ class Lab:
     self.sampler = experiment.rollout.engine(
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         [name for name in wanted if name not in made])
+    number = 1.0 if s.weights == "int8" else jax.dtypes.canonicalize_dtype(t.dtype).itemsize
+    self.meter = meter.Meter(self.config, chips.of(self.mesh.local_devices[0]), self.mesh.size,
+                             m.tensor, number)
     self.key = jax.random.key(experiment.seed)
     self.host: Mapping[str, np.ndarray] = {}  # what the strategy keeps
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
                          process_index=rank, process_count=count)
+    self.draws = ahead.Draws(experiment, self.sampler, self.data)
     held = fitting(experiment.task, self.tokenizer, "eval", experiment.seed)
     self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
 
-  def rollout(self, state: State, step: int) -> plain.Rollout:
-    """The verified rows of one step, by the strategy of the experiment."""
+  def request(self, state: State, step: int) -> plain.Request:
+    """What the strategy of the experiment is asked for at one step."""
     s = self.experiment.sampling
     knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
                  top_k=s.top_k, slots=s.slots)
-    return self.experiment.rollout(self.sampler, plain.Request(
-        self.learner.serve_rollouts(state.params), lambda: next(self.data), self.key, step,
-        state.control, knobs, s.refills, self.host))
+    return plain.Request(self.learner.serve_rollouts(state.params), lambda: next(self.data),
+                         self.key, step, state.control, knobs, s.refills, self.host)
+
+  def rollout(self, state: State, step: int) -> plain.Rollout:
+    """The verified rows of one step, by the strategy of the experiment."""
+    return self.experiment.rollout(self.sampler, self.request(state, step))
 
   def with_host(self, state: State) -> State:
-    """The state of a checkpoint: with what the strategy keeps."""
-    return dataclasses.replace(state, host=jax.device_put(
-        dict(self.host), sharding.whole(self.mesh)))
+    """The state of a checkpoint: with what the strategy keeps, and rows drawn ahead."""
+    kept = jax.device_put(dict(self.host), sharding.whole(self.mesh))
+    return dataclasses.replace(state, host={**kept, **self.draws.leaves()})
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """eval/* on the held-out problems."""
@@ -81,21 +89,41 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
                ) -> tuple[State, plain.Rollout, dict[str, Any]]:
   """One rollout and its updates: (state, rollout, metrics)."""
   experiment, learner = lab.experiment, lab.learner
-  t, clock = experiment.training, Clock()
-  rollout = lab.rollout(state, step)
+  t, samples, clock = experiment.training, experiment.sampling.samples, Clock()
+  measured = bool(t.measure_every) and step % t.measure_every == 0
+
+  def planned(rows):
+    return learner.plan(rows, t.updates * t.micro)[0]
+
+  def scored(rows, plan):
+    asked = learner.asks(rows, measured)
+    return learner.score(state.params, rows, BEFORE, plan) if asked else None
+
+  if (drawn := lab.draws.take(lambda: lab.request(state, step))) is None:
+    rollout = lab.rollout(state, step)
+    jax.block_until_ready(rollout.batch.tokens)
+    clock.lap("rollout")
+    plan = planned(rollout.batch)
+    before = scored(rollout.batch, plan)
+  else:  # the devices score these rows, and may draw the next ones, while the host verifies
+    rows = lab.sampler.rows(*drawn, samples)
+    plan = planned(rows)  # waits for the rows
+    lab.draws.go_ahead(lambda: lab.request(state, step + 1))
+    before = scored(rows, plan)
+    rollout = lab.sampler.judged(*drawn, samples, rows=rows)
+    clock.lap("rollout")
   batch, again = rollout.batch, rollout.replay
-  jax.block_until_ready(batch.tokens)
-  clock.lap("rollout")
-  plan, _ = learner.plan(batch, t.updates * t.micro)
-  before = learner.score(state.params, batch, BEFORE, plan)
-  sampled = before["logp"] if batch.old_logp is None else batch.old_logp
-  if t.old_logp == "trainer" or batch.old_logp is None:  # None: rows that nobody sampled
+  sampled = batch.old_logp
+  if before is None:
+    before, sampled = {"logp": batch.old_logp, "entropy": batch.old_entropy}, None
+  elif t.old_logp == "trainer" or sampled is None:  # None: rows that nobody sampled
+    sampled = before["logp"] if sampled is None else sampled
     batch = batch.replace(old_logp=before["logp"], old_entropy=before["entropy"])
   if learner.reads_reference:
     refer = lambda rows, plan: rows.replace(
         ref_logp=learner.score(state.reference, rows, ("logp",), plan)["logp"])
     batch = refer(batch, plan)
-    again = again and refer(again, learner.plan(again, t.updates * t.micro)[0])
+    again = again and refer(again, planned(again))
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch, plan)
@@ -114,19 +142,35 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   if rollout.learned is not None:
     lab.host = rollout.learned(batch)
   clock.lap("train", means)
-  if t.measure_every and step % t.measure_every == 0:
+  if measured:
     after = learner.score(state.params, batch, AFTER, plan)
     metrics |= learner.account(before, after, batch)
     clock.lap("measure", metrics)
   metrics = {**means, **last, **metrics}  # entropy/exact: over the whole rollout, before updates
   metrics = {name: np.asarray(x) for name, x in metrics.items()}
-  tokens = int(metrics["rollout/tokens"]) * rollout.sampled // batch.tokens.shape[0]
-  clock.seconds["verify"] = rollout.verify_seconds
-  metrics |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
   metrics |= {f"rollout/{name}": count for name, count in rollout.counts.items()}
-  metrics |= {"rollout/refills": rollout.refills, "rollout/sampled_tokens": tokens,
-              "rollout/tokens_per_second": tokens / clock.seconds["rollout"]}
+  metrics |= speed(lab, batch, rollout, int(metrics["rollout/tokens"]), clock.seconds)
   return state, dataclasses.replace(rollout, batch=batch), metrics
+
+
+def speed(lab: Lab, batch: Batch, rollout: plain.Rollout, tokens: int, seconds: dict[str, float]
+          ) -> dict[str, Any]:
+  """Tokens a second, seconds of the phases, and their share of what the devices could do at best.
+
+  Rows drawn ahead have no phase of their own: their tokens are those of a step's whole time.
+  """
+  share = rollout.sampled / batch.tokens.shape[0]
+  drawn, lengths = int(tokens * share), np.asarray(lab.learner.lengths(batch))
+  shown = {"rollout/refills": rollout.refills, "rollout/sampled_tokens": drawn,
+           **{f"time/{name}": x for name, x in seconds.items()},
+           "time/verify": rollout.verify_seconds}
+  if lab.experiment.sampling.ahead:
+    return {**shown, "rollout/tokens_per_second": drawn / sum(seconds.values())}
+  least = lab.meter.sampled(lengths, lab.experiment.sampling.samples, rollout.steps, share)
+  return {**shown, "rollout/tokens_per_second": drawn / seconds["rollout"],
+          "rollout/roofline": least / seconds["rollout"],
+          "train/tokens_per_second": float(lengths[0].sum()) / seconds["train"],
+          "train/roofline": lab.meter.trained(lengths) / seconds["train"]}
 
 
 class Clock:
@@ -169,10 +213,11 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   versions = {name: importlib.metadata.version(name) for name in packages}
   device = jax.devices()[0]
+  chip = dataclasses.asdict(lab.meter.chip)
   return {"name": lab.experiment.name, "source": source, "hash": config.config_hash(lab.experiment),
           "experiment": config.to_dict(lab.experiment), "plan": lab.plan(),
           "versions": versions, "devices": {"kind": device.device_kind, "count": jax.device_count(),
-                                            "mesh": dict(lab.mesh.shape)}}
+                                            "mesh": dict(lab.mesh.shape), "rates": chip}}
 
 
 def check_hosts(lab: Lab, state: State, when: str) -> None:
@@ -233,11 +278,11 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   found = saved.restore(like)
   if found is not None:
     _, state, meta = found
-    lab.host = {name: np.asarray(x) for name, x in state.host.items()}
-    state = dataclasses.replace(state, host=None)
-    lab.data.set_state(meta["data"].encode())
     progress = Progress(**{**meta["progress"], "changes": meta["progress"]["changes"]
                            + progress.changes})
+    lab.host = lab.draws.resume(lab.key, progress.step, meta["data"].encode(),
+                                {name: np.asarray(x) for name, x in state.host.items()})
+    state = dataclasses.replace(state, host=None)
     cursor = meta["cursor"]
     print(f"resuming {folder} after step {progress.step} of {experiment.training.steps}",
           flush=True)
@@ -266,7 +311,7 @@ def loop(lab: Lab, state: State, progress: Progress, saved: checkpoint.Checkpoin
   def save():
     progress.seconds = time.time() - begin
     saved.save(progress.step, lab.with_host(state), {
-        "mathematics": config.mathematics(experiment), "data": lab.data.get_state().decode(),
+        "mathematics": config.mathematics(experiment), "data": lab.draws.position.decode(),
         "cursor": out.cursor, "progress": dataclasses.asdict(progress)})
 
   def measured(metrics):

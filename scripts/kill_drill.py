@@ -28,10 +28,10 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from entrolab.log import WALL  # noqa: E402
+
 PHASES = ("start", "sampling", "verifying", "step", "save")
 AIMS = PHASES[1:]
-WALL = ("seconds", "time/", "rollout/tokens_per_second", "train/recompilations",
-        "rollout/recompilations")  # the clock's, and the process's
 BEGIN, END = "<!-- kill drill -->\n", "<!-- /kill drill -->"
 UNFINISHED = ".orbax-checkpoint-tmp"
 STEPS = 12

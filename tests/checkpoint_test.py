@@ -18,14 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from entrolab import checkpoint, config, sharding, train
 from entrolab.experiment import Saving
+from entrolab.log import WALL
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/siren.py"
 SMALL = ("sampling.prompts=4", "training.updates=1", "training.measure_every=0",
          "evaluation.problems=4", "evaluation.ks=(1,)", "evaluation.samples=1", "saving.every=1",
          "saving.keep=3", "training.steps=3", "mesh.data=1")
-WALL = ("seconds", "time/", "rollout/tokens_per_second", "train/recompilations",
-        "rollout/recompilations")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,6 +16,7 @@ from entrolab import checkpoint, sharding, train, vocab
 from entrolab.environments import BETWEEN, Example, Lazy, Spoken
 from entrolab.environments.cloned import Words
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
+from entrolab.log import WALL
 from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
@@ -328,8 +329,7 @@ def experiment(steps):
 
 def logged(folder):
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  wall = ("seconds", "time/", "rollout/tokens_per_second", "rollout/recomp", "train/recomp")
-  return [{k: v for k, v in row.items() if not k.startswith(wall)} for row in rows
+  return [{k: v for k, v in row.items() if not k.startswith(WALL)} for row in rows
           if "train/loss" in row]
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from entrolab.log import WALL
+
 pytestmark = pytest.mark.slow  # minutes on two cores
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("sampling.prompts=8", "training.steps=2", "training.updates=2", "evaluation.problems=5",
          "evaluation.ks=(1,)", "evaluation.samples=2", "saving.every=1", "saving.keep=9")
-WALL = ("seconds", "time/", "rollout/tokens_per_second", "train/recompilations",
-        "rollout/recompilations")
 BOUND_S = 150  # in which the others end when a host is gone: the heartbeat's limit, and slack
 # the command line, after changes to the program of one process
 MAIN = """

@@ -14,10 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from entrolab.log import WALL
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 12
-WALL = ("seconds", "time/", "rollout/tokens_per_second", "train/recompilations",
-        "rollout/recompilations")
 
 
 def start(folder, config="experiments/siren.py", every=1):

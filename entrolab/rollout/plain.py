@@ -48,17 +48,24 @@ class Asked(NamedTuple):
   ids: jax.Array
 
 
+class Drawn(NamedTuple):
+  """Responses that may still be on their way: what was asked, the keys of the rows, the samples."""
+  asked: Asked
+  keys: jax.Array
+  out: sampler.Samples
+
+
 row_keys = jax.jit(sampler.row_keys, static_argnums=3)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _assemble(out, prompt, mask, keys, verdict, samples, on_rows):
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _assemble(out, prompt, mask, keys, samples, on_rows):
   rows = out.tokens.shape[0]
   spread = lambda x: jnp.repeat(x, rows // x.shape[0], 0)
   batch = Batch(tokens=out.tokens, mask=out.mask, prompt=spread(prompt), prompt_mask=spread(mask),
                 group=spread(jnp.arange(rows // samples, dtype=jnp.int32)),
                 row=jax.random.key_data(keys), finished=out.finished, old_logp=out.logp,
-                old_entropy=out.entropy, sampled_logp=out.sampled_logp, verdict=verdict)
+                old_entropy=out.entropy, sampled_logp=out.sampled_logp)
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), batch)
 
 
@@ -97,15 +104,21 @@ class Sampler:
       if name not in FILLS:
         raise TypeError(f"the rollout fills no column {name!r}; choices: {', '.join(FILLS)}")
 
-  def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
-              samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
-              top_k: int = 0, slots: int = 0) -> Rollout:
-    """P examples -> B = P x samples verified rows, the rows of a prompt one after another."""
+  def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int,
+              **knobs: Any) -> Rollout:
+    """P examples -> B = P x samples verified rows, the rows of a prompt one after another; knobs as
+    in `drawn`."""
+    return self.judged(*self.drawn(params, examples, key, step, **knobs), knobs["samples"])
+
+  def drawn(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
+            samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+            top_k: int = 0, slots: int = 0) -> Drawn:
+    """The rows of `rollout` before anybody reads them: returns while the devices draw."""
     asked = self.asked(examples)
     keys = row_keys(key, np.int32(step), asked.ids, samples)
-    out = self.sample(params, asked, keys, samples=samples, longest=longest,
-                      temperature=temperature, top_p=top_p, top_k=top_k, slots=slots)
-    return self.judged(asked, keys, out, samples)
+    return Drawn(asked, keys, self.sample(
+        params, asked, keys, samples=samples, longest=longest, temperature=temperature,
+        top_p=top_p, top_k=top_k, slots=slots))
 
   def place(self, local: Any) -> Any:
     """Rows of this process -> arrays on the mesh."""
@@ -147,25 +160,28 @@ class Sampler:
     return dict(temperature=temperature, top_p=np.float32(top_p), top_k=np.int32(top_k),
                 stop_ids=self.stop, pad_id=np.int32(self.tokenizer.pad_id))
 
+  def rows(self, asked: Asked, keys: jax.Array, out: sampler.Samples, samples: int) -> Batch:
+    """The columns that need no verdict, `samples` rows a group."""
+    return _assemble(dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys, samples,
+                     sharding.rows(self.mesh))
+
   def judged(self, asked: Asked, keys: jax.Array, out: sampler.Samples, samples: int, *,
-             texts: list[str] | None = None) -> Rollout:
+             texts: list[str] | None = None, rows: Batch | None = None) -> Rollout:
     """Verdicts, and the columns of a batch: B rows of the examples, `samples` a group.
 
     asked: prompts of the examples, or of every row; texts: what the verifier is to see instead
-    of the responses.
+    of the responses; rows: what `rows` gave, where it is known.
     """
+    batch = self.rows(asked, keys, out, samples) if rows is None else rows
     texts = self.texts(out) if texts is None else texts
     each = len(texts) // len(asked.examples)
-    rows = [example for example in asked.examples for _ in range(each)]
+    examples = [example for example in asked.examples for _ in range(each)]
     begin = time.perf_counter()
-    verdicts = self.task.verify(texts, rows)
+    verdicts = self.task.verify(texts, examples)
     seconds = time.perf_counter() - begin
-    verdict = self.place(np.asarray(codes(verdicts), np.int32))
-    batch = _assemble(dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys,
-                      verdict, samples, sharding.rows(self.mesh))
-    batch = batch.replace(**{name: self.place(fill(self, texts, out, samples))
-                             for name, fill in self.extra.items()})
-    return Rollout(batch, rows, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
+    batch = batch.replace(verdict=self.place(np.asarray(codes(verdicts), np.int32)), **{
+        name: self.place(fill(self, texts, out, samples)) for name, fill in self.extra.items()})
+    return Rollout(batch, examples, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
                    verify_seconds=seconds)
 
   def texts(self, out: sampler.Samples) -> list[str]:
@@ -220,10 +236,15 @@ class Plain:
   """G independent responses to every prompt.
 
   A strategy is a frozen dataclass: `engine` makes what samples, in training and in evaluation;
-  `columns` are those it fills itself; a call answers one request.
+  `columns` are those it fills itself; a call answers one request. One that has `begin` can be
+  asked before the verdicts of the step before are there.
   """
   engine: ClassVar[type[Sampler]] = Sampler
   columns: ClassVar[tuple[str, ...]] = ()
+
+  def begin(self, sampler: Sampler, ask: Request) -> Drawn:
+    """The rows of one step before anybody verified them, for a request without refills."""
+    return sampler.drawn(ask.params, ask.draw(), ask.key, ask.step, **ask.knobs)
 
   def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
     """The verified rows of one step, refilled where the request allows it."""
