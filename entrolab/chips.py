@@ -6,6 +6,7 @@ at once over all links of its fast interconnect, one way; makers also state twic
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +45,18 @@ KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p"
          "NVIDIA A100": "A100", "NVIDIA H100": "H100"}  # how jax's device kinds begin
 
 
-def of(device: jax.Device) -> Chip:
-  """The chip of a device; one that the table does not have, such as a CPU, is measured."""
-  kinds = [kind for kind in KINDS if device.device_kind.startswith(kind)]
-  return get(KINDS[max(kinds, key=len)]) if kinds else measured(device)
+def of(devices: Sequence[jax.Device]) -> Chip:
+  """The chip of the devices that a host uses, which are alike; one that the table does not have,
+  such as a CPU, is measured."""
+  kind = devices[0].device_kind
+  known = [start for start in KINDS if kind.startswith(start)]
+  return get(KINDS[max(known, key=len)]) if known else measured(devices)
 
 
-def measured(device: jax.Device, size: int = 1024, megabytes: int = 128) -> Chip:
-  """What a device does now, a quarter of a second's look: the best of five float32 products of
-  `size` and of five sums over an array. Devices of one CPU share its cores, so each counts for its
-  part."""
+def measured(devices: Sequence[jax.Device], size: int = 1024, megabytes: int = 128) -> Chip:
+  """What the first of them does now, at a quarter of a second's look: the best of five float32
+  products of `size` and of five sums over an array. Devices of one CPU share its cores, so that
+  each counts for its part."""
   def best(fn, *args):
     made = jax.jit(fn).lower(*args).compile()
     jax.block_until_ready(made(*args))
@@ -64,11 +67,11 @@ def measured(device: jax.Device, size: int = 1024, megabytes: int = 128) -> Chip
       seconds.append(time.perf_counter() - begin)
     return min(seconds)
 
-  square, line = jax.device_put((jnp.ones((size, size)), jnp.ones(megabytes << 18)), device)
+  square, line = jax.device_put((jnp.ones((size, size)), jnp.ones(megabytes << 18)), devices[0])
   flops = 2.0 * size ** 3 / best(lambda x: x @ x, square)
   read = line.nbytes / best(jnp.sum, line)
-  parts = len(jax.local_devices()) if device.platform == "cpu" else 1
-  return Chip(device.device_kind, flops / parts, 0.0, read / parts, read / parts, 1, "measured")
+  parts = len(devices) if devices[0].platform == "cpu" else 1
+  return Chip(devices[0].device_kind, flops / parts, 0.0, read / parts, read / parts, 1, "measured")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from entrolab.experiment import Experiment
@@ -61,30 +62,39 @@ def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
       raise ValueError(f"{path}: unknown knob {knob!r}; {_near(knob, known)}")
     given[knob] = parse(value, known[knob], f"{path}:{knob}")
   experiment = module.get_config(**given)
+  changes: dict[str, str] = {}
   for entry in overrides:
     leaf, sign, value = entry.partition("=")
     if not sign:
       raise ValueError(f"--set {entry!r}: write path=value, such as training.lr=1e-5")
-    experiment = set_path(experiment, leaf, value)
-  return experiment
+    changes[leaf] = value  # of two for one leaf, the last
+  return set_paths(experiment, changes) if changes else experiment
 
 
-def set_path(node: Any, leaf: str, text: str, where: str = "") -> Any:
-  """A copy of a nested frozen dataclass with one leaf parsed and replaced."""
-  head, _, rest = leaf.partition(".")
+def set_paths(node: Any, changes: Mapping[str, str], where: str = "") -> Any:
+  """A copy of a nested frozen dataclass with some leaves parsed and replaced, all at once, so that
+  their order does not matter to what must fit together."""
   names = [f.name for f in dataclasses.fields(node)]
-  place = f"{where}.{head}" if where else head
-  if head not in names:
-    raise ValueError(f"--set {place}: no such name; {_near(head, names)}")
-  current = getattr(node, head)
-  if rest:
-    if not dataclasses.is_dataclass(current):
-      raise ValueError(f"--set {place}.{rest}: {place} is {current!r}, which has no parts")
-    return dataclasses.replace(node, **{head: set_path(current, rest, text, place)})
-  if dataclasses.is_dataclass(current):
-    parts = [f"{place}.{f.name}" for f in dataclasses.fields(current)]
-    raise ValueError(f"--set {place}: has parts; choices: {', '.join(parts)}")
-  return dataclasses.replace(node, **{head: parse(text, current, f"--set {place}")})
+  inner: dict[str, dict[str, str]] = {}
+  new = {}
+  for leaf, text in changes.items():
+    head, _, rest = leaf.partition(".")
+    place = f"{where}.{head}" if where else head
+    if head not in names:
+      raise ValueError(f"--set {place}: no such name; {_near(head, names)}")
+    current = getattr(node, head)
+    if rest:
+      if not dataclasses.is_dataclass(current):
+        raise ValueError(f"--set {place}.{rest}: {place} is {current!r}, which has no parts")
+      inner.setdefault(head, {})[rest] = text
+    elif dataclasses.is_dataclass(current):
+      parts = [f"{place}.{f.name}" for f in dataclasses.fields(current)]
+      raise ValueError(f"--set {place}: has parts; choices: {', '.join(parts)}")
+    else:
+      new[head] = parse(text, current, f"--set {place}")
+  new |= {head: set_paths(getattr(node, head), own, f"{where}.{head}" if where else head)
+          for head, own in inner.items()}
+  return dataclasses.replace(node, **new)
 
 
 def to_dict(value: Any) -> Any:
