@@ -7,6 +7,7 @@ at once over all links of its fast interconnect, one way; makers also state twic
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p"
          "NVIDIA A100": "A100", "NVIDIA H100": "H100"}  # how jax's device kinds begin
 
 
-def of(devices: Sequence[jax.Device]) -> Chip:
+def of(devices: Sequence[Any]) -> Chip:
   """The chip of the devices that a host uses, which are alike; one that the table does not have,
   such as a CPU, is measured."""
   kind = devices[0].device_kind
@@ -53,7 +54,7 @@ def of(devices: Sequence[jax.Device]) -> Chip:
   return get(KINDS[max(known, key=len)]) if known else measured(devices)
 
 
-def measured(devices: Sequence[jax.Device], size: int = 1024, megabytes: int = 128) -> Chip:
+def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> Chip:
   """What the first of them does now, at a quarter of a second's look: the best of five float32
   products of `size` and of five sums over an array. Devices of one CPU share its cores, so that
   each counts for its part."""

@@ -169,7 +169,7 @@ def parameters(t: Target, learner: Learner) -> Any:
 
 def served(t: Target, learner: Learner) -> Any:
   """The abstract parameters that a rollout samples with."""
-  out = learner.serve.lower(parameters(t, learner)).out_info
+  out = learner.serve_rollouts.lower(parameters(t, learner)).out_info
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), out)
 
 
