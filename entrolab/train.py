@@ -21,6 +21,7 @@ from entrolab.experiment import Experiment
 from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
 from entrolab.objective import Batch
+from entrolab.packing import Plan
 from entrolab.rollout import ahead, plain, replay, sampler
 
 AGREE_EVERY = 10  # steps between checks that all hosts hold the same
@@ -85,33 +86,36 @@ class Lab:
     return explain.plan(self.experiment, self.config, self.experiment.task.max_prompt)
 
 
+def rolled_out(lab: Lab, state: State, step: int, measured: bool) -> tuple[
+    plain.Rollout, Plan | None, dict[str, Any] | None]:
+  """(the verified rows of one step, where they lie, what the policy makes of them where it must be
+  asked before its updates)."""
+  learner, samples = lab.learner, lab.experiment.sampling.samples
+  parts = lab.experiment.training.updates * lab.experiment.training.micro
+
+  def scored(rows):
+    plan, _ = learner.plan(rows, parts)  # waits for the rows
+    lab.draws.go_ahead(lambda: lab.request(state, step + 1))
+    asked = learner.asks(rows, measured)
+    return plan, learner.score(state.params, rows, BEFORE, plan) if asked else None
+
+  if (drawn := lab.draws.take(lambda: lab.request(state, step))) is None:
+    rollout = lab.rollout(state, step)
+    return rollout, *scored(rollout.batch)
+  rows = lab.sampler.rows(*drawn, samples)
+  told = scored(rows)  # the devices do this, and may draw the next rows, while the host verifies
+  return lab.sampler.judged(*drawn, samples, rows=rows), *told
+
+
 def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
                ) -> tuple[State, plain.Rollout, dict[str, Any]]:
   """One rollout and its updates: (state, rollout, metrics)."""
   experiment, learner = lab.experiment, lab.learner
-  t, samples, clock = experiment.training, experiment.sampling.samples, Clock()
+  t, clock = experiment.training, Clock()
   measured = bool(t.measure_every) and step % t.measure_every == 0
-
-  def planned(rows):
-    return learner.plan(rows, t.updates * t.micro)[0]
-
-  def scored(rows, plan):
-    asked = learner.asks(rows, measured)
-    return learner.score(state.params, rows, BEFORE, plan) if asked else None
-
-  if (drawn := lab.draws.take(lambda: lab.request(state, step))) is None:
-    rollout = lab.rollout(state, step)
-    jax.block_until_ready(rollout.batch.tokens)
-    clock.lap("rollout")
-    plan = planned(rollout.batch)
-    before = scored(rollout.batch, plan)
-  else:  # the devices score these rows, and may draw the next ones, while the host verifies
-    rows = lab.sampler.rows(*drawn, samples)
-    plan = planned(rows)  # waits for the rows
-    lab.draws.go_ahead(lambda: lab.request(state, step + 1))
-    before = scored(rows, plan)
-    rollout = lab.sampler.judged(*drawn, samples, rows=rows)
-    clock.lap("rollout")
+  rollout, plan, before = rolled_out(lab, state, step, measured)
+  jax.block_until_ready(rollout.batch.tokens)
+  clock.lap("rollout")
   batch, again = rollout.batch, rollout.replay
   sampled = batch.old_logp
   if before is None:
@@ -123,7 +127,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
     refer = lambda rows, plan: rows.replace(
         ref_logp=learner.score(state.reference, rows, ("logp",), plan)["logp"])
     batch = refer(batch, plan)
-    again = again and refer(again, planned(again))
+    again = again and refer(again, learner.plan(again, t.updates * t.micro)[0])
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin(state, batch, plan)

@@ -118,7 +118,6 @@ def test_one_update_in_one_piece_needs_no_score_pass():
                "reward/mean", "rollout/logp_gap"):
     np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=1e-5, err_msg=name)
   assert "entropy/measured" in want and "entropy/measured" not in metrics
-  assert metrics["time/score"] < want["time/score"]
 
 
 @pytest.mark.parametrize("overrides, on_policy, asks", [
