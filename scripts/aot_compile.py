@@ -282,7 +282,8 @@ def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
   params, held = state.params, bytes_of(state)
   programs = [
       *compiled(t, mesh, "step", learner.step.lower(state, batch), 0, folder),
-      *compiled(t, mesh, "serve", learner.serve.lower(params), held - bytes_of(params), folder),
+      *compiled(t, mesh, "serve", learner.serve_rollouts.lower(params),
+                held - bytes_of(params), folder),
       *compiled(t, mesh, "sample", lower_sample(t, learner), held, folder)]
   by_name = {p["program"]: p for p in programs}
   out = {"model": t.model, "topology": t.topology, "recipe": e.name, "mesh": dict(mesh.shape),

@@ -324,6 +324,8 @@ class Program:
           continue
         if op.kind in ("dynamic-slice", "slice", "gather") and at == 0:
           total += op.shapes[0].bytes
+        elif op.kind == "fusion" and f"output_to_operand_aliasing={{{{}}: ({at}, " in op.rest:
+          total += self._read(part, op.name)  # a relayout, made as it is read
         elif op.kind == "fusion":
           inner = op.called("calls")[0]
           total += sum(self._read(inner, o.name) for o in self.parts[inner].values()
