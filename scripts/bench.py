@@ -10,6 +10,7 @@ matrix products of the same shape and a read of memory run in the same rounds an
 Prints a table, then one JSON line with everything.
 
 A peer is measured on the same work by its own interpreter: `--peer transformers=ENV/bin/python`.
+The names are the cases of bench_peers.py: torch, transformers, trl, verl, tunix and so on.
 --one_thread counts processor time of one thread, for a machine that others use as well.
 """
 
@@ -24,12 +25,14 @@ import subprocess
 import sys
 import time
 
+import bench_peers
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 SHAPES = {"small": (2048, 576, 49152), "big": (1024, 896, 151936)}
-PEERS = {"head": ("torch",), "sample": ("transformers",), "step": (), "loop": ()}
 DEFAULT = {"head": "tiny", "sample": "tiny", "step": "rl", "loop": "tiny"}
+PEERS = {what: bench_peers.names(what) for what in DEFAULT}
 
 
 def memory(field: str) -> float:
@@ -45,7 +48,7 @@ def serve(job: dict) -> None:
   say = lambda x: print(json.dumps(x), file=channel, flush=True)
   clock = time.process_time if job["one_thread"] else time.perf_counter
   if job["peer"]:
-    import bench_peers as cases
+    cases = bench_peers
   else:
     import bench_cases as cases
   cases.clock = clock

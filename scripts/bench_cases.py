@@ -12,6 +12,7 @@ import tempfile
 import time
 from typing import Any
 
+import bench_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,8 +110,9 @@ def head(shape, kind, backward):
   times = 4 if backward else 1
   beside = {"nucleus": ["fused"], "moments": ["fused"]}.get(kind, ["logp", "naive", "pair"])
   suffix = "" if backward else " fwd"
+  peers = bench_peers.names("head") if kind == "fused" and backward else ()
   return waiting(made, *args), {**facts, "bounds": {f"{times} matmul": ("matmul", times)},
-                                "beside": [b + suffix for b in beside if b != kind]}
+                                "beside": [*(b + suffix for b in beside if b != kind), *peers]}
 
 
 def rows_of_logits(shape, rows):
@@ -198,7 +200,8 @@ def decode(preset, batch, prompt, new):
     end = clock()
     return {"seconds": (end - middle - (middle - start)) / (new - 1), "prefill": middle - start}
   size = count(params)
-  return run, {**facts, "per_second": {"tokens/s": float(batch)}, "beside": ["transformers"],
+  return run, {**facts, "per_second": {"tokens/s": float(batch)},
+               "beside": bench_peers.names("sample"),
                "bounds": {"weights read": ("bandwidth", 4 * size / (512 << 20)),
                           "FLOPs": ("peak", 2.0 * size * batch / (2.0 * 2048**3))}}
 
@@ -284,7 +287,8 @@ class Given:
 
 def work(recipe, preset, prompts, samples, prompt, longest):
   """The experiment of a recipe on random prompts of one length: one update, no early stop."""
-  experiment = config.load(str(ROOT / f"experiments/{recipe}.py"), ("mesh.data=1",))
+  knobs = ":beta=0" if recipe == "grpo" else ""  # no reference model, as in the peers
+  experiment = config.load(f"{ROOT}/experiments/{recipe}.py{knobs}", ("mesh.data=1",))
   size = model(preset)[0].vocab_size
   return dataclasses.replace(
       experiment, model=Given(preset), task=Random(prompt, size),
@@ -309,12 +313,15 @@ def step(preset, recipe, prompts, samples, prompt, longest):
   flops = 2.0 * size * (rows * longest + prompts * prompt + 4 * rows * (prompt + longest))
   return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))},
                "per_second": {"tokens/s": float(rows * longest)},
-               "beside": [] if recipe == "grpo" else ["grpo"]}
+               "beside": bench_peers.names("step") if recipe == "grpo" else ["grpo"]}
+
+
+STEP = dict(prompts=8, samples=8, prompt=16, longest=64)
 
 
 def plan_step(args):
   """Plain GRPO, and what the recipes add to it."""
-  own = dict(preset=args.preset, prompts=8, samples=8, prompt=16, longest=64)
+  own = dict(preset=args.preset, **STEP)
   variants = {"peak": ("peak", {})}
   for recipe in dict.fromkeys(["grpo", *args.recipe]):
     variants[recipe] = ("step", {**own, "recipe": recipe})
@@ -360,6 +367,8 @@ def shared(args, title):
   """What a peer is told about the work of a title."""
   if args.what == "head":
     return {"shape": [int(x) for x in title.split("x")]}
+  if args.what == "step":
+    return {"folder": exported(args.preset), **STEP}
   _, batch, tokens = title.split(", ")
   prompt, _, new, _ = tokens.split(" ")
   return {"folder": exported(args.preset), "batch": int(batch.split()[1]), "prompt": int(prompt),
