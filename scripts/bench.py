@@ -16,6 +16,7 @@ The names are the cases of bench_peers.py: torch, transformers, trl, verl, tunix
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -47,10 +48,8 @@ def serve(job: dict) -> None:
   os.dup2(2, 1)  # whatever the libraries print goes to standard error
   say = lambda x: print(json.dumps(x), file=channel, flush=True)
   clock = time.process_time if job["one_thread"] else time.perf_counter
-  if job["peer"]:
-    cases = bench_peers
-  else:
-    import bench_cases as cases
+  cases = importlib.import_module(job.get("cases") or (
+      "bench_peers" if job["peer"] else "bench_cases"))
   cases.clock = clock
   begin = time.perf_counter()
   run, facts = cases.CASES[job["case"]](**job["args"])
@@ -67,16 +66,23 @@ def serve(job: dict) -> None:
 
 
 class Worker:
-  """One variant in its own process. Raises RuntimeError with its last lines when it dies."""
+  """One variant in its own process, of `devices` forced ones where the job names a number.
+
+  Raises RuntimeError with its last lines when it dies.
+  """
 
   def __init__(self, name: str, job: dict, python: str):
     self.name, self.python = name, python
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env.setdefault("JAX_PLATFORMS", "cpu")
-    prefix = []
+    count, prefix = job.get("devices", 1), []
+    flags = [f"--xla_force_host_platform_device_count={count}"] if count > 1 else []
     if job["one_thread"]:
-      env |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+      flags.append("--xla_cpu_multi_thread_eigen=false")
+      env["OMP_NUM_THREADS"] = "1"
       prefix = ["taskset", "-c", "0"]
+    if flags:
+      env["XLA_FLAGS"] = " ".join(flags)
     self.process = subprocess.Popen(
         [*prefix, python, __file__, "--worker", json.dumps(job)], env=env, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -121,6 +127,7 @@ def measure(jobs: dict[str, tuple[dict, str]], rounds: int, warm: int) -> dict[s
         kept = found.setdefault(worker.name, {**worker.facts, "runs": []})
         if number >= warm:
           kept["runs"].append(row)
+      print(f"  round {number + 1} of {warm + rounds} is done", file=sys.stderr, flush=True)
   finally:
     for worker in workers:
       worker.close()

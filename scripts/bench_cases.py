@@ -177,14 +177,14 @@ def peak(size=2048):
   return waiting(fn, x, x), {**facts, "per_second": {"GFLOP/s": 2.0 * size**3 / 1e9}}
 
 
-def decode(preset, batch, prompt, new):
-  """Seconds of one decode step: `new` tokens less one, each prompt drawn from once."""
+def decode(preset, batch, prompt, new, samples=1):
+  """Seconds of one decode step: `new` tokens less one, `samples` rows of each prompt."""
   shape, params = model(preset)
   rng = np.random.default_rng(0)
-  tokens = rng.integers(3, shape.vocab_size, (batch, prompt)).astype(np.int32)
+  tokens = rng.integers(3, shape.vocab_size, (batch // samples, prompt)).astype(np.int32)
   keys = jax.random.split(jax.random.key(0), batch)
   own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
-             stop_ids=np.asarray([-1], np.int32), samples=1)
+             stop_ids=np.asarray([-1], np.int32), samples=samples)
   args = (params, tokens, np.ones_like(tokens, bool), keys)
   dynamic = {k: v for k, v in own.items() if k != "samples"}
   lower = lambda longest: sampler.sample.lower(shape, *args, **own, longest=longest)
