@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import bench_peers
 
@@ -48,7 +49,7 @@ def serve(job: dict) -> None:
   os.dup2(2, 1)  # whatever the libraries print goes to standard error
   say = lambda x: print(json.dumps(x), file=channel, flush=True)
   clock = time.process_time if job["one_thread"] else time.perf_counter
-  cases = importlib.import_module(job.get("cases") or (
+  cases: Any = importlib.import_module(job.get("cases") or (
       "bench_peers" if job["peer"] else "bench_cases"))
   cases.clock = clock
   begin = time.perf_counter()
@@ -80,7 +81,7 @@ class Worker:
     if job["one_thread"]:
       flags.append("--xla_cpu_multi_thread_eigen=false")
       env["OMP_NUM_THREADS"] = "1"
-      prefix = ["taskset", "-c", "0"]
+      prefix = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     if flags:
       env["XLA_FLAGS"] = " ".join(flags)
     self.process = subprocess.Popen(

@@ -20,6 +20,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -28,15 +29,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import bench  # noqa: E402
 
 DEVICES = (1, 2, 4, 8)
+PASSES = "forward + backward"
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A case at several sizes, and the slopes that its times and temporaries should have."""
+  """A case at several sizes; ideal: the slopes of times, by what takes them, and of temporaries."""
   title: str
   case: str
   points: dict[int, dict[str, Any]]
-  time: str
+  ideal: dict[str, str]
   temp: str
 
 
@@ -47,29 +49,36 @@ def series(preset: str, recipe: str) -> dict[str, Series]:
       preset=preset, recipe=recipe, prompts=4, samples=samples, length=length, micro=micro)
   decode = lambda batch, prompt, samples: dict(preset=preset, batch=batch, prompt=prompt, new=33,
                                                samples=samples)
-  grow = lambda make, sizes: {size: make(size) for size in sizes}
+  grow = lambda make, *sizes: {size: make(size) for size in sizes}
+  both = lambda ideal: {"step": ideal, "score": ideal}
   own = f"{recipe} on {preset}"
   return {
-      "head-tokens": Series("fused head, D 256, V 16384, against N", "head", grow(
-          lambda n: head(n, 16384), (256, 512, 1024, 2048, 4096)), "1", "0 to 1"),
-      "head-vocabulary": Series("fused head, N 1024, D 256, against V", "head", grow(
-          lambda v: head(1024, v), (4096, 8192, 16384, 32768, 65536)), "1", "0"),
-      "update-group": Series(f"update of {own}, 4 prompts, length 64, against G", "update", grow(
-          lambda g: update(samples=g), (4, 8, 16, 32)), "1", "1"),
-      "update-length": Series(f"update of {own}, 32 rows, against length", "update", grow(
-          lambda n: update(length=n), (32, 64, 128, 256)), "1 to 2", "1 to 2"),
-      "update-micro": Series(f"update of {own}, 64 rows, length 64, against micro-batches",
-                             "update", grow(lambda m: update(samples=16, micro=m),
-                                            (1, 2, 4, 8, 16)), "0", "-1"),
-      "decode-batch": Series(f"decode step of {preset}, 16 + 33 slots, against batch", "decode",
-                             grow(lambda b: decode(b, 16, 1), (1, 4, 16, 64, 256)), "0 to 1",
-                             "1"),
-      "decode-cache": Series(f"decode step of {preset}, 32 rows of one prompt, against its length",
-                             "decode", grow(lambda n: decode(32, n, 32), (64, 128, 256, 512, 1024)),
-                             "0 to 1", "1")}
+      "head-tokens": Series(
+          "fused head, D 256, V 16384, against N", "head",
+          grow(lambda n: head(n, 16384), 256, 512, 1024, 2048, 4096), {PASSES: "1"}, "0 to 1"),
+      "head-vocabulary": Series(
+          "fused head, N 1024, D 256, against V", "head",
+          grow(lambda v: head(1024, v), 4096, 8192, 16384, 32768, 65536), {PASSES: "1"}, "0"),
+      "update-group": Series(
+          f"update of {own}, 4 prompts, length 64, against G", "update",
+          grow(lambda g: update(samples=g), 4, 8, 16, 32), both("1"), "1"),
+      "update-length": Series(
+          f"update of {own}, 16 rows, against length", "update",
+          grow(lambda n: update(samples=4, length=n), 32, 64, 128, 256), both("1 to 2"), "1 to 2"),
+      "update-micro": Series(
+          f"update of {own}, 64 rows, length 64, against micro-batches", "update",
+          grow(lambda m: update(samples=16, micro=m), 1, 2, 4, 16), both("0"), "-1"),
+      "decode-batch": Series(
+          f"decode step of {preset}, 16 + 33 slots, against batch", "decode",
+          grow(lambda b: decode(b, 16, 1), 1, 8, 32, 128),
+          {"step": "0 to 1", "prefill": "1"}, "1"),
+      "decode-cache": Series(
+          f"decode step of {preset}, 32 rows of one prompt, against its length", "decode",
+          grow(lambda n: decode(32, n, 32), 128, 256, 512, 1024),
+          {"step": "0 to 1", "prefill": "1 to 2"}, "1")}
 
 
-def slope(sizes: list[float], values: list[float]) -> float:
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
   """Exponent k of values ~ sizes^k by least squares of logarithms; nan where a value is not
   positive. Raises ValueError for fewer than two different sizes, or one not above 0."""
   if len(sizes) != len(values) or len(set(sizes)) < 2 or min(sizes) <= 0:
@@ -96,10 +105,14 @@ def theory(program: dict) -> dict[str, tuple[int, float]]:
 
 
 def by_kind(program: dict) -> list[list]:
-  """Rows of the table: runs, MB that a device puts in and sends, what theory says; then sums."""
+  """Rows of the table: runs, MB that a device puts in and sends, what theory says; then sums.
+
+  Groups of one device, which send nothing, are left out.
+  """
   ideal, rows = theory(program), []
-  for kind in dict.fromkeys([*ideal, *(c["kind"] for c in program["found"])]):
-    own, (runs, sent) = [c for c in program["found"] if c["kind"] == kind], ideal.get(kind, (0, 0))
+  found = [c for c in program["found"] if len(c["group"]) > 1]
+  for kind in dict.fromkeys([*ideal, *(c["kind"] for c in found)]):
+    own, (runs, sent) = [c for c in found if c["kind"] == kind], ideal.get(kind, (0, 0))
     rows.append([kind, sum(c["times"] for c in own),
                  sum(c["times"] * c["bytes"] for c in own) / 1e6, sum(c["wire"] for c in own) / 1e6,
                  runs, sent / 1e6])
@@ -112,12 +125,12 @@ def by_kind(program: dict) -> list[list]:
 def table(one: Series, found: dict) -> list[dict]:
   """Prints a series; a row for the times and for the temporaries of everything it does."""
   sizes, rows = list(one.points), []
-  for what in found["runs"][0]["points"][str(sizes[0])]:
+  for what, ideal in one.ideal.items():
     rounds = [[run["points"][str(size)][what] for size in sizes] for run in found["runs"]]
     middle = [1e3 * statistics.median(column) for column in zip(*rounds, strict=True)]
     each = [slope(sizes, seconds) for seconds in rounds]
     rows.append({"what": f"{what}, ms", "values": middle, "least": min(each), "most": max(each),
-                 "ideal": one.time, "rounds": rounds})
+                 "ideal": ideal, "rounds": rounds})
   for what in found["temp_mb"][str(sizes[0])]:
     rows.append({"what": f"{what}, temp MB", "ideal": one.temp, "least": None, "most": None,
                  "values": [found["temp_mb"][str(size)][what] for size in sizes]})

@@ -35,8 +35,9 @@ def test_slopes_need_sizes_and_positive_values():
 
 def program(axis, devices, *found):
   return {"program": "step", "axis": axis, "devices": devices, "layers": 3, "weights": 8e6,
-          "states": 1e6, "found": [dict(zip(("kind", "times", "bytes", "wire"), one, strict=True))
-                                   for one in found]}
+          "states": 1e6, "found": [
+              dict(zip(("kind", "group", "times", "bytes", "wire"), one, strict=True))
+              for one in found]}
 
 
 @pytest.mark.parametrize("axis, devices, kinds", [
@@ -48,8 +49,9 @@ def test_theory_of_an_update(axis, devices, kinds):
 
 
 def test_collectives_are_summed_by_kind_beside_theory():
-  own = program("data", 4, ("all-reduce", 1, 8e6, 12e6), ("all-reduce", 3, 1e6, 4.5e6),
-                ("all-gather", 2, 1e6, 6e6))
+  four, one = (0, 1, 2, 3), (0,)
+  own = program("data", 4, ("all-reduce", four, 1, 8e6, 12e6), ("all-reduce", one, 5, 1e6, 0.0),
+                ("all-reduce", four, 3, 1e6, 4.5e6), ("all-gather", four, 2, 1e6, 6e6))
   assert bench_scaling.by_kind(own) == [
       ["step", "data 4", "all-reduce", 4, 11.0, 16.5, 1, 12.0, None],
       ["step", "data 4", "all-gather", 2, 2.0, 6.0, 0, 0.0, None],
