@@ -81,7 +81,7 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
   e, total, count = experiment.evaluation, len(problems), jax.process_count()
   chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
   key = jax.random.fold_in(key, STREAM)
-  slots = min(experiment.sampling.slots, chunk * e.samples)
+  slots = min(experiment.sampling.slots, chunk * count * e.samples)
   right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
   for at in range(0, -(-total // count), chunk):  # as often on every process
     part = list(own[at:at + chunk])

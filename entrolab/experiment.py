@@ -13,7 +13,8 @@ class Sampling:
   prompts, samples: P and G; longest: T, tokens; temperature, top_p, top_k of the draw; refills:
   further batches of P prompts that may be sampled to replace groups without a signal (0: none);
   slots: rows that are decoded at once, of which one that has ended makes room for the next of the
-  P x G (0: all at once). The tokens are the same, statistics to rounding;
+  P x G (0: all at once); devices that share the rows have equal parts of the slots and refill them
+  from their own rows. The tokens are the same, statistics to rounding;
   weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`;
   ahead: 1 draws the responses of a step while the one before it is verified and learned from, so
   that they are of the policy of one step ago, never an older one (0: of the current policy).

@@ -22,7 +22,7 @@ from entrolab.files import write_text
 from entrolab.learner import AFTER, BEFORE, Learner, State
 from entrolab.objective import Batch
 from entrolab.packing import Plan
-from entrolab.rollout import ahead, plain, replay, sampler
+from entrolab.rollout import ahead, plain, refill, replay, sampler
 
 AGREE_EVERY = 10  # steps between checks that all hosts hold the same
 PATIENCE = 5  # updates in a row that were not finite before the run stops
@@ -37,6 +37,8 @@ class Lab:
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
+    if s.slots:
+      refill.check(s.slots, s.prompts * s.samples, refill.devices(self.mesh))
     rows = s.prompts // t.updates * s.samples // t.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     rows = replay.further_rows(experiment.rollout, s.samples, t.updates, t.micro) // t.micro

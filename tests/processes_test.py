@@ -191,9 +191,11 @@ def test_another_configuration_on_one_host_is_named_at_the_start(tmp_path, compi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, mesh", [(4, ()), (4, ("mesh.fsdp=4",)), (2, ("mesh.tensor=2",))])
-def test_more_processes_and_sharded_parameters(alone, tmp_path, compiled, n, mesh):
-  run(tmp_path / "run", compiled, n, *mesh, devices=4 // n)
+@pytest.mark.parametrize("n, sets", [
+    (4, ()), (4, ("mesh.fsdp=4",)), (2, ("mesh.tensor=2",)), (2, ("sampling.slots=32",)),
+    (2, ("sampling.slots=16", "mesh.fsdp=2", "mesh.tensor=2"))])
+def test_more_processes_and_sharded_parameters(alone, tmp_path, compiled, n, sets):
+  run(tmp_path / "run", compiled, n, *sets, devices=4 // n)
   same_up_to_rounding(tmp_path / "run", alone)
 
 

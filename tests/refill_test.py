@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, data, experiment, explain, sharding
+from entrolab import config, data, experiment, explain, sharding, train
+from entrolab.learner import Learner
 from entrolab.models import tiny
 from entrolab.rollout import branch, multiturn, plain, refill, sampler, tempered
 
@@ -35,12 +36,23 @@ def examples():
   return [data.Countdown().examples("eval", 5)[i] for i in range(16)]
 
 
+@functools.cache
+def served(mesh):
+  """(model, parameters to sample with) as a run has them on a mesh."""
+  model, params, _ = lab()
+  learner = Learner(whole(), model, mesh)
+  return learner.config, learner.serve_rollouts(jax.device_put(params, learner.param_shardings))
+
+
 def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), longest=LONGEST, **options):
   model, params, tokenizer = lab()
   task, some = data.Countdown(), [examples()[i] for i in chosen]
   prompt, mask = data.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
   keys = sampler.row_keys(jax.random.key(7), 0, jnp.arange(len(some)), SAMPLES)
   temperature, top_p, top_k = shape
+  if "mesh" in options:
+    model, params = served(options["mesh"])
+    prompt, mask, keys = jax.device_put((prompt, mask, keys), sharding.rows(options["mesh"]))
   return fn(model, params, prompt, mask, keys, samples=SAMPLES, longest=longest,
             temperature=np.asarray(temperature, np.float32), top_p=np.float32(top_p),
             top_k=np.int32(top_k), stop_ids=np.asarray(stop, np.int32), pad_id=np.int32(0),
@@ -74,6 +86,33 @@ def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
     busy = slots - max(1, slots // refill.IDLE) + 1
     assert length.sum() / slots <= int(got.steps) <= length.sum() / busy + length.max()
   assert len(lengths) > 8
+
+
+far = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("axes, slots, settings", [
+    ((2, 1, 1), 4, SETTINGS[:2]), far((2, 1, 1), 16, SETTINGS), far((4, 1, 1), 4, SETTINGS),
+    far((4, 1, 1), 12, SETTINGS), far((1, 2, 1), ROWS, SETTINGS), far((2, 2, 1), 8, SETTINGS),
+    far((2, 1, 2), 6, SETTINGS), far((1, 2, 2), 2, SETTINGS), far((2, 2, 2), 8, SETTINGS)])
+def test_devices_refill_their_own_slots(axes, slots, settings, monkeypatch):
+  monkeypatch.setattr(refill, "IDLE", 3)
+  mesh = sharding.make_mesh(*axes)
+  ways, paces = refill.devices(mesh), set()
+  for number, (chosen, stop, shape) in enumerate(settings):
+    want, traces = run(sampler.sample, chosen, shape, stop), len(sampler.TRACES)
+    got = run(refill.sample, chosen, shape, stop, slots=slots, mesh=mesh)
+    assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
+    assert got.tokens.sharding.is_equivalent_to(sharding.rows(mesh), 2)
+    same(got, want)
+    length = np.asarray(got.mask).sum(1).reshape(ways, -1)
+    own, total = slots // ways, length.sum(1)
+    paces |= {tuple(total)}
+    busy = own - max(1, own // refill.IDLE) + 1
+    assert total.max() / own <= int(got.steps) <= (total / busy + length.max(1)).max()
+    if own == 1:
+      assert int(got.steps) == total.max()  # of the slowest device
+  assert any(len(set(pace)) > 1 for pace in paces)
 
 
 def test_slots_become_fewer_as_rows_run_out():
@@ -116,7 +155,8 @@ def draw(strategy, *, mesh=(1, 1, 1), slots, **knobs):
 
 
 @pytest.mark.parametrize("strategy, mesh", [
-    (plain.Plain(), (1, 1, 1)), (plain.Plain(), (1, 1, 2)), (tempered.Tempered(), (1, 1, 1))])
+    (plain.Plain(), (1, 1, 1)), (plain.Plain(), (1, 1, 2)), (tempered.Tempered(), (1, 1, 1)),
+    far(tempered.Tempered(), (2, 1, 1)), far(plain.Plain(), (4, 1, 1))])
 def test_strategies_learn_from_the_same_rows(strategy, mesh):
   got, want = draw(strategy, slots=8, mesh=mesh), draw(strategy, slots=0)
   assert got.texts == want.texts and got.verdicts == want.verdicts
@@ -125,8 +165,12 @@ def test_strategies_learn_from_the_same_rows(strategy, mesh):
 
 
 def test_what_does_not_work_says_so():
-  with pytest.raises(NotImplementedError, match="slots=8 with rows over data x fsdp=2 devices"):
-    draw(plain.Plain(), mesh=(2, 1, 1), slots=8)
+  over = "does not divide over data x fsdp=4 devices, each of which refills its own; nearest: "
+  for slots, near in ((1, "4"), (10, "8 or 12")):
+    with pytest.raises(ValueError, match=f"sampling.slots={slots} {over}{near}$"):
+      draw(plain.Plain(), mesh=(2, 2, 1), slots=slots)
+  with pytest.raises(ValueError, match=f"sampling.slots=10 {over}8 or 12$"):
+    train.Lab(config.load("experiments/toy.py", ("sampling.slots=10", "mesh.data=4")))
   with pytest.raises(ValueError, match="slots=8: a slot does not keep the cache"):
     draw(branch.Cure(originals=1, branches=4), slots=8)
   with pytest.raises(NotImplementedError, match="sampling.slots=8: an episode keeps its slot"):

@@ -137,7 +137,7 @@ class Sampler:
     """`samples` responses to every prompt; temperature: a number, or [B] on the mesh; slots: as in
     `refill.sample`, 0 for all rows at once.
 
-    Raises ValueError for slots and keep, NotImplementedError for slots where rows are sharded.
+    Raises ValueError for slots and keep, and as `refill.check`.
     """
     limits = dict(samples=samples, longest=longest, **self.limits(temperature, top_p, top_k))
     args = (self.config, params, asked.prompt, asked.mask, keys)
@@ -146,12 +146,7 @@ class Sampler:
     if keep:
       raise ValueError(f"sampling.slots={slots}: a slot does not keep the cache of a row that has "
                        "ended, and this strategy goes on from it; set sampling.slots=0")
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    if ways > 1:
-      raise NotImplementedError(f"sampling.slots={slots} with rows over data x fsdp={ways} "
-                                "devices: a slot takes rows of one device only; set "
-                                "sampling.slots=0")
-    return refill.sample(*args, slots=slots, **limits)
+    return refill.sample(*args, slots=slots, mesh=self.mesh, **limits)
 
   def limits(self, temperature: Any, top_p: float, top_k: int) -> dict[str, Any]:
     """What a draw obeys, in the types that never recompile."""

@@ -10,10 +10,13 @@ into fewer slots.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from entrolab.models import transformer
 from entrolab.rollout import sampler
@@ -22,6 +25,7 @@ from entrolab.typing import Array, Bool, Int, Key
 
 IDLE = 16  # slots are filled again when one in so many is idle
 SIZES, FEWEST = 3, 8  # how many sizes, each a program of its own; slots that are not halved again
+ROWS = ("data", "fsdp")  # the axes of a mesh that shard rows
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +63,11 @@ class _Queue:
   def samples(self) -> int:
     """G."""
     return self.rows // self.hidden.shape[0]
+
+
+def devices(mesh: Mesh) -> int:
+  """How many of them rows are sharded over."""
+  return math.prod(mesh.shape[name] for name in ROWS)
 
 
 def sizes(slots: int) -> list[int]:
@@ -167,25 +176,26 @@ def _begin(config, queue, slots, longest) -> tuple[dict[str, Array], _Slots]:
                      lines(slots))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "longest", "slots"))
-def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
-           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
-           slots: int, temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
-           pad_id: Array | int = 0) -> sampler.Samples:
-  """`sampler.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
-  of the prompts once more. Raises ValueError for slots that are not between 1 and B."""
-  rows = prompt.shape[0] * samples
+def check(slots: int, rows: int, ways: int) -> None:
+  """Raises ValueError for slots that are not between 1 and `rows`, or not as many on each of the
+  `ways` devices that the rows are sharded over."""
   if not 1 <= slots <= rows:
     raise ValueError(f"slots={slots} for {rows} rows: at least 1, at most one a row")
-  sampler.TRACES.append((*prompt.shape, samples, longest, slots))
-  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
-  queue = _Queue(*sampler._prefill(config, params, prompt, prompt_mask, 1, 0), {
-      "keys": keys, "temperature": spread(temperature, jnp.float32),
-      "top_p": spread(top_p, jnp.float32), "top_k": spread(top_k, jnp.int32),
-      "offset": jnp.repeat(prompt_mask.sum(1).astype(jnp.int32), samples)})
+  if slots % ways:
+    near = sorted({max(slots // ways, 1) * ways, -(-slots // ways) * ways})
+    raise ValueError(f"sampling.slots={slots} does not divide over data x fsdp={ways} devices, "
+                     f"each of which refills its own; nearest: {' or '.join(map(str, near))}")
+
+
+def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, longest, slots):
+  """`Samples` of the rows of one device; steps [1]."""
+  hidden, cache = sampler._prefill(config, params, prompt, prompt_mask, 1, 0)
+  offset = prompt_mask.sum(1).astype(jnp.int32)
+  offset = jnp.repeat(offset, own["keys"].shape[0] // offset.shape[0])
+  queue = _Queue(hidden, cache, {**own, "offset": offset})
   live = lambda s: (~s.idle).sum()
   decoded = lambda s, go: _decoded(config, params, s, queue, stop_ids, pad_id, go)
-  enough, stages = max(1, slots // IDLE), sizes(slots)
+  rows, enough, stages = queue.rows, max(1, slots // IDLE), sizes(slots)
 
   def round_(carry):
     out, s = carry
@@ -203,4 +213,34 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   number = lambda name: jnp.where(mask, out[name], 0.0)
   return sampler.Samples(
       jnp.where(mask, out["token"], pad_id).astype(jnp.int32), mask, number("logp"),
-      number("entropy"), number("sampled_logp"), number("sampled_entropy"), out["stopped"], s.clock)
+      number("entropy"), number("sampled_logp"), number("sampled_entropy"), out["stopped"],
+      s.clock[None])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "samples", "longest", "slots", "mesh"))
+def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
+           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
+           slots: int, temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
+           pad_id: Array | int = 0, mesh: Mesh | None = None) -> sampler.Samples:
+  """`sampler.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
+  of the prompts once more.
+
+  mesh: prompts and rows lie over ROWS of its axes, and so do the slots: every device refills its
+  own from its own rows, at its own pace; steps: of the slowest. Raises ValueError as `check`.
+  """
+  rows, ways = prompt.shape[0] * samples, 1 if mesh is None else devices(mesh)
+  check(slots, rows, ways)
+  sampler.TRACES.append((*prompt.shape, samples, longest, slots))
+  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
+  own = {"keys": keys, "temperature": spread(temperature, jnp.float32),
+         "top_p": spread(top_p, jnp.float32), "top_k": spread(top_k, jnp.int32)}
+  if ways > 1:  # the layout places rows, and each device has its own
+    config = dataclasses.replace(config, layout=None)
+  run = functools.partial(_sampled, config, longest=longest, slots=slots // ways)
+  if ways > 1:
+    # nothing is exchanged between rows, so that loops of other lengths never wait for each other;
+    # "tensor" is left to the compiler, as in `sampler.sample`
+    run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(ROWS), P(ROWS), P(ROWS), P(), P()),
+                        out_specs=P(ROWS), axis_names={*ROWS}, check_vma=False)
+  out = run(params, prompt, prompt_mask, own, stop_ids, jnp.asarray(pad_id, jnp.int32))
+  return dataclasses.replace(out, steps=out.steps.max())
