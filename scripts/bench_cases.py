@@ -111,7 +111,9 @@ def head(shape, kind, backward):
   beside = {"nucleus": ["fused"], "moments": ["fused"]}.get(kind, ["logp", "naive", "pair"])
   suffix = "" if backward else " fwd"
   peers = bench_peers.names("head") if kind == "fused" and backward else ()
-  return waiting(made, *args), {**facts, "bounds": {f"{times} matmul": ("matmul", times)},
+  flops = times * 2.0 * np.prod(shape, dtype=float) / (2.0 * 2048**3)
+  return waiting(made, *args), {**facts, "bounds": {f"{times} matmul": ("matmul", times),
+                                                    "FLOPs": ("peak", flops)},
                                 "beside": [*(b + suffix for b in beside if b != kind), *peers]}
 
 
@@ -146,7 +148,7 @@ def plan_head(args):
   titles = {}
   for shape in args.shape:
     own = dict(shape=shape)
-    variants = {"matmul": ("head.matmul", own)}
+    variants = {"matmul": ("head.matmul", own), "peak": ("peak", {})}
     for suffix, backward in (("", True), (" fwd", False)):
       for kind in ("logp", "fused", "moments", "nucleus", "naive", "pair"):
         variants[kind + suffix] = ("head", {**own, "kind": kind, "backward": backward})
@@ -177,9 +179,13 @@ def peak(size=2048):
   return waiting(fn, x, x), {**facts, "per_second": {"GFLOP/s": 2.0 * size**3 / 1e9}}
 
 
-def decode(preset, batch, prompt, new, samples=1):
+def decode(preset, batch, prompt, new, samples=1, int8=False):
   """Seconds of one decode step: `new` tokens less one, `samples` rows of each prompt."""
   shape, params = model(preset)
+  size, weights = count(params), 4 * count(params)
+  if int8:
+    params = jax.jit(lambda p: transformer.serving(shape, p, int8=True))(params)
+    weights = sum(x.nbytes for x in jax.tree.leaves(params))
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, shape.vocab_size, (batch // samples, prompt)).astype(np.int32)
   keys = jax.random.split(jax.random.key(0), batch)
@@ -199,10 +205,9 @@ def decode(preset, batch, prompt, new, samples=1):
     jax.block_until_ready(full(*args, **dynamic))
     end = clock()
     return {"seconds": (end - middle - (middle - start)) / (new - 1), "prefill": middle - start}
-  size = count(params)
   return run, {**facts, "per_second": {"tokens/s": float(batch)},
-               "beside": bench_peers.names("sample"),
-               "bounds": {"weights read": ("bandwidth", 4 * size / (512 << 20)),
+               "beside": ["decode"] if int8 else bench_peers.names("sample"),
+               "bounds": {"weights read": ("bandwidth", weights / (512 << 20)),
                           "FLOPs": ("peak", 2.0 * size * batch / (2.0 * 2048**3))}}
 
 
@@ -233,6 +238,7 @@ def plan_sample(args):
     titles[f"{args.preset}, batch {batch}, {prompt} + {new} tokens"] = {
         "bandwidth": ("bandwidth", {}), "peak": ("peak", {}),
         "decode": ("decode", dict(**own, prompt=prompt, new=new)),
+        "decode int8": ("decode", dict(**own, prompt=prompt, new=new, int8=True)),
         "draw": ("draws", dict(**own, how="draw")),
         "draw top-p": ("draws", dict(**own, how="nucleus")),
         "categorical": ("draws", dict(**own, how="categorical"))}
@@ -308,10 +314,14 @@ def step(preset, recipe, prompts, samples, prompt, longest):
     box[1] += 1
     return {"seconds": clock() - begin, **{name: float(metrics[f"time/{name}"]) for name in
                                            ("rollout", "score", "train")}}
-  size, rows = count(lab.params), prompts * samples
-  # sampling and the score go forward once, training three times as much
-  flops = 2.0 * size * (rows * longest + prompts * prompt + 4 * rows * (prompt + longest))
-  return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))},
+  spent = []  # seconds of tracing, lowering and compiling
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, seconds, **_: spent.append(seconds if "/core/compile/" in name else 0.0))
+  run()
+  compile_s, size, rows = sum(spent), count(lab.params), prompts * samples
+  # sampling goes forward once, training three times as much; plain GRPO needs no score pass
+  flops = 2.0 * size * (rows * longest + prompts * prompt + 3 * rows * (prompt + longest))
+  return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))}, "compile_s": compile_s,
                "per_second": {"tokens/s": float(rows * longest)},
                "beside": bench_peers.names("step") if recipe == "grpo" else ["grpo"]}
 
