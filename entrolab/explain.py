@@ -22,6 +22,7 @@ def batch_sentence(experiment: Experiment) -> str:
   parts = "micro-batch" if t.micro == 1 else "micro-batches"
   again = f" and {further} for a replay" if further else ""
   taken = f" in {s.slots} slots" if s.slots else ""
+  taken += " drawn one step ahead" if s.ahead else ""
   return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts{taken}, {t.updates} "
           f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows{again} in {t.micro} "
           f"{parts} each")

@@ -64,7 +64,8 @@ def test_rows_are_of_the_policy_of_one_step_ago():
   assert verified == [True] * 3
 
 
-@pytest.mark.parametrize("mesh", [("mesh.data=1",), ("mesh.data=2", "mesh.fsdp=2")],
+@pytest.mark.parametrize("mesh", [
+    pytest.param(("mesh.data=1",), marks=pytest.mark.slow), ("mesh.data=2", "mesh.fsdp=2")],
                          ids=["one", "four"])
 def test_a_run_that_goes_on_has_the_rows_that_were_waiting(tmp_path, mesh):
   load = lambda steps: config.load(CORRECTED, (*AHEAD, *mesh, f"training.steps={steps}"))

@@ -144,6 +144,31 @@ def test_a_chain_of_fused_pieces_is_one_collective():
   assert len(hlo.Program(text).cost().collectives) == 1
 
 
+def test_a_slice_of_what_is_laid_out_anew_as_it_is_read_is_a_slice():
+  text = """HloModule m
+%copy_of (p: s8[24,8,128]) -> s8[24,8,128] {
+  %p = s8[24,8,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[24,8,128]{2,1,0:T(8,128)(4,1)} copy(%p)
+}
+%slice_of (a: s8[24,8,128], i: s32[]) -> s8[1,8,128] {
+  %a = s8[24,8,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %f = s8[24,8,128]{2,1,0:T(8,128)(4,1)} fusion(%a), kind=kLoop, MAYBEcalls=%copy_of
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = s8[1,8,128]{2,1,0} dynamic-slice(%f, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+}
+ENTRY %main (x: s8[24,8,128], i: s32[]) -> s8[1,8,128] {
+  %x = s8[24,8,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %out = s8[1,8,128]{2,1,0:T(8,128)(4,1)} fusion(%x, %i), kind=kLoop, calls=%slice_of
+}
+"""
+  layer = 8 * 128
+  cost = lambda more: hlo.Program(text.replace("MAYBE", more)).cost().bytes
+  assert cost("output_to_operand_aliasing={{}: (0, {})}, ") == pytest.approx(2 * layer, abs=8)
+  assert cost("") == pytest.approx(25 * layer, abs=8)  # a copy of its own reads all layers
+
+
 def test_a_loop_without_constants_is_refused():
   fn = lambda n, x: jax.lax.fori_loop(0, n, lambda i, x: jnp.sin(x), x)
   number, four = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.float32)
@@ -241,10 +266,12 @@ def test_rows_stay_on_their_devices():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed: pip install 'jax[tpu]'")
-@pytest.mark.parametrize("fsdp, tensor", [(4, 1), (2, 2)])
-def test_a_small_topology_compiles_and_fits(fsdp, tensor):
+@pytest.mark.parametrize("fsdp, tensor, weights", [(4, 1, "model"), (2, 2, "model"),
+                                                   (4, 1, "int8")])
+def test_a_small_topology_compiles_and_fits(fsdp, tensor, weights):
   # blocks of the vocabulary would else be all of it: it has 120 entries
   settings = [f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}", "training.micro=2",
+              f"sampling.weights={weights}",
               "training.dtype=bfloat16", "training.remat=block", "objective.vocab.chunk=32"]
   done = subprocess.run(
       [sys.executable, "scripts/aot_compile.py", "--config", "experiments/toy.py",

@@ -84,7 +84,8 @@ def single():
     ("mesh.data=2", "mesh.tensor=2"),
     *(pytest.param(("sampling.slots=16", *mesh), marks=pytest.mark.slow) for mesh in (
         ONE, ("mesh.data=4",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))),
-    ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=block")],
+    ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=dots"),
+    pytest.param(("mesh.data=1", "training.remat=block"), marks=pytest.mark.slow)],
     ids=lambda o: ",".join(x.split(".")[1] for x in o))
 def test_meshes_and_micro_batches_give_the_same_steps(single, overrides):
   seen, params = first_steps(overrides)

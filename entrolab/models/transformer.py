@@ -29,6 +29,10 @@ from entrolab.typing import Array, Bool, Float, Int
 from entrolab.vocab import Layout
 
 Params = dict[str, Any]
+# what a layer keeps for its backward pass: everything, the states between layers, and beside these
+# the products with its matrices; the rest is computed again
+REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable,
+         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 # the axes of a matrix, its layers included, that its product sums over; an embedding is looked up
 SUMMED = {"embed": (1,), "head": (1,), "qkv": (1,), "out": (1, 2, 3), "gate_up": (1,), "down": (1,)}
 
@@ -54,14 +58,14 @@ class Config:
   qk_norm: bool = False
   max_length: int = 2048
   dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "block"] = "none"
+  remat: Literal["none", "block", "dots"] = "none"
   layout: Layout | None = None
 
   def __post_init__(self) -> None:
     if self.heads % self.kv_heads:
       raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
-    if self.remat not in ("none", "block"):
-      raise ValueError(f"remat={self.remat!r}; choices: 'none', 'block'")
+    if self.remat not in REMAT:
+      raise ValueError(f"remat={self.remat!r}; choices: {', '.join(map(repr, REMAT))}")
 
   @property
   def queries(self) -> int:
@@ -179,7 +183,8 @@ class Decoder(nn.Module):
     embed = self.param("embed", nn.initializers.normal(0.02), (c.vocab_size, c.width))
     if not c.tied:
       self.param("head", nn.initializers.normal(0.02), (c.vocab_size, c.width))
-    block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False)
+    block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False,
+                                                     policy=REMAT[c.remat])
     axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=axes, length=c.layers)
