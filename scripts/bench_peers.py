@@ -83,11 +83,11 @@ def tunix_head(shape):
   args = [jax.numpy.asarray(x) for x in head_inputs(shape)]
   begin = time.perf_counter()
   made = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*args).compile()
-  facts = {"compile_s": time.perf_counter() - begin,
-           "temp_mb": made.memory_analysis().temp_size_in_bytes / 1e6}
+  seconds, sizes = time.perf_counter() - begin, made.memory_analysis()
+  assert sizes is not None
   def run():
     jax.block_until_ready(made(*args))
-  return run, {**facts, **HEAD}
+  return run, {"compile_s": seconds, "temp_mb": sizes.temp_size_in_bytes / 1e6, **HEAD}
 
 
 def transformers_sample(folder, batch, prompt, new):
@@ -169,7 +169,10 @@ def training(step, owner, name, tokens):
 
 
 def trl_step(folder, prompts, samples, prompt, longest):
-  """A step of TRL's GRPOTrainer, which generates by transformers; no reference, no logging."""
+  """A step of TRL's GRPOTrainer, which generates by transformers; no reference, no logging.
+
+  rollout: generation; train: the rest, which scores no response before the update.
+  """
   import torch
   from datasets import Dataset
   from tokenizers import Tokenizer, models, pre_tokenizers
@@ -291,7 +294,9 @@ def gguf_file(folder, path):
         if part in name:  # its rotation pairs neighbours, not halves
           array = array.reshape(heads[part], 2, -1, array.shape[1]).swapaxes(1, 2).reshape(
               array.shape)
-      out.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(array))
+      place = names.get_name(name, (".weight",))
+      assert place is not None, name
+      out.add_tensor(place, np.ascontiguousarray(array))
   out.write_header_to_file()
   out.write_kv_data_to_file()
   out.write_tensors_to_file()
@@ -299,7 +304,10 @@ def gguf_file(folder, path):
 
 
 def llamacpp_sample(folder, batch, prompt, new):
-  """Seconds of one decode step of llama.cpp's server at batch 1: float32 weights, float16 cache."""
+  """Seconds of one decode step of llama.cpp's server at batch 1, its prefill taken off.
+
+  The weights are float32, the cache is float16 as its default; wheels are built without AVX-512.
+  """
   import xllamacpp
   if batch != 1:
     raise ValueError(f"batch {batch}: llama.cpp is measured at batch 1 alone")
@@ -324,7 +332,10 @@ def llamacpp_sample(folder, batch, prompt, new):
 
 
 def tunix_step(folder, prompts, samples, prompt, longest):
-  """A step of tunix's GRPOLearner with its own sampler; no reference, no logging."""
+  """A step of tunix's GRPOLearner with its own sampler; no reference, no logging.
+
+  rollout: generation; train: the rest, which scores no response before the update.
+  """
   import jax
   import optax
   from tunix.rl import rl_cluster
