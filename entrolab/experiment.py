@@ -37,11 +37,11 @@ class Training:
 
   steps: rollouts; updates: optimiser steps a rollout; micro: micro-batches an optimiser step;
   lr with `warmup` optimiser steps, then `schedule`; clip_norm: 0 for none; dtype of the forward
-  pass (parameters stay float32); old_logp: recomputed by the trainer before the first update, or
-  as the sampler reported it; remat: what layers compute again in the backward pass, nothing, all, or
-  all but the products with their matrices; measure_every: steps between measurements of the entropy change;
-  packing: rows side by side in bins of a few static shapes, and micro-batches of nearly equal
-  numbers of tokens (the same numbers up to rounding).
+  pass (parameters stay float32); remat: what layers compute again in the backward pass, nothing,
+  all, or all but the products with their matrices; old_logp: recomputed by the trainer before the
+  first update, or as the sampler reported it; measure_every: steps between measurements of the
+  entropy change; packing: rows side by side in bins of a few static shapes, and micro-batches of
+  nearly equal numbers of tokens (the same numbers up to rounding).
   """
   steps: int = 60
   updates: int = 2
