@@ -4,10 +4,10 @@
                           [--batch 1 8 32 64] [--rounds 5] [--peer NAME[=PYTHON] ...]
 
 Every variant is a process of its own, so that peak memory and libraries are its own; the processes
-wait for their turn and run one after another, round by round, so that a busy machine slows all of
-them alike. Times are medians over rounds; a ratio is the median of the ratios within a round. Bare
-matrix products of the same shape and a read of memory run in the same rounds and give the bounds.
-Prints a table, then one JSON line with everything.
+wait for their turn and run one after another, round by round, each round begun by another one, so
+that a busy machine slows all of them alike. Times are medians over rounds; a ratio is the median of
+the ratios within a round. Bare matrix products of the same shape and a read of memory run in the
+same rounds and give the bounds. Prints a table, then one JSON line with everything.
 
 A peer is measured on the same work by its own interpreter: `--peer transformers=ENV/bin/python`.
 The names are the cases of bench_peers.py: torch, transformers, trl, verl, tunix and so on.
@@ -123,7 +123,8 @@ def measure(jobs: dict[str, tuple[dict, str]], rounds: int, warm: int) -> dict[s
       print(f"  {name} is ready after {workers[-1].facts['setup_s']:.1f} s", file=sys.stderr,
             flush=True)
     for number in range(warm + rounds):
-      for worker in workers:
+      first = number % len(workers)  # who follows whom differs from round to round
+      for worker in workers[first:] + workers[:first]:
         row = worker.run()
         kept = found.setdefault(worker.name, {**worker.facts, "runs": []})
         if number >= warm:
