@@ -250,8 +250,8 @@ def _forward(hidden, head, tokens, spec: Spec, layout: Layout | None):
 def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
   """(maximum, sums about it, nucleus: cut, log-sum, entropy), from whole rows of logits.
 
-  All rows at once where the vocabulary is one block; else as many as the second cache of a CPU has
-  room for, or 16: the compiler for TPUs keeps a search over 16 rows on the chip, one over 8 not.
+  All rows at once where the vocabulary is one block; else 4, of which a CPU's caches have room for
+  several copies, or 16: the compiler for TPUs keeps a search over 16 rows on the chip, 8 not.
   """
   rows, size = hidden.shape[0], head.shape[0]
   axis = None if layout is None else layout.vocab
@@ -265,8 +265,7 @@ def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
 
   run = partial(nucleus.by_rows, few_rows, lambda x: _logits(x, head, spec), size=size)
   return jax.lax.platform_dependent(
-      hidden, cpu=partial(run, whole=size <= _fit(rows, 4 << 20, 256),
-                          few=max(1, min(4, (1 << 18) // (4 * size)))),
+      hidden, cpu=partial(run, whole=size <= _fit(rows, 4 << 20, 256), few=4),
       default=partial(run, whole=size <= _fit(rows, 64 << 20, 2048), few=16))
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import config, presets, tasks, train, vocab
+from entrolab import config, nucleus, presets, tasks, train, vocab
 from entrolab.models import huggingface, transformer
 from entrolab.rollout import draw, sampler
 from entrolab.verify import Verdict
@@ -136,10 +136,12 @@ def sorted_nucleus(shape, rows=32):
   return waiting(made, logits), facts
 
 
-def bisected_nucleus(shape, rows=32):
-  """The same rows by `vocab.nucleus_entropy`."""
-  logits = rows_of_logits(shape, rows)
-  made, facts = compiled(lambda z: vocab.nucleus_entropy(z, 0.8), logits)
+def searched_nucleus(shape, rows=32):
+  """The same rows as the head takes them, a few at a time."""
+  logits, slots = rows_of_logits(shape, rows), jnp.arange(shape[2], dtype=jnp.int32)
+  few = lambda z: nucleus.of_rows(z, 0.8, False, slots, None, ())["nucleus_entropy"]
+  made, facts = compiled(lambda z: nucleus.by_rows(few, lambda x: x, z, size=shape[2], whole=False,
+                                                   few=4), logits)
   return waiting(made, logits), {**facts, "beside": ["sort"]}
 
 
@@ -152,7 +154,7 @@ def plan_head(args):
     for suffix, backward in (("", True), (" fwd", False)):
       for kind in ("logp", "fused", "moments", "nucleus", "naive", "pair"):
         variants[kind + suffix] = ("head", {**own, "kind": kind, "backward": backward})
-    variants |= {"sort": ("nucleus.sort", own), "bisection": ("nucleus.bisection", own)}
+    variants |= {"sort": ("nucleus.sort", own), "search": ("nucleus.search", own)}
     titles["x".join(map(str, shape))] = variants
   return titles
 
@@ -362,7 +364,7 @@ def plan_loop(args):
 
 
 CASES = {"head.matmul": matmul, "head": head, "bandwidth": bandwidth, "peak": peak,
-         "nucleus.sort": sorted_nucleus, "nucleus.bisection": bisected_nucleus,
+         "nucleus.sort": sorted_nucleus, "nucleus.search": searched_nucleus,
          "decode": decode, "draws": draws, "step": step, "loop": loop}
 
 
