@@ -20,7 +20,8 @@ from scripts import replay_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/entropy_bonus.py:beta=nan"
-SMALL = ["sampling.prompts=4", "training.updates=1", "training.measure_every=0", "mesh.data=1"]
+SMALL = ["sampling.prompts=4", "training.updates=1", "training.measure_every=0", "mesh.data=1",
+         "training.old_logp=sampler"]  # the trainer's are those of the update itself
 
 
 @pytest.fixture(autouse=True, scope="module")
