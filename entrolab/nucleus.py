@@ -118,8 +118,8 @@ def _search(x: Array, mass: Array, logits: Array, goal: Array, low: Array, high:
   Secants in the order of floats, which is logarithmic (Illinois: the end that stays counts half),
   and one round of six that halves; a round reads the row once. After six of them it looks at the
   logits between the ends, and the search is over when these are equal, or no float is left between
-  the ends: after 200 rounds at most. Only the loop compares x: a compiler that computes it again
-  elsewhere may round it differently there.
+  the ends: after 200 rounds at most for float32. Only the loop compares x: a compiler that computes
+  it again elsewhere may round it differently there.
   """
   value = lambda key: _float(key, x.dtype)[:, None]
   middle = lambda a, b: (a >> 1) + (b >> 1) + (a & b & 1)
@@ -146,7 +146,7 @@ def _search(x: Array, mass: Array, logits: Array, goal: Array, low: Array, high:
     more = (first < last) & (middle(s.low, s.high) > s.low)
     return s, first, last, _anywhere(more, everywhere)
 
-  a, b = _key(low), _key(high) + SLACK
+  a, b = _key(low), jnp.minimum(_key(high) + SLACK, _key(jnp.asarray(jnp.inf, x.dtype)))
   a = jnp.where(goal > 0.0, jnp.minimum(a, b - 2 * SLACK), b - 2 * SLACK)
   start = _Search(a, b, b - 2 * SLACK, jnp.zeros_like(goal), goal, whole - goal, goal < 0.0)
   with jax.named_scope(SEARCH):

@@ -101,3 +101,13 @@ def test_top_k_of_logits_that_crowd():
     got = np.asarray(draw.kept(jnp.asarray(logits), jnp.ones(3), jnp.full(3, k, jnp.int32)))
     order = np.argsort(-logits, axis=1, kind="stable")
     assert np.take_along_axis(got, order, 1)[:, :k].all() and (got.sum(1) == k).all()
+
+
+def test_the_largest_floats_are_searched_too():
+  """All but the maximum have the exponential 0, so that they are searched among themselves, up to
+  the end of the floats."""
+  top = np.float32(np.finfo(np.float32).max).view(np.int32)
+  logits = np.random.default_rng(0).permutation(top - np.arange(300, dtype=np.int32))
+  logits = logits.view(np.float32)[None]
+  on = np.asarray(draw.kept(jnp.asarray(logits), jnp.ones(1), jnp.asarray([5], jnp.int32)))[0]
+  assert set(logits[0][on]) == set(np.sort(logits[0])[-5:])
