@@ -13,12 +13,14 @@ import pytest
 from entrolab import chips, config, meter, train
 from entrolab.log import WALL
 from entrolab.models import transformer
+from entrolab.rollout.plain import Plain
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.steps=2", "training.updates=2")
 AHEAD = ("sampling.ahead=1", *SMALL)
 CORRECTED = "experiments/base_objectives.py:objective=corrected"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOWHERE = pathlib.Path("/nonexistent")
 
 
@@ -92,11 +94,20 @@ def test_the_numbers_of_a_run_that_draws_ahead_are_its_own(tmp_path):
     ("experiments/grpo.py", (), "nothing corrects for it; add weights=term"),
     (CORRECTED, ("sampling.refills=1",), "only `Plain` without refills"),
     ("experiments/cure.py", (), "only `Plain` without refills"),
+    ("experiments/epo.py", (), "only `Plain` without refills"),
+    ("experiments/aepo_agentic.py", (), "only `Plain` without refills"),
     (CORRECTED, ("sampling.ahead=2",), "choices: 0 .*, 1")])
 def test_what_cannot_draw_ahead_is_refused(recipe, overrides, match):
   with pytest.raises(ValueError, match=match):
     config.load(recipe, ("sampling.ahead=1", *overrides))
   assert config.load("experiments/grpo.py", ("sampling.ahead=1", "training.old_logp=sampler"))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.py")), ids=lambda p: p.stem)
+def test_only_plain_rollouts_are_drawn_apart_from_verifying(path):
+  """An episode, a tree or a vote that was drawn like a plain row would train on something else."""
+  strategy = config.load(str(path)).rollout
+  assert hasattr(strategy, "begin") == (type(strategy) is Plain)
 
 
 def test_one_update_in_one_piece_needs_no_score_pass():

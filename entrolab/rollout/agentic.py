@@ -320,7 +320,7 @@ class Agentic(multiturn.MultiTurn):
                        f"rule.samples = {self.rule.samples}, rule.beam >= 1")
 
   @property
-  def engine(self) -> Any:  # type: ignore[override]
+  def engine(self) -> Any:
     """The sampler, with this rule."""
     return functools.partial(Trees, strategy=self)
 

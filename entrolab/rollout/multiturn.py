@@ -177,7 +177,7 @@ def turn_mean(mask: Bool[Array, "B T"], phase: Int[Array, "B T"], *, steps: int)
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiTurn(plain.Plain):
+class MultiTurn:
   """Episodes: at most `turns` actions of at most `action` tokens each; sampling.longest is the
   token budget of an episode, observations included.
 
@@ -194,13 +194,13 @@ class MultiTurn(plain.Plain):
   level: str = ""
 
   @property
-  def engine(self) -> Any:  # type: ignore[override]
+  def engine(self) -> Any:
     """The sampler, with these limits."""
     return functools.partial(Episodes, strategy=self)
 
   def __call__(self, sampler: plain.Sampler, ask: plain.Request) -> plain.Rollout:
     """The verified episodes of one step, eased where a level is controlled."""
-    return super().__call__(sampler, dataclasses.replace(
+    return plain.answered(sampler, dataclasses.replace(
         ask, draw=lambda: self._eased(sampler.task, ask.draw(), ask.control)))
 
   def _eased(self, task: Any, examples: Sequence[Example], control: Mapping[str, Any]

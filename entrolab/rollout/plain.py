@@ -243,8 +243,13 @@ class Plain:
 
   def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
     """The verified rows of one step, refilled where the request allows it."""
-    sample = lambda examples: sampler.rollout(ask.params, examples, ask.key, ask.step, **ask.knobs)
-    return filled(sample, ask.draw, ask.knobs["samples"], ask.refills)
+    return answered(sampler, ask)
+
+
+def answered(sampler: Sampler, ask: Request) -> Rollout:
+  """The sampler's rollout of one step, refilled where the request allows it."""
+  sample = lambda examples: sampler.rollout(ask.params, examples, ask.key, ask.step, **ask.knobs)
+  return filled(sample, ask.draw, ask.knobs["samples"], ask.refills)
 
 
 def with_signal(rollout: Rollout, samples: int) -> np.ndarray:
