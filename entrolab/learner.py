@@ -163,7 +163,7 @@ class Learner:
     length, longest = batch.prompt.shape[1] + batch.tokens.shape[1], batch.tokens.shape[1]
     if not self.experiment.training.packing:
       return None, 1.0 - float(real.sum()) / (len(real) * length)
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    ways = sharding.row_devices(self.mesh)
     c = self.config
     made = packing.make(
         real, counted, length=length, longest=longest, ways=ways, parts=parts,

@@ -5,6 +5,7 @@ the feed-forward width and the vocabulary.
 """
 
 import hashlib
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from entrolab.models.transformer import SUMMED, Config
 
 AXES = ("data", "fsdp", "tensor")
-RULES = {"batch": ("data", "fsdp"), "width": "fsdp", "kv_heads": "tensor", "mlp": "tensor",
+ROWS = ("data", "fsdp")
+RULES = {"batch": ROWS, "width": "fsdp", "kv_heads": "tensor", "mlp": "tensor",
          "vocab": "tensor", "layers": None, "queries": None, "head_dim": None, "gate": None}
 LOGICAL = {  # parameter -> logical axes
     "embed": ("vocab", "width"), "head": ("vocab", "width"), "final_norm": ("width",),
@@ -82,7 +84,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> jax.sha
 
 def check(config: Config, mesh: jax.sharding.Mesh, rows: int, name: str) -> None:
   """Raises ValueError when the model, or `rows` rows of `name`, do not divide over the mesh."""
-  tensor, ways = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
+  tensor, ways = mesh.shape["tensor"], row_devices(mesh)
   parts = [("kv_heads", config.kv_heads, "tensor", tensor),
            ("vocab_size", config.vocab_size, "tensor", tensor),
            ("mlp_width", config.mlp_width, "tensor", tensor),
@@ -92,6 +94,11 @@ def check(config: Config, mesh: jax.sharding.Mesh, rows: int, name: str) -> None
       choices = [c for c in range(1, size + 1) if size % c == 0]
       raise ValueError(f"{what}={size} does not divide over {axis}={cut}; choices for {axis}: "
                        f"{choices[:16]}")
+
+
+def row_devices(mesh: jax.sharding.Mesh) -> int:
+  """How many parts rows are sharded into."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def rows(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -38,7 +38,7 @@ class Lab:
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
     if s.slots:
-      refill.check(s.slots, s.prompts * s.samples, refill.devices(self.mesh))
+      refill.check(s.slots, s.prompts * s.samples, sharding.row_devices(self.mesh))
     rows = s.prompts // t.updates * s.samples // t.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     rows = replay.further_rows(experiment.rollout, s.samples, t.updates, t.micro) // t.micro

@@ -99,7 +99,7 @@ far = functools.partial(pytest.param, marks=pytest.mark.slow)
 def test_devices_refill_their_own_slots(axes, slots, settings, monkeypatch):
   monkeypatch.setattr(refill, "IDLE", 3)
   mesh = sharding.make_mesh(*axes)
-  ways, paces = refill.devices(mesh), set()
+  ways, paces = sharding.row_devices(mesh), set()
   for number, (chosen, stop, shape) in enumerate(settings):
     want, traces = run(sampler.sample, chosen, shape, stop), len(sampler.TRACES)
     got = run(refill.sample, chosen, shape, stop, slots=slots, mesh=mesh)

@@ -10,7 +10,6 @@ into fewer slots.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from entrolab import sharding
 from entrolab.models import transformer
 from entrolab.rollout import sampler
 from entrolab.rollout.draw import Draw, draw
@@ -25,7 +25,6 @@ from entrolab.typing import Array, Bool, Int, Key
 
 IDLE = 16  # slots are filled again when one in so many is idle
 SIZES, FEWEST = 3, 8  # how many sizes, each a program of its own; slots that are not halved again
-ROWS = ("data", "fsdp")  # the axes of a mesh that shard rows
 
 
 @jax.tree_util.register_dataclass
@@ -63,11 +62,6 @@ class _Queue:
   def samples(self) -> int:
     """G."""
     return self.rows // self.hidden.shape[0]
-
-
-def devices(mesh: Mesh) -> int:
-  """How many of them rows are sharded over."""
-  return math.prod(mesh.shape[name] for name in ROWS)
 
 
 def sizes(slots: int) -> list[int]:
@@ -225,10 +219,10 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   """`sampler.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
   of the prompts once more.
 
-  mesh: prompts and rows lie over ROWS of its axes, and so do the slots: every device refills its
+  mesh: prompts and rows lie over its axes of rows, and so do the slots: every device refills its
   own from its own rows, at its own pace; steps: of the slowest. Raises ValueError as `check`.
   """
-  rows, ways = prompt.shape[0] * samples, 1 if mesh is None else devices(mesh)
+  rows, ways = prompt.shape[0] * samples, 1 if mesh is None else sharding.row_devices(mesh)
   check(slots, rows, ways)
   sampler.TRACES.append((*prompt.shape, samples, longest, slots))
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
@@ -240,7 +234,8 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   if ways > 1:
     # nothing is exchanged between rows, so that loops of other lengths never wait for each other;
     # "tensor" is left to the compiler, as in `sampler.sample`
-    run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(ROWS), P(ROWS), P(ROWS), P(), P()),
-                        out_specs=P(ROWS), axis_names={*ROWS}, check_vma=False)
+    rows_of = P(sharding.ROWS)
+    run = jax.shard_map(run, mesh=mesh, in_specs=(P(), rows_of, rows_of, rows_of, P(), P()),
+                        out_specs=rows_of, axis_names={*sharding.ROWS}, check_vma=False)
   out = run(params, prompt, prompt_mask, own, stop_ids, jnp.asarray(pad_id, jnp.int32))
   return dataclasses.replace(out, steps=out.steps.max())

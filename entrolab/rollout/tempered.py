@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
+from entrolab import sharding
 from entrolab.rollout.plain import Request, Rollout, Sampler, row_keys
 
 
@@ -48,7 +49,7 @@ class Tempered:
     if not again:
       raise ValueError(f"Tempered(one_in={self.one_in}) with {count} prompts: no group to draw "
                        f"again; one_in at most {count}")
-    ways = sampler.mesh.shape["data"] * sampler.mesh.shape["fsdp"] // jax.process_count()
+    ways = sharding.row_devices(sampler.mesh) // jax.process_count()
     if (count + len(again)) % max(ways, 1):
       raise ValueError(f"{count} + {len(again)} groups do not divide over data x fsdp={ways}; "
                        "change sampling.prompts or one_in")
