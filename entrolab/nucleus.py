@@ -199,18 +199,17 @@ def edge_at(logits: Float[Array, "N V"], x: Float[Array, "N V"], mass: Float[Arr
   return jax.lax.cond(_anywhere(first < last, everywhere), among, lambda: Edge(last, need, total))
 
 
-def cut_of(logits: Float[Array, "N V"], edge: Edge, slots: Array | None = None,
+def cut_of(logits: Float[Array, "N V"], edge: Edge, begin: int | Array = 0,
            axis: str | None = None, everywhere: tuple[str, ...] = ()) -> Cut:
-  """The cut at an edge. slots: indices in a sharded vocabulary; the rest as in `edge_at`."""
-  if slots is None:
-    slots = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  """The cut at an edge. begin: index in the whole vocabulary of the first logit; the rest as in
+  `edge_at`."""
   tau, none = edge.tau, edge.kept <= 0
   split = ~none & (edge.kept < edge.total)
   near = _next(logits, tau, none, axis)
   middle = jnp.where(none, _above(tau, near), _below(tau, near))
   even = Cut(middle, middle, jnp.full_like(none, -1, jnp.int32))
   return jax.lax.cond(_anywhere(split, everywhere),
-                      lambda: _halved(logits, slots, edge, split, even, axis), lambda: even)
+                      lambda: _halved(logits, begin, edge, split, even, axis), lambda: even)
 
 
 def edge_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool,
@@ -236,7 +235,7 @@ def cut_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool)
   return cut_of(logits, edge_rows(logits, top_p, inclusive))
 
 
-def _halved(logits: Array, slots: Array, edge: Edge, split: Array, even: Cut,
+def _halved(logits: Array, begin: int | Array, edge: Edge, split: Array, even: Cut,
             axis: str | None) -> Cut:
   """`even`, but where the cut splits equal logits: a band around them, and the last one kept."""
   tau, yes = edge.tau, jnp.ones_like(split)
@@ -249,14 +248,15 @@ def _halved(logits: Array, slots: Array, edge: Edge, split: Array, even: Cut,
     own = jax.lax.all_gather(tied.sum(-1, dtype=jnp.int32), axis)
     mine = jnp.arange(own.shape[0])[:, None] < jax.lax.axis_index(axis)
     kept = kept - jnp.where(mine, own, 0).sum(0)
-  last = highest(_slot_of(tied, kept, slots), axis)
+  place = _place_of(tied, kept)
+  last = highest(jnp.where(place < 0, -1, begin + place), axis)
   return Cut(jnp.where(split, jnp.maximum(tau - band, middle), even.low),
              jnp.where(split, jnp.minimum(tau + band, upper), even.high),
              jnp.where(split, last, -1).astype(jnp.int32))
 
 
-def _slot_of(on: Array, number: Array, slots: Array) -> Array:
-  """The slot of the `number`-th true entry of every row (the last one where there are fewer), -1
+def _place_of(on: Array, number: Array) -> Array:
+  """The place of the `number`-th true entry of every row (the last one where there are fewer), -1
   without any: by halving the row, since a cumulative sum of it costs ten times as much."""
   def half(_, ends):
     a, b = ends  # of the places before a, fewer than number are true; of those before b, enough
@@ -269,10 +269,10 @@ def _slot_of(on: Array, number: Array, slots: Array) -> Array:
   want = jnp.minimum(number, on.sum(-1, dtype=jnp.int32))
   zero = jnp.zeros_like(want)
   _, end = jax.lax.fori_loop(0, size.bit_length(), half, (zero, zero + size))
-  return jnp.where(want > 0, slots[jnp.maximum(end - 1, 0)], -1)
+  return jnp.where(want > 0, end - 1, -1)
 
 
-def of_rows(logits: Float[Array, "N V"], top_p: float, inclusive: bool, slots: Array,
+def of_rows(logits: Float[Array, "N V"], top_p: float, inclusive: bool, begin: int | Array,
             axis: str | None, everywhere: tuple[str, ...]) -> dict[str, Any]:
   """cut; lse_nucleus, the log-sum-exp of the nucleus; nucleus_entropy."""
   edge = edge_rows(logits, top_p, inclusive, axis, everywhere)
@@ -285,7 +285,7 @@ def of_rows(logits: Float[Array, "N V"], top_p: float, inclusive: bool, slots: A
   s, u = s + edge.kept * each, u + edge.kept * each * (edge.tau - peak)
   some = s > 0
   s = jnp.where(some, s, 1.0)
-  return {"cut": cut_of(logits, edge, slots, axis, everywhere), "lse_nucleus": peak + jnp.log(s),
+  return {"cut": cut_of(logits, edge, begin, axis, everywhere), "lse_nucleus": peak + jnp.log(s),
           "nucleus_entropy": jnp.where(some, jnp.log(s) - u / s, 0.0)}
 
 

@@ -256,11 +256,10 @@ def _by_rows(hidden, head, spec: Spec, layout: Layout | None, offset):
   rows, size = hidden.shape[0], head.shape[0]
   axis = None if layout is None else layout.vocab
   everywhere = () if layout is None or axis is None else layout.mesh.axis_names
-  slots = offset + jnp.arange(size, dtype=jnp.int32)
 
   def few_rows(z):
     m = z.max(-1)
-    own = nucleus.of_rows(z, spec.top_p, spec.inclusive, slots, axis, everywhere)
+    own = nucleus.of_rows(z, spec.top_p, spec.inclusive, offset, axis, everywhere)
     return m, _sums(z, m, spec), own
 
   run = partial(nucleus.by_rows, few_rows, lambda x: _logits(x, head, spec), size=size)

@@ -138,8 +138,8 @@ def sorted_nucleus(shape, rows=32):
 
 def searched_nucleus(shape, rows=32):
   """The same rows as the head takes them, a few at a time."""
-  logits, slots = rows_of_logits(shape, rows), jnp.arange(shape[2], dtype=jnp.int32)
-  few = lambda z: nucleus.of_rows(z, 0.8, False, slots, None, ())["nucleus_entropy"]
+  logits = rows_of_logits(shape, rows)
+  few = lambda z: nucleus.of_rows(z, 0.8, False, 0, None, ())["nucleus_entropy"]
   made, facts = compiled(lambda z: nucleus.by_rows(few, lambda x: x, z, size=shape[2], whole=False,
                                                    few=4), logits)
   return waiting(made, logits), {**facts, "beside": ["sort"]}
