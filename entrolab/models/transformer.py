@@ -152,7 +152,8 @@ class Block(nn.Module):
     qkv = product("bnd,dkre->bnkre", h, "qkv", (d, k, r + 2, dh))
     if c.qkv_bias:
       qkv = qkv + self.param("qkv_bias", zeros, (k, r + 2, dh)).astype(dtype)[None, None]
-    q, key, value = qkv[..., :r, :], qkv[..., r, :], qkv[..., r + 1, :]
+    q, key, value = jax.lax.split(qkv, (r, 1, 1), axis=3)
+    key, value = key[..., 0, :], value[..., 0, :]
     if c.qk_norm:
       q = _norm(q, self.param("q_norm", ones, (dh,)), c.norm_eps)
       key = _norm(key, self.param("k_norm", ones, (dh,)), c.norm_eps)
@@ -170,7 +171,8 @@ class Block(nn.Module):
 
     h = _norm(x, self.param("mlp_norm", ones, (d,)), c.norm_eps)
     both = product("bnd,dgf->bngf", h, "gate_up", (d, 2, f))
-    h = nn.silu(both[:, :, 0]) * both[:, :, 1]
+    gate, up = jax.lax.split(both, (1, 1), axis=2)
+    h = nn.silu(gate[:, :, 0]) * up[:, :, 0]
     x = _held(x + product("bnf,fd->bnd", h, "down", (f, d), deep), c.layout)
     return (x, cache_k, cache_v), None
 
