@@ -44,10 +44,12 @@ def compiled(fn, *args, donate=()):
   return made, {"compile_s": seconds, "temp_mb": temporaries(made)}
 
 
-def waiting(fn, *args):
-  """A run that waits for the result and drops it."""
+def waiting(fn, *args, many=1):
+  """A run that waits for the result and drops it; `many` pieces of work in one call."""
   def run():
+    start = clock()
     jax.block_until_ready(fn(*args))
+    return {"seconds": (clock() - start) / many}
   return run
 
 
@@ -198,8 +200,7 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
   lower = lambda longest: sampler.sample.lower(shape, *args, **own, longest=longest)
   begin = time.perf_counter()
   full, one = (lower(n).compile() for n in (new, 1))
-  facts = {"compile_s": (time.perf_counter() - begin) / 2,
-           "temp_mb": temporaries(full)}
+  facts = {"compile_s": (time.perf_counter() - begin) / 2, "temp_mb": temporaries(full)}
   def run():
     start = clock()
     jax.block_until_ready(one(*args, **dynamic))
@@ -213,22 +214,23 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
                           "FLOPs": ("peak", 2.0 * size * batch / (2.0 * 2048**3))}}
 
 
-def draws(preset, batch, how):
-  """A draw with log-prob and entropy from logits that exist already."""
+def draws(preset, batch, how, many=16):
+  """Draws with log-prob and entropy from logits that exist already, in one program that holds its
+  arrays over `many` of them, as decoding does."""
   logits = jax.random.normal(jax.random.key(0), (batch, model(preset)[0].vocab_size)) * 3.0
-  one = jnp.ones(batch)
-  def ours(z, key):
-    return draw.draw(z, jax.random.uniform(key, (batch,)), one, one, jnp.zeros(batch, jnp.int32))
-  def categorical(z, key):
-    logp = jax.nn.log_softmax(z)
-    token = jax.random.categorical(key, z)
-    return token, jnp.take_along_axis(logp, token[:, None], 1), -(jnp.exp(logp) * logp).sum(-1)
-  def nucleus(z, key):
-    return draw.draw(z, jax.random.uniform(key, (batch,)), one, one * 0.9,
-                     jnp.zeros(batch, jnp.int32))
-  fn = dict(draw=ours, categorical=categorical, nucleus=nucleus)[how]
-  made, facts = compiled(fn, logits, jax.random.key(1))
-  return waiting(made, logits, jax.random.key(1)), {**facts, "beside": ["decode"]}
+  one, none = jnp.ones(batch), jnp.zeros(batch, jnp.int32)
+  def drawn(z, key):
+    if how == "categorical":
+      logp, token = jax.nn.log_softmax(z), jax.random.categorical(key, z)
+      at = jnp.take_along_axis(logp, token[:, None], 1)[:, 0]
+      return token, at, -(jnp.exp(logp) * logp).sum(-1)
+    top_p = one * (0.9 if how == "nucleus" else 1.0)
+    return draw.draw(z, jax.random.uniform(key, (batch,)), one, top_p, none)[:3]
+  def step(i, carry):
+    token, logp, entropy = drawn(carry[0], jax.random.key(i))
+    return carry[0].at[:, 0].set(logp), token, entropy  # the next draw waits for this one
+  made, facts = compiled(lambda *x: jax.lax.fori_loop(0, many, step, x), logits, none, one)
+  return waiting(made, logits, none, one, many=many), {**facts, "beside": ["decode"]}
 
 
 def plan_sample(args):
