@@ -4,6 +4,8 @@ Each function stands in the slot that its return type names, in an objective ove
 whose parameters are the logits; the laws are on the loss and on the gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,9 @@ def run(objective, columns, logits, *, micro=1, dtype=None):
 
 
 # laws are about the program, not about how well it is compiled: half the time without LLVM's passes
+QUICK = {"xla_backend_optimization_level": 0}
 compiled = jax.jit(run, static_argnums=0, static_argnames=("micro", "dtype"),
-                   compiler_options={"xla_backend_optimization_level": 0})
+                   compiler_options=QUICK)
 
 
 def jitted(fn, columns, logits, **more):
@@ -141,7 +144,7 @@ def test_bfloat16_logits_give_float32(fn):
 def test_one_trace_for_equal_shapes(fn):
   objective, traces = probe.objective(fn), []
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def step(columns, logits):
     traces.append(1)
     return run(objective, columns, logits)
