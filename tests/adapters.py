@@ -26,6 +26,10 @@ COLUMNS = dict(tokens="tokens", response_mask="mask", old_logprobs="old_logp",
                ref_logprobs="ref_logp", advantages="adv", rewards="rewards",
                rollout_logprobs="sampled_logp")
 INPUTS = {*COLUMNS, "logits", "group_ids"}  # every file may carry them, used or not
+# for programs that run a few times: half the time to compile without LLVM's passes
+QUICK = {"xla_backend_optimization_level": 0}
+# compiled once for all files of a shape; outside jit every call compiles the nucleus's loops again
+statistics = jax.jit(vocab.from_logits, static_argnums=2)
 
 
 class Mismatch(AssertionError):
@@ -83,7 +87,7 @@ class Case:
   def live(self, logits, **spec):
     """logp, entropy (and what spec.names asks for) of the stored tokens under these logits."""
     names = spec.pop("names", ("logp", "entropy"))
-    return vocab.from_logits(logits, self["tokens"], vocab.Spec(names=names, **spec))
+    return statistics(logits, self["tokens"], vocab.Spec(names=names, **spec))
 
   def compare(self, name, value, *, where=None, tolerance=None):
     """Compares with the stored array of that name: masks exactly, NaN where it has NaN."""
@@ -193,7 +197,7 @@ def loss_and_grad(objective, case, logits, **more):
   spec = objective.statistics
 
   def loss(z):
-    live = vocab.from_logits(z, case["tokens"], spec)
+    live = statistics(z, case["tokens"], spec)
     return objective.loss({**case.columns(**more), **live})[0]
 
   return jax.value_and_grad(loss)(logits)

@@ -16,8 +16,6 @@ from tests import adapters, probe
 LIVE = (*vocab.NAMES, "value", "mean")  # columns through which a gradient may flow
 STEP, DIRECTIONS = 1e-6, 4
 SPEC = vocab.Spec(names=vocab.NAMES, tempered=1.3)
-# compiled once for all functions: outside jit every call compiles the search of the nucleus again
-statistics = jax.jit(lambda logits, tokens: vocab.from_logits(logits, tokens, SPEC))
 
 
 def live(fn):
@@ -51,7 +49,7 @@ def columns(fn, seed):
   batch, logits = probe.batch(fn, seed)
   batch = {k: jnp.asarray(v, np.float64 if np.asarray(v).dtype.kind == "f" else None)
            for k, v in batch.items()}
-  stats = statistics(jnp.asarray(logits, np.float64), batch["tokens"])
+  stats = adapters.statistics(jnp.asarray(logits, np.float64), batch["tokens"], SPEC)
   adv = np.random.default_rng(seed + 1).normal(size=batch["mask"].shape)
   return {"adv": jnp.asarray(adv), **batch, **stats}
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from entrolab import microbatch, vocab
 from entrolab.objective import COLUMNS, Batch
-from tests import probe
+from tests import adapters, probe
 
 FUNCTIONS = probe.functions()
 each = pytest.mark.parametrize("fn", FUNCTIONS, ids=probe.label)
@@ -43,10 +43,9 @@ def run(objective, columns, logits, *, micro=1, dtype=None):
   return metrics["train/loss"], grads
 
 
-# laws are about the program, not about how well it is compiled: half the time without LLVM's passes
-QUICK = {"xla_backend_optimization_level": 0}
+# laws are about the program, not about how well it is compiled
 compiled = jax.jit(run, static_argnums=0, static_argnames=("micro", "dtype"),
-                   compiler_options=QUICK)
+                   compiler_options=adapters.QUICK)
 
 
 def jitted(fn, columns, logits, **more):
@@ -144,7 +143,7 @@ def test_bfloat16_logits_give_float32(fn):
 def test_one_trace_for_equal_shapes(fn):
   objective, traces = probe.objective(fn), []
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=adapters.QUICK)
   def step(columns, logits):
     traces.append(1)
     return run(objective, columns, logits)

@@ -9,6 +9,9 @@ from entrolab.methods import grpo, ppo, siren
 from entrolab.objective import Objective, Penalty, term
 from tests import adapters
 
+entropy_of, mask_of = (jax.jit(fn, static_argnums=(1, 2))
+                       for fn in (vocab.nucleus_entropy, vocab.nucleus_mask))
+
 
 def recipe(*, fraction, beta, top_p, anchor=-1.0, length=0):
   penalty = Penalty(beta, term(siren.selected_entropy),
@@ -25,7 +28,7 @@ def golden(case):
   top_p, fraction = config["p"], 1.0 - config["tau"]
 
   def entropies(z, inclusive=False):
-    return jnp.where(mask, vocab.nucleus_entropy(z, top_p, inclusive), 0.0)
+    return jnp.where(mask, entropy_of(z, top_p, inclusive), 0.0)
 
   def mean(z):
     h = entropies(z)
@@ -35,11 +38,11 @@ def golden(case):
   h = entropies(logits)
   case.compare("topp_entropy", h)
   case.compare("full_entropy", jnp.where(mask, vocab.entropy(logits), 0.0))
-  nucleus = vocab.nucleus_mask(logits, top_p, False)
+  nucleus = mask_of(logits, top_p, False)
   on = np.asarray(mask)[..., None]
   case.compare("nucleus_mask", nucleus, where=on)
   case.compare("nucleus_size", nucleus.sum(-1), where=mask)
-  case.compare("alt_nucleus_mask_inclusive", vocab.nucleus_mask(logits, top_p, True), where=on)
+  case.compare("alt_nucleus_mask_inclusive", mask_of(logits, top_p, True), where=on)
   case.compare("alt_topp_entropy_inclusive", entropies(logits, True))
   keep = siren.peak_positions(h, mask, fraction=fraction)
   bound = siren.quantile(h, mask, 1.0 - fraction, rows=True)[:, 0]
