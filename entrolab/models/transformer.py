@@ -123,9 +123,13 @@ def _attend(q: Array, k: Array, v: Array, allowed: Array) -> Array:
   # a row that may attend to nothing (padding) gets a uniform average, not a NaN
   scores = jnp.where(allowed, scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  if q.shape[1] == 1:  # the same sums; with an axis of one query a CPU takes twice as long for them
-    return jnp.einsum("bkrs,bksd->bkrd", weights[:, :, :, 0], v)[:, None]
-  return jnp.einsum("bkrns,bksd->bnkrd", weights, v)
+  mix = lambda weights, v: jnp.einsum("bkrns,bksd->bnkrd", weights, v)
+  if q.shape[1] > 1:
+    return mix(weights, v)
+  # the same sums: a CPU's library has no product with an axis of one query and takes twice as long;
+  # a TPU may copy more of the cache without it
+  alone = lambda weights, v: jnp.einsum("bkrs,bksd->bkrd", weights[:, :, :, 0], v)[:, None]
+  return jax.lax.platform_dependent(weights, v, cpu=alone, default=mix)
 
 
 class Block(nn.Module):
