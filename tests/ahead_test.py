@@ -67,7 +67,7 @@ def test_rows_are_of_the_policy_of_one_step_ago():
 
 
 @pytest.mark.parametrize("mesh", [
-    pytest.param(("mesh.data=1",), marks=pytest.mark.slow), ("mesh.data=2", "mesh.fsdp=2")],
+    ("mesh.data=1",), pytest.param(("mesh.data=2", "mesh.fsdp=2"), marks=pytest.mark.slow)],
                          ids=["one", "four"])
 def test_a_run_that_goes_on_has_the_rows_that_were_waiting(tmp_path, mesh):
   load = lambda steps: config.load(CORRECTED, (*AHEAD, *mesh, f"training.steps={steps}"))

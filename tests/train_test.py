@@ -22,6 +22,8 @@ EPISODES = {f"experiments/{name}.py": ("model.steps=10", "sampling.longest=60",
                                        "evaluation.ks=(1,)", "evaluation.samples=8")
             for name in ("empg", "epo", "form_curriculum")}  # whose model is made when it loads
 
+LIKE_ARPO = "experiments/aepo_agentic.py"  # trees in the same environment, a minute of its own
+
 
 @pytest.fixture(autouse=True, scope="module")
 def libraries_promote():
@@ -35,7 +37,8 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("recipe", [
-    *(pytest.param(r, marks=pytest.mark.slow) if r in EPISODES else r for r in RECIPES), *(
+    *(pytest.param(r, marks=pytest.mark.slow) if r in (*EPISODES, LIKE_ARPO) else r
+      for r in RECIPES), *(
     pytest.param(f"experiments/base_objectives.py:objective={name}", marks=pytest.mark.slow)
     for name in OBJECTIVES)])
 def test_every_recipe_runs_and_acts(recipe, tmp_path):
@@ -80,8 +83,8 @@ def single():
 @pytest.mark.parametrize("overrides", [
     ("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"),
     pytest.param(("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"), marks=pytest.mark.slow),
-    ("mesh.data=1", "mesh.fsdp=2"),
-    ("mesh.data=2", "mesh.tensor=2"),
+    *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (
+        ("mesh.data=1", "mesh.fsdp=2"), ("mesh.data=2", "mesh.tensor=2"))),
     *(pytest.param(("sampling.slots=16", *mesh), marks=pytest.mark.slow) for mesh in (
         ONE, ("mesh.data=4",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))),
     ("mesh.data=1", "training.micro=4"), ("mesh.data=1", "training.remat=dots"),
