@@ -77,6 +77,8 @@ def test_a_run_that_goes_on_has_the_rows_that_were_waiting(tmp_path, mesh):
   ours, theirs = rows(tmp_path / "parts"), rows(tmp_path / "whole")
   trained = lambda found: [r for r in found if "train/loss" in r]
   assert trained(ours) == trained(theirs) and len(trained(ours)) == 3
+  lines = map(json.loads, (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
+  assert [r["train/recompilations"] for r in lines if "train/loss" in r] == [0, 0, 0]
   assert ours[-1] == theirs[-1]
 
 
