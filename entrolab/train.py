@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from entrolab import checkpoint, chips, config, evaluate, explain, guards, log, meter, sharding
+from entrolab import checkpoint, config, evaluate, explain, guards, log, sharding
 from entrolab.analysis import report
+from entrolab.cost import chips, flops
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.files import write_text
@@ -50,7 +51,7 @@ class Lab:
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         [name for name in wanted if name not in made])
     number = 1.0 if s.weights == "int8" else jax.dtypes.canonicalize_dtype(t.dtype).itemsize
-    self.meter = meter.Meter(self.config, chips.of(self.mesh.local_devices), self.mesh.size,
+    self.meter = flops.Meter(self.config, chips.of(self.mesh.local_devices), self.mesh.size,
                              m.tensor, number)
     self.key = jax.random.key(experiment.seed)
     self.host: Mapping[str, np.ndarray] = {}  # what the strategy keeps

@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from entrolab import chips
+from entrolab.cost import chips
 
 
 def xla(n: int, d: int, v: int, chunk: int) -> tuple[float, float]:

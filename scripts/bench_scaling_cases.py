@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from entrolab import sharding, train, vocab
-from entrolab.analysis import hlo
+from entrolab.cost import hlo
 from entrolab.learner import BEFORE, Learner
 
 clock = time.perf_counter  # bench.py may count processor time

@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab import chips, explain, sharding, vocab
-from entrolab.analysis import hlo
+from entrolab import explain, sharding, vocab
+from entrolab.cost import chips, hlo
 from entrolab.models import tiny, transformer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

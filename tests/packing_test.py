@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from entrolab import checkpoint, config, microbatch, packing, sharding, train, vocab
-from entrolab.analysis import hlo
+from entrolab.cost import hlo
 from entrolab.experiment import Evaluation
 from entrolab.learner import BEFORE, Learner
 from entrolab.models import transformer

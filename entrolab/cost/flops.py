@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from entrolab import chips
+from entrolab.cost import chips
 from entrolab.models.transformer import Config
 from entrolab.typing import Float, Int
 

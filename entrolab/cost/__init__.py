@@ -1,0 +1,1 @@
+"""What a program needs at least: rates of chips, arithmetic of a model, costs of compiled code."""
