@@ -30,12 +30,9 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
-from entrolab import config, nucleus, sharding
+from entrolab import config, nucleus, sharding  # noqa: E402
 from entrolab import control as controls  # noqa: E402
-from entrolab.cost import (
-  chips,  # noqa: E402
-  hlo,  # noqa: E402
-)
+from entrolab.cost import chips, hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.learner import Learner, State  # noqa: E402
 from entrolab.models import transformer  # noqa: E402

@@ -15,9 +15,10 @@ import time
 
 import pytest
 
-from entrolab.verify import code, codes, confined, seccomp
+from entrolab.verify import code, codes
 from entrolab.verify.code import Case, Command, Functions, Score, reward
-from entrolab.verify.sandbox import KINDS, Limits, Sandbox, SandboxError
+from entrolab.verify.sandbox import inside, seccomp
+from entrolab.verify.sandbox.outside import KINDS, Limits, Sandbox, SandboxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NEEDLE = 918273645019             # what the tests expect, and a program must not find
@@ -517,7 +518,7 @@ DYING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from entrolab.verify import code
-from entrolab.verify.sandbox import Limits, Sandbox
+from entrolab.verify.sandbox.outside import Limits, Sandbox
 box = Sandbox(sys.argv[1], limits=Limits(seconds=300), size=2)
 task = code.Functions(("f",), ("assert f() == 1",))
 code.verify(["import time\\ndef f(): time.sleep(1000)"] * 2, [task] * 2, sandbox=box)
@@ -628,11 +629,11 @@ def test_values_survive_the_crossing():
   for _ in range(5000):
     deep = [deep]
   with pytest.raises(RecursionError):
-    confined.plain(deep)
+    inside.plain(deep)
   with pytest.raises(TypeError, match="function is no plain data"):
-    confined.plain({"a": [len, lambda: 0][1]})
+    inside.plain({"a": [len, lambda: 0][1]})
   value = {"x": [(1, 2.5), {3}, b"\x00", 1 << 70, None]}
-  assert confined.rebuilt(json.loads(json.dumps(confined.plain(value)))) == value
+  assert inside.rebuilt(json.loads(json.dumps(inside.plain(value)))) == value
 
 
 def rows(name: str) -> list[dict]:

@@ -15,7 +15,7 @@ from entrolab.environments.forms import FIELDS, Form
 from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
 from entrolab.environments.tools import Python, ToolUse
 from entrolab.tasks import Countdown
-from entrolab.verify.sandbox import Limits, Sandbox, SandboxError
+from entrolab.verify.sandbox.outside import Limits, Sandbox, SandboxError
 
 WORLDS = [TextWorld(), TextWorld(rooms=8, things=5, locked=1.0), Form(7), Form(8), WordProblems()]
 name = lambda x: repr(x)

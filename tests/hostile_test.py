@@ -12,11 +12,12 @@ import time
 
 import pytest
 
-from entrolab.verify import codes, math, unknown_share, worker
+from entrolab.verify import codes, math, unknown_share
 from entrolab.verify.canonical import canonical
-from entrolab.verify.cost import LONGEST
 from entrolab.verify.extract import extract
-from entrolab.verify.pool import Pool
+from entrolab.verify.symbolic import worker
+from entrolab.verify.symbolic.cost import LONGEST
+from entrolab.verify.symbolic.pool import Pool
 from tests.hostile_corpus import box, corpus
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -187,7 +188,7 @@ def test_a_worker_survives_whatever_a_comparison_does(tmp_path):
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-from entrolab.verify.pool import Pool
+from entrolab.verify.symbolic.pool import Pool
 pool = Pool(2, seconds=30.0)
 print(pool.run([("2x", "x+x", 6)])[0].status, *pool.pids(), flush=True)
 if sys.argv[1] == "busy":

@@ -21,10 +21,10 @@ from entrolab.verify import (
   unknown_share,
   vote,
 )
-from entrolab.verify import compare as symbolic
 from entrolab.verify.canonical import canonical, number
-from entrolab.verify.cost import costly
-from entrolab.verify.pool import Pool
+from entrolab.verify.symbolic import compare as symbolic
+from entrolab.verify.symbolic.cost import costly
+from entrolab.verify.symbolic.pool import Pool
 
 MODULES = sorted(path.stem for path in pathlib.Path(entrolab.verify.__path__[0]).glob("*.py"))
 

@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrolab.environments import Example, OfTask, Step
-from entrolab.verify import code, confined
-from entrolab.verify.sandbox import Limits, Run, Sandbox
+from entrolab.verify import code
+from entrolab.verify.sandbox import inside
+from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
 
 ERROR = "error: "     # how what is shown of a program that failed begins
 LONGEST = 20_000      # characters of a program
@@ -89,12 +90,12 @@ class Python:
     lines = text.encode(errors="replace").decode().split("\n")
     source = f"LINES = {lines!r}\nMOST = {self.longest}\n{_DRIVER}"
     orders = {"role": "program", "text": source, "inbox": calls, "outbox": answer}
-    run = Run([], answers, confined.LARGEST)
+    run = Run([], answers, inside.LARGEST)
     try:
       run.processes.append(box.start(orders, subprocess.DEVNULL, (calls, answer)))
       with contextlib.suppress(BrokenPipeError):
-        os.write(call, confined.packed({"call": "answer", "args": [],
-                                        "named": confined.plain({})}))
+        os.write(call, inside.packed({"call": "answer", "args": [],
+                                        "named": inside.plain({})}))
     except BaseException:
       run.end()
       raise
@@ -106,7 +107,7 @@ class Python:
   def _shown(self, data: bytes) -> str:
     """What the first line that a process sent says; the program may have forged it, and gets it."""
     try:
-      output, failed = confined.rebuilt(json.loads(data.partition(b"\n")[0])["value"])
+      output, failed = inside.rebuilt(json.loads(data.partition(b"\n")[0])["value"])
       output, failed = (str(x).encode(errors="replace").decode() for x in (output, failed))
     except Exception:                            # whatever it sent
       return f"{ERROR}the program ended early"

@@ -35,7 +35,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from entrolab.verify import Verdict
-from entrolab.verify.sandbox import Run, Sandbox, SandboxError
+from entrolab.verify.sandbox.outside import Run, Sandbox, SandboxError
 
 LONGEST = 200_000     # characters of a program
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from entrolab.verify import Verdict
-from entrolab.verify import compare as symbolic
 from entrolab.verify.canonical import canonical, decimals, number, unit
-from entrolab.verify.cost import costly
 from entrolab.verify.extract import Answer, Require, extract
-from entrolab.verify.pool import Job, Pool, shared
+from entrolab.verify.symbolic import compare as symbolic
+from entrolab.verify.symbolic.cost import costly
+from entrolab.verify.symbolic.pool import Job, Pool, shared
 
 _DELIMITED = re.compile(r"\$|\\[(\[]|\\{1,2}(?:boxed|fbox)|####")
 _RATIO = re.compile(r"(\d{1,9}):(\d{1,9})")

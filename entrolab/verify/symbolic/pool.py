@@ -1,14 +1,15 @@
 """A pool of worker processes that any answer may hang or kill, and no answer can stop.
 
-Workers are started by name (`python -m entrolab.verify.worker`), so the caller's script is not
-imported again, and only when a job needs them. A job past its deadline costs its worker's child;
-a worker that does not report even that is killed with its session and replaced. Every job ends
-as a verdict: right or wrong when it was compared, else unknown with the reason.
+Workers are started by name (`python -m entrolab.verify.symbolic.worker`), so the caller's script
+is not imported again, and only when a job needs them. A job past its deadline costs its worker's
+child; a worker that does not report even that is killed with its session and replaced. Every job
+ends as a verdict: right or wrong when it was compared, else unknown with the reason.
 """
 
 import collections
 import json
 import os
+import pathlib
 import selectors
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import time
 import weakref
 from collections.abc import Sequence
 
-from entrolab.verify import Verdict, worker
-from entrolab.verify.compare import INSTALL
+from entrolab.verify import Verdict
+from entrolab.verify.symbolic import worker
+from entrolab.verify.symbolic.compare import INSTALL
 
 Job = tuple[str, str, int]       # canonical reference, canonical answer, decimals
 
@@ -32,7 +34,7 @@ _KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMP
 def _environment() -> dict[str, str]:
   """What Python needs and no more: secrets of the parent stay with it."""
   kept = {name: os.environ[name] for name in _KEEP if name in os.environ}
-  root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  root = str(pathlib.Path(__file__).resolve().parents[3])  # where `entrolab` can be imported
   paths = [path for path in sys.path if path and os.path.exists(path)]
   return kept | {"PYTHONPATH": os.pathsep.join([*paths, root])}
 
@@ -42,7 +44,7 @@ class _Worker:
 
   def __init__(self, memory: int) -> None:
     self.process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "entrolab.verify.worker"], stdin=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "entrolab.verify.symbolic.worker"], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=_environment(),
         start_new_session=True)
     assert self.process.stdin and self.process.stdout
@@ -242,7 +244,7 @@ class _Batch:
       if pool._failed_starts > 2 * pool.size:
         code = one.end()
         raise RuntimeError(f"no verifier worker starts: {sys.executable} -m "
-                           f"entrolab.verify.worker ended with code {code}")
+                           f"entrolab.verify.symbolic.worker ended with code {code}")
     pool._replace(at)
 
   def _expire(self) -> None:

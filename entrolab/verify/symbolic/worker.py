@@ -1,4 +1,6 @@
-"""A verifier worker: `python -m entrolab.verify.worker`, spoken to by `pool.Pool` over pipes.
+"""A verifier worker, to which `pool.Pool` speaks over pipes.
+
+  python -m entrolab.verify.symbolic.worker
 
 The process that the pool starts imports math-verify once and never compares anything: it forks a
 child that does, under limits on memory and processor time, and kills the child at the deadline.
@@ -168,7 +170,7 @@ def main() -> int:
   if hello is None:
     return 0
   try:
-    from entrolab.verify import compare
+    from entrolab.verify.symbolic import compare
     compare.load()
   except ImportError as error:
     send(outbox, {"error": str(error)})

@@ -5,7 +5,7 @@ bwrap    bubblewrap: own processes, network, users, an empty /scratch of bounded
 seccomp  rlimits, another user id (when started by root), Landlock (kernel 5.13) and seccomp; it
          can write nothing at all and start no process
 
-What happens inside is in `confined`.
+What happens inside is in `inside`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from entrolab.verify import confined, seccomp
+from entrolab.verify.sandbox import inside, seccomp
 
 Kind = Literal["bwrap", "seccomp"]
 KINDS: tuple[Kind, ...] = ("bwrap", "seccomp")
@@ -129,8 +129,8 @@ class Sandbox:
     orders = {"role": "program", "text": "def f(x): return x", "inbox": calls, "outbox": answer}
     try:
       run = Run([self.start(orders, subprocess.DEVNULL, (calls, answer))], answers, 4096)
-      confined.Channel(-1, call).write(confined.packed(
-          {"call": "f", "args": [7], "named": confined.plain({})}))
+      inside.Channel(-1, call).write(inside.packed(
+          {"call": "f", "args": [7], "named": inside.plain({})}))
     except OSError as error:
       os.close(answers)
       return str(error)
@@ -171,13 +171,13 @@ class Sandbox:
     threads = root or not alone    # an ordinary user's are counted with all others of that user
     bounds |= {"NPROC": limits.tasks} if threads else {}
     visible = [*_SYSTEM, os.path.realpath(sys.base_prefix), os.path.dirname(_PYTHON),
-               confined.__file__, *self.read, *folders]
+               inside.__file__, *self.read, *folders]
     orders = orders | {
         "limits": bounds, "alone": alone, "user": _stranger() if root else 0, "read": visible,
         "path": self.read, "parent": os.getpid(), "filter": seccomp.program(
             os.uname().machine, fork=limits.fork, threads=threads, alone=alone,
             execute=orders["role"] == "command").hex()}
-    words = [_PYTHON, "-P", "-s", "-S", "-B", confined.__file__]
+    words = [_PYTHON, "-P", "-s", "-S", "-B", inside.__file__]
     home = {"HOME": "/scratch", "TMPDIR": "/scratch"} if not alone else {"HOME": "/"}
     library = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     environment = _ENVIRONMENT | home | library

@@ -1,0 +1,1 @@
+"""Programs of answers, where they do no harm: started outside, confined inside."""

@@ -1,0 +1,1 @@
+"""math-verify in processes that can be killed: what is compared, what that costs, who runs it."""
