@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0", python_requires=">=3.11",
     packages=find_packages(include=["entrolab", "entrolab.*"]),
-    package_data={"entrolab.models": ["tiny_assets/*"], "entrolab.analysis": ["*.j2"]},
+    package_data={"entrolab.models": ["tiny_assets/*"], "entrolab.trainer": ["*.j2"]},
     install_requires=["jax>=0.7.2,<0.13", "numpy>=2.0"],
     extras_require={
         "train": ["flax>=0.11.2,<0.13", "optax>=0.2.6", "orbax-checkpoint>=0.11.30",

@@ -62,22 +62,23 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:  # the libraries tell every file that they write
     logging.set_verbosity(logging.WARNING)
     standard.getLogger("absl").setLevel(standard.WARNING)
-  from entrolab import config, sharding, train  # after the flags, so that --help is quick
+  from entrolab import config, sharding
+  from entrolab.trainer import loop  # after the flags, so that --help is quick
   try:
     sharding.start_hosts()  # before anything asks for a device, as building an objective does
     experiment = config.load(CONFIG.value, tuple(SET.value))
     cache = compile_cache(CACHE.value)
     if EXPLAIN.value:
-      print(train.Lab(experiment).plan())
+      print(loop.Lab(experiment).plan())
       return
     if DRY_RUN.value:
-      train.dry_run(experiment)
+      loop.dry_run(experiment)
       print("dry run: everything compiled and one step ran")
       return
     folder = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / (
         f"{experiment.name}-{config.config_hash(experiment)[:8]}"))
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
-    result = train.run(experiment, folder, allow_config_change=ALLOW.value,
+    result = loop.run(experiment, folder, allow_config_change=ALLOW.value,
                        source={"config": CONFIG.value, "set": SET.value})
   except Exception as error:
     leave(error)

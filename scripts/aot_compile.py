@@ -34,11 +34,11 @@ from entrolab import config, nucleus, sharding  # noqa: E402
 from entrolab import control as controls  # noqa: E402
 from entrolab.cost import chips, hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
-from entrolab.learner import Learner, State  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.objective import Batch  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
+from entrolab.trainer.learner import Learner, State  # noqa: E402
 
 QWEN2: Any = dict(qkv_bias=True, norm_eps=1e-6)
 SIZES = {  # config.json of the models, as their pages on huggingface.co/Qwen show it

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import config, nucleus, presets, tasks, train, vocab
+from entrolab import config, nucleus, presets, tasks, vocab
 from entrolab.models import huggingface, transformer
 from entrolab.rollout import draw, sampler
+from entrolab.trainer import loop
 from entrolab.verify import Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -311,11 +312,11 @@ def work(recipe, preset, prompts, samples, prompt, longest):
 
 def step(preset, recipe, prompts, samples, prompt, longest):
   """One step of the real loop: rollout, verdicts, score of the rollout, one update."""
-  lab = train.Lab(work(recipe, preset, prompts, samples, prompt, longest))
+  lab = loop.Lab(work(recipe, preset, prompts, samples, prompt, longest))
   box, folder = [lab.learner.init(lab.params), 0], pathlib.Path(tempfile.gettempdir())
   def run():
     begin = clock()
-    box[0], _, metrics = train.train_step(lab, box[0], box[1], folder)
+    box[0], _, metrics = loop.train_step(lab, box[0], box[1], folder)
     jax.block_until_ready(box[0].params)
     box[1] += 1
     return {"seconds": clock() - begin, **{name: float(metrics[f"time/{name}"]) for name in
@@ -341,13 +342,13 @@ def plan_step(args):
   return {f"{args.preset}, 8 x 8 x 64 tokens": variants}
 
 
-def loop(preset, recipe, steps):
+def whole_run(preset, recipe, steps):
   """A whole run in a fresh folder, compilation included."""
   experiment = config.load(str(ROOT / f"experiments/{recipe}.py:preset={preset},steps={steps}"))
   def run():
     with tempfile.TemporaryDirectory() as folder:
       begin = clock()
-      train.run(experiment, pathlib.Path(folder))
+      loop.run(experiment, pathlib.Path(folder))
       seconds = clock() - begin
       lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/loss" in row]
@@ -367,7 +368,7 @@ def plan_loop(args):
 
 CASES = {"head.matmul": matmul, "head": head, "bandwidth": bandwidth, "peak": peak,
          "nucleus.sort": sorted_nucleus, "nucleus.search": searched_nucleus,
-         "decode": decode, "draws": draws, "step": step, "loop": loop}
+         "decode": decode, "draws": draws, "step": step, "loop": whole_run}
 
 
 def plan(args):

@@ -26,13 +26,14 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from entrolab import config, train  # noqa: E402
-from entrolab.learner import BEFORE, Learner  # noqa: E402
+from entrolab import config  # noqa: E402
+from entrolab.trainer import loop  # noqa: E402
+from entrolab.trainer.learner import BEFORE, Learner  # noqa: E402
 
 PROMPT, MEAN = 16, 0.4
 
 
-def drawn(lab: train.Lab):
+def drawn(lab: loop.Lab):
   """Rows of the first update of a real rollout."""
   state = lab.learner.init(lab.params)
   batch = lab.rollout(state, 0).batch
@@ -106,7 +107,7 @@ def main() -> None:
   parser.add_argument("--longest", type=int, default=112, help="T of the made mix")
   args = parser.parse_args()
   base = config.load(str(ROOT / f"experiments/{args.recipe}.py"), ("mesh.data=1",))
-  lab = train.Lab(base)
+  lab = loop.Lab(base)
   rollout, found = drawn(lab), []
   for micro in args.micro:
     for mix in args.mix:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from entrolab import sharding, train, vocab
+from entrolab import sharding, vocab
 from entrolab.cost import hlo
-from entrolab.learner import BEFORE, Learner
+from entrolab.trainer import loop
+from entrolab.trainer.learner import BEFORE, Learner
 
 clock = time.perf_counter  # bench.py may count processor time
 ROWS, LENGTH = 32, 64  # of an update on every mesh
@@ -48,7 +49,7 @@ def filled(like, entries):
 
 def update(**sizes):
   """Learner.step of a real Lab, and its score, on rows of random tokens."""
-  lab = train.Lab(experiment_of(**sizes))
+  lab = loop.Lab(experiment_of(**sizes))
   learner, box = lab.learner, [lab.learner.init(lab.params)]
   target = aot_compile.Target(lab.experiment, sizes["preset"], lab.config, "", [])
   batch = filled(aot_compile.step_arguments(target, learner)[1], lab.config.vocab_size)

@@ -18,7 +18,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from entrolab.analysis import report  # noqa: E402
+from entrolab.trainer import report  # noqa: E402
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 COLUMNS = {"entropy": "eval/entropy", "pass@1": "eval/pass@1", "pass@16": "eval/pass@16",

@@ -22,7 +22,8 @@ from entrolab.models import gguf, huggingface  # noqa: E402
 def read(source, with_tokenizer, run=None):
   """(Config, params, tokenizer or None) of a file, a folder or a run."""
   if run is not None:
-    from entrolab import checkpoint, config
+    from entrolab import config
+    from entrolab.trainer import checkpoint
     experiment = config.load(source)
     shape, params, tokenizer = experiment.model.load()
     saved = checkpoint.Checkpoints(run / "checkpoints")

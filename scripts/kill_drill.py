@@ -28,7 +28,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from entrolab.log import WALL  # noqa: E402
+from entrolab.trainer.log import WALL  # noqa: E402
 
 PHASES = ("start", "sampling", "verifying", "step", "save")
 AIMS = PHASES[1:]
@@ -85,9 +85,10 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
   the texts after which it kills itself in verifying, which is too short to be hit from outside."""
   from absl import app
 
-  from entrolab import checkpoint, main, tasks, train
-  rollout, verify = train.Lab.rollout, tasks.Countdown.verify
-  step_of, save = train.train_step, checkpoint.Checkpoints.save
+  from entrolab import main, tasks
+  from entrolab.trainer import checkpoint, loop
+  rollout, verify = loop.Lab.rollout, tasks.Countdown.verify
+  step_of, save = loop.train_step, checkpoint.Checkpoints.save
 
   def train_step(lab, state, step, *rest):
     note.enter("step", step)
@@ -115,8 +116,8 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
     save(*args)
 
   for place, name, noting in (
-      (train.Lab, "rollout", sampling), (tasks.Countdown, "verify", verifying),
-      (train, "train_step", train_step), (checkpoint.Checkpoints, "save", saving)):
+      (loop.Lab, "rollout", sampling), (tasks.Countdown, "verify", verifying),
+      (loop, "train_step", train_step), (checkpoint.Checkpoints, "save", saving)):
     setattr(place, name, noting)
   flags = [f"--set={text}" for text in (*SETTINGS, f"saving.every={every}")]
   app.run(main.main, ["kill_drill", "--config=experiments/siren.py", *flags,

@@ -23,10 +23,11 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from entrolab import config, guards, sharding  # noqa: E402
+from entrolab import config, sharding  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
-from entrolab.learner import Learner  # noqa: E402
 from entrolab.objective import Batch, Penalty  # noqa: E402
+from entrolab.trainer import guards  # noqa: E402
+from entrolab.trainer.learner import Learner  # noqa: E402
 
 TOLD = 3  # leaves of a tree that are named
 

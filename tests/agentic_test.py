@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, sharding, train, vocab
+from entrolab import config, sharding, vocab
 from entrolab.methods import aepo_agentic, bonus, grpo, ppo
 from entrolab.methods.aepo_agentic import Branching, aepo_test, arpo_test
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import agentic, plain, sampler
 from entrolab.rollout.multiturn import MultiTurn
+from entrolab.trainer import loop
 from tests import adapters
 from tests.multiturn_test import EXAMPLES, Random, Walk
 
@@ -394,7 +395,7 @@ def test_another_temperature_does_not_recompile(whole):
 def problems():
   """The recipe on one device, with more and larger updates, so that ratios leave their bounds."""
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    yield train.Lab(config.load("experiments/aepo_agentic.py", (
+    yield loop.Lab(config.load("experiments/aepo_agentic.py", (
         "mesh.data=1", "training.updates=4", "training.lr=1e-3")))
 
 
@@ -449,7 +450,7 @@ def test_budgets_and_tokens_without_a_gradient(problems, tmp_path, monkeypatch, 
   for seed in range(3):
     state, problems.key = problems.learner.init(problems.params), jax.random.key(seed)
     for step in range(8):
-      state, got, _ = train.train_step(problems, state, step, tmp_path)
+      state, got, _ = loop.train_step(problems, state, step, tmp_path)
       assert len(got.texts) == 128 and all(got.texts)
     rows.append(silent(problems, state, got.batch))
   with capsys.disabled():

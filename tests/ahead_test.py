@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, train
+from entrolab import config
 from entrolab.cost import chips, flops
-from entrolab.log import WALL
 from entrolab.models import transformer
 from entrolab.rollout.plain import Plain
+from entrolab.trainer import loop
+from entrolab.trainer.log import WALL
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -37,7 +38,7 @@ def rows(folder):
 
 
 def lab_of(overrides, recipe=CORRECTED):
-  lab = train.Lab(config.load(recipe, ("mesh.data=1", *overrides)))
+  lab = loop.Lab(config.load(recipe, ("mesh.data=1", *overrides)))
   return lab, lab.learner.init(lab.params)
 
 
@@ -53,7 +54,7 @@ def test_rows_are_of_the_policy_of_one_step_ago():
   lab.sampler.judged = judged
   for step in range(3):
     policies.append(jax.device_get(state.params))
-    state, rollout, metrics = train.train_step(lab, state, step, NOWHERE)
+    state, rollout, metrics = loop.train_step(lab, state, step, NOWHERE)
     old = jax.tree.map(jnp.asarray, policies[max(step - 1, 0)])
     want = plain.rollout(dataclasses.replace(state, params=old), step)
     for name in ("tokens", "mask", "old_logp"):
@@ -72,9 +73,9 @@ def test_rows_are_of_the_policy_of_one_step_ago():
                          ids=["one", "four"])
 def test_a_run_that_goes_on_has_the_rows_that_were_waiting(tmp_path, mesh):
   load = lambda steps: config.load(CORRECTED, (*AHEAD, *mesh, f"training.steps={steps}"))
-  train.run(load(1), tmp_path / "parts")
-  train.run(load(3), tmp_path / "parts")
-  train.run(load(3), tmp_path / "whole")
+  loop.run(load(1), tmp_path / "parts")
+  loop.run(load(3), tmp_path / "parts")
+  loop.run(load(3), tmp_path / "whole")
   ours, theirs = rows(tmp_path / "parts"), rows(tmp_path / "whole")
   trained = lambda found: [r for r in found if "train/loss" in r]
   assert trained(ours) == trained(theirs) and len(trained(ours)) == 3
@@ -86,10 +87,10 @@ def test_a_run_that_goes_on_has_the_rows_that_were_waiting(tmp_path, mesh):
 def test_the_numbers_of_a_run_that_draws_ahead_are_its_own(tmp_path):
   """A step back to rows of the current policy is a change of the run's mathematics."""
   load = lambda *more: config.load(CORRECTED, (*SMALL, "mesh.data=1", *more))
-  train.run(load("sampling.ahead=1", "training.steps=1"), tmp_path)
+  loop.run(load("sampling.ahead=1", "training.steps=1"), tmp_path)
   with pytest.raises(ValueError, match="sampling.ahead: 1 -> 0"):
-    train.run(load(), tmp_path)
-  train.run(load(), tmp_path, allow_config_change=True)  # rows that wait are used, none follow
+    loop.run(load(), tmp_path)
+  loop.run(load(), tmp_path, allow_config_change=True)  # rows that wait are used, none follow
   assert [r["step"] for r in rows(tmp_path) if "train/loss" in r] == [1, 2]
 
 
@@ -123,9 +124,9 @@ def test_one_update_in_one_piece_needs_no_score_pass():
     raise AssertionError("scored")
 
   lab.learner.score = never
-  state, _, metrics = train.train_step(lab, state, 0, NOWHERE)
+  state, _, metrics = loop.train_step(lab, state, 0, NOWHERE)
   state = jax.device_get(state.params)
-  again, _, want = train.train_step(scored, begin, 0, NOWHERE)
+  again, _, want = loop.train_step(scored, begin, 0, NOWHERE)
   for a, b in zip(*map(jax.tree.leaves, (state, again.params)), strict=True):
     # Adam's first update is lr times a sign, where a gradient is not rounding
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-6)
@@ -196,7 +197,7 @@ def test_a_device_is_in_the_table_or_measured():
 def test_a_step_logs_speeds_and_shares():
   lab, state = lab_of((*SMALL, "mesh.data=1"))
   for step in range(2):
-    state, _, metrics = train.train_step(lab, state, step, NOWHERE)
+    state, _, metrics = loop.train_step(lab, state, step, NOWHERE)
   for name in ("rollout/roofline", "train/roofline"):
     assert 0.0 < metrics[name] < 1.0, name
   assert metrics["train/tokens_per_second"] > 0 and metrics["rollout/tokens_per_second"] > 0

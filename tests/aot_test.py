@@ -15,9 +15,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab import explain, sharding, vocab
+from entrolab import sharding, vocab
 from entrolab.cost import chips, hlo
 from entrolab.models import tiny, transformer
+from entrolab.trainer import explain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

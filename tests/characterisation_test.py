@@ -22,8 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from entrolab import config, train
-from entrolab.log import WALL
+from entrolab import config
+from entrolab.trainer import loop
+from entrolab.trainer.log import WALL
 
 RECORD = pathlib.Path(__file__).parent / "golden/characterisation.json"
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "evaluation.ks=(1, 2)",
@@ -60,7 +61,7 @@ def measured(case: str, folder: pathlib.Path) -> dict[str, str]:
   recipe, mesh = case.split("-")
   path, own = RECIPES[recipe]
   experiment = config.load(path, (*SMALL, *own, *MESHES[mesh]))
-  train.run(experiment, folder)
+  loop.run(experiment, folder)
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert len(rows) == 5  # before, three steps, after
   metrics = [json.dumps(sorted((name, value) for name, value in row.items()

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from entrolab import checkpoint, config, sharding, train
+from entrolab import config, sharding
 from entrolab.experiment import Saving
-from entrolab.log import WALL
+from entrolab.trainer import checkpoint, loop
+from entrolab.trainer.log import WALL
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/siren.py"
@@ -38,14 +39,14 @@ def libraries_promote():
 def whole(tmp_path_factory, compiled):
   """A run of three steps with a checkpoint of each."""
   folder = tmp_path_factory.mktemp("whole") / "run"
-  train.run(config.load(RECIPE, SMALL), folder)
+  loop.run(config.load(RECIPE, SMALL), folder)
   return folder
 
 
 @pytest.fixture(scope="module")
 def like():
   """The state at step 0."""
-  lab = train.Lab(config.load(RECIPE, SMALL))
+  lab = loop.Lab(config.load(RECIPE, SMALL))
   return lab.learner.init(lab.params)
 
 
@@ -156,7 +157,7 @@ def rows(folder):
 def test_a_run_whose_newest_checkpoint_broke_ends_like_one_that_never_stopped(
     whole, run, like, caplog, capsys):
   flip(run / "checkpoints" / "3")
-  train.run(config.load(RECIPE, SMALL), run)
+  loop.run(config.load(RECIPE, SMALL), run)
   assert "going back to the checkpoint of step 2" in caplog.text
   assert "resuming" in capsys.readouterr().out
   assert rows(run) == rows(whole)
@@ -168,15 +169,15 @@ def test_other_mathematics_are_refused_leaf_by_leaf_and_recorded_when_allowed(ru
   changed = config.load(f"{RECIPE}:beta=0.25,seed=3", (*SMALL, "training.lr=1e-4",
                                                        "evaluation.problems=8"))
   with pytest.raises(ValueError) as refused:
-    train.run(changed, run)
+    loop.run(changed, run)
   leaves = {line.split(":")[0].strip() for line in str(refused.value).splitlines()[1:]}
   assert leaves == {"objective.penalties.0.beta", "seed", "training.lr"}
   assert "--allow_config_change" in str(refused.value)
   assert rows(run)[-1]["step"] == 3  # and nothing was touched
   with pytest.raises(ValueError, match="the saved position is in"):  # a seed is also other data
-    train.run(changed, run, allow_config_change=True)
+    loop.run(changed, run, allow_config_change=True)
   more = config.load(RECIPE, (*SMALL, "training.steps=4", "sampling.temperature=0.5"))
-  train.run(more, run, allow_config_change=True)
+  loop.run(more, run, allow_config_change=True)
   saved = json.loads((run / "checkpoints/4/meta/metadata").read_text())["progress"]["changes"]
   assert saved == ["sampling.temperature: 1.0 -> 0.5"]
   assert json.loads((run / "config.json").read_text())["changes"] == saved
@@ -184,7 +185,7 @@ def test_other_mathematics_are_refused_leaf_by_leaf_and_recorded_when_allowed(ru
 
 def test_metrics_without_a_checkpoint_are_not_overwritten_in_silence(run, capsys):
   shutil.rmtree(run / "checkpoints")
-  train.run(config.load(RECIPE, (*SMALL, "training.steps=1")), run)
+  loop.run(config.load(RECIPE, (*SMALL, "training.steps=1")), run)
   assert "holds metrics and no checkpoint: starting anew" in capsys.readouterr().out
 
 

@@ -12,7 +12,8 @@ import json
 import numpy as np
 import pytest
 
-from entrolab import config, train
+from entrolab import config
+from entrolab.trainer import loop
 
 SEEDS, STEPS = (0, 1, 2), 40
 LAST = 10  # steps at the end over which a figure is averaged
@@ -74,7 +75,7 @@ def measured(tmp_path_factory):
       for seed in SEEDS:
         folder = tmp_path_factory.mktemp(name)
         own = ",".join(filter(None, (knobs, f"seed={seed}")))
-        train.run(config.load(f"experiments/{name}.py:{own}", (
+        loop.run(config.load(f"experiments/{name}.py:{own}", (
             f"training.steps={STEPS}", "training.measure_every=0", "evaluation.problems=32",
             "mesh.data=1")), folder)
         folders[setting].append(folder)

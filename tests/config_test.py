@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from entrolab import config, explain, presets
+from entrolab import config, presets
 from entrolab.experiment import Experiment
+from entrolab.trainer import explain
 
 SIREN = "experiments/siren.py"
 

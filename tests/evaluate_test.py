@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from entrolab import evaluate
+from entrolab.trainer import evaluate
 
 
 @pytest.mark.parametrize("right", range(7))

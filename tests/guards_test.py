@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, guards, train
+from entrolab import config
 from entrolab.objective import term
+from entrolab.trainer import guards, loop
 from entrolab.typing import Array, Float, Penalty
 from scripts import replay_batch
 
@@ -35,10 +36,10 @@ def libraries_promote():
 def kept(tmp_path_factory, compiled):
   """A step whose weight of the bonus is nan, and the failure that it kept."""
   folder = tmp_path_factory.mktemp("kept")
-  lab = train.Lab(config.load(RECIPE, tuple(SMALL)))
-  train.train_step(lab, lab.learner.init(lab.params), 0, folder)
+  lab = loop.Lab(config.load(RECIPE, tuple(SMALL)))
+  loop.train_step(lab, lab.learner.init(lab.params), 0, folder)
   source = {"config": RECIPE, "set": SMALL}
-  (folder / "config.json").write_text(json.dumps(train.describe(lab, source)))
+  (folder / "config.json").write_text(json.dumps(loop.describe(lab, source)))
   return folder / "failures" / "step_000000_update_0"
 
 
@@ -76,7 +77,7 @@ def test_the_replay_is_the_update_to_the_bit(tmp_path, compiled):
   """Kept as if it had failed: an update with finite numbers, which are then the ones replayed."""
   del compiled
   recipe = RECIPE.replace("nan", "0.03")
-  lab = train.Lab(config.load(recipe, (*SMALL, "training.warmup=0")))
+  lab = loop.Lab(config.load(recipe, (*SMALL, "training.warmup=0")))
   learner, state = lab.learner, lab.learner.init(lab.params)
   batch = learner.prepare(lab.rollout(state, 0).batch, state)
   rows = learner.select(batch, np.int32(0))
@@ -85,7 +86,7 @@ def test_the_replay_is_the_update_to_the_bit(tmp_path, compiled):
   _, metrics = learner.step(state, rows)
   guards.save_failure(tmp_path, lab, 0, 1, rows, before, metrics)
   source = {"config": recipe, "set": [*SMALL, "training.warmup=0"]}
-  (tmp_path / "config.json").write_text(json.dumps(train.describe(lab, source)))
+  (tmp_path / "config.json").write_text(json.dumps(loop.describe(lab, source)))
   replay = replayed(tmp_path / "failures" / "step_000000_update_1")
   assert found(replay) == []
   for name, value in metrics.items():
@@ -187,7 +188,7 @@ FINE = {"entropy/exact": 0.3, "reward/unknown": 0.0, "rollout/groups_with_signal
 ])
 def test_alarms_name_causes_and_lines_that_work(recipe, changed, name, said, caplog):
   experiment = config.load(f"experiments/{recipe}")
-  progress = train.Progress(step=7, before={"eval/entropy": 0.3})
+  progress = loop.Progress(step=7, before={"eval/entropy": 0.3})
   metrics = {**FINE, **changed}
   guards.watch(experiment, progress, metrics, [])
   assert progress.alarms == ([name] if name else [])

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, sharding, train, vocab
-from entrolab.learner import Learner
+from entrolab import config, sharding, vocab
 from entrolab.models import tiny, transformer
+from entrolab.trainer import loop
+from entrolab.trainer.learner import Learner
 from tests import sampler_test
 
 CASES = [dict(), dict(tied=False, qkv_bias=True), dict(qk_norm=True)]
@@ -113,7 +114,7 @@ def test_a_run_logs_the_gap_and_evaluates_the_policy_itself(tmp_path):
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     for weights in ("model", "int8"):
       made = config.load("experiments/toy.py", (*small, f"sampling.weights={weights}"))
-      train.run(made, tmp_path / weights)
+      loop.run(made, tmp_path / weights)
       rows[weights] = [json.loads(line) for line in (tmp_path / weights / "metrics.jsonl")
                        .read_text().splitlines()]
   (before, step, _), (exact_before, exact, _) = rows["int8"], rows["model"]

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import checkpoint, sharding, train, vocab
+from entrolab import sharding, vocab
 from entrolab.environments import BETWEEN, Example, Lazy, Spoken
 from entrolab.environments.cloned import Words
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
-from entrolab.log import WALL
 from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
@@ -24,6 +23,8 @@ from entrolab.rollout import plain, sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean
 from entrolab.rollout.replay import Replay
 from entrolab.tasks import Countdown
+from entrolab.trainer import checkpoint, loop
+from entrolab.trainer.log import WALL
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
@@ -335,7 +336,7 @@ def logged(folder):
 
 def run_killed(folder):
   """A process of its own: kill -9 from within the environment, in the batch of the third step."""
-  at, calls, take, train_step = [0], [0], Walk.steps, train.train_step
+  at, calls, take, train_step = [0], [0], Walk.steps, loop.train_step
 
   def steps(self, states, texts):
     calls[0] += at[0] == 2
@@ -347,8 +348,8 @@ def run_killed(folder):
     at[0] = step
     return train_step(lab, state, step, folder)
 
-  Walk.steps, train.train_step = steps, numbered
-  train.run(experiment(3), folder)
+  Walk.steps, loop.train_step = steps, numbered
+  loop.run(experiment(3), folder)
 
 
 def test_a_run_killed_within_the_batch_of_its_third_step_goes_on_to_the_bit(tmp_path):
@@ -357,10 +358,10 @@ def test_a_run_killed_within_the_batch_of_its_third_step_goes_on_to_the_bit(tmp_
                                                        args=(tmp_path / "parts",))
   child.start()
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    train.run(experiment(3), tmp_path / "whole")
+    loop.run(experiment(3), tmp_path / "whole")
     child.join()
     assert child.exitcode == -signal.SIGKILL and len(logged(tmp_path / "parts")) == 2
-    train.run(experiment(3), tmp_path / "parts")
+    loop.run(experiment(3), tmp_path / "parts")
   ours, theirs = (checkpoint.Checkpoints(tmp_path / name / "checkpoints").meta()
                   for name in ("whole", "parts"))
   assert ours["leaves"] == theirs["leaves"]  # shapes and fingerprints

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import checkpoint, config, microbatch, packing, sharding, train, vocab
+from entrolab import config, microbatch, sharding, vocab
 from entrolab.cost import hlo
 from entrolab.experiment import Evaluation
-from entrolab.learner import BEFORE, Learner
 from entrolab.models import transformer
 from entrolab.objective import Batch
+from entrolab.trainer import checkpoint, loop, packing
+from entrolab.trainer.learner import BEFORE, Learner
 from tests import adapters, resume_test
 
 SHAPE = transformer.Config(vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=8,
@@ -231,10 +232,10 @@ def test_a_run_is_the_padded_one_and_resumes_to_the_bit(tmp_path):
   made = dataclasses.replace(made, evaluation=Evaluation(problems=4, samples=2, ks=(1,)))
   learn = lambda **more: dataclasses.replace(
       made, training=dataclasses.replace(made.training, **more))
-  train.run(made, tmp_path / "whole")
-  train.run(learn(steps=1), tmp_path / "parts")
-  train.run(made, tmp_path / "parts")
-  train.run(learn(packing=False), tmp_path / "padded")
+  loop.run(made, tmp_path / "whole")
+  loop.run(learn(steps=1), tmp_path / "parts")
+  loop.run(made, tmp_path / "parts")
+  loop.run(learn(packing=False), tmp_path / "padded")
   read = lambda name: checkpoint.Checkpoints(tmp_path / name / "checkpoints").meta()
   assert read("whole")["leaves"] == read("parts")["leaves"]  # shapes and fingerprints of all
   trained = {name: [r for r in lines(tmp_path / name) if "train/loss" in r]

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from entrolab.log import WALL
+from entrolab.trainer.log import WALL
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
@@ -25,7 +25,8 @@ BOUND_S = 150  # in which the others end when a host is gone: the heartbeat's li
 MAIN = """
 import sys
 from absl import app
-from entrolab import main, sharding, train
+from entrolab import main, sharding
+from entrolab.trainer import loop
 rank = int(__import__("os").environ["ENTROLAB_PROCESS"])
 {change}
 app.run(main.main, ["main", *sys.argv[1:]])
@@ -156,14 +157,14 @@ def test_two_processes_train_as_one_does(alone, pair):
 
 
 DIFFER = """
-train.AGREE_EVERY = 1
+loop.AGREE_EVERY = 1
 if rank == 1:
-  step_of = train.train_step
+  step_of = loop.train_step
   def train_step(lab, *rest):
     out = step_of(lab, *rest)
     {spoil}
     return out
-  train.train_step = train_step
+  loop.train_step = train_step
 """
 SPOIL = {"the data position": "next(lab.data)",
          "the key": "import jax; lab.key = jax.random.key(9)"}
@@ -226,7 +227,7 @@ def test_a_host_that_fails_ends_the_others(tmp_path, compiled):
 if rank == 1:
   def train_step(*rest):
     raise ValueError("no such row")
-  train.train_step = train_step
+  loop.train_step = train_step
 """
   job = Job(tmp_path / "run", compiled, 2, change=change)
   codes = job.codes(timeout=BOUND_S + 60)

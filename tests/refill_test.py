@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, data, experiment, explain, sharding, train
-from entrolab.learner import Learner
+from entrolab import config, data, experiment, sharding
 from entrolab.models import tiny
 from entrolab.rollout import branch, multiturn, plain, refill, sampler, tempered
+from entrolab.trainer import explain, loop
+from entrolab.trainer.learner import Learner
 
 PROMPTS, SAMPLES, LONGEST = 4, 5, 18
 ROWS = PROMPTS * SAMPLES
@@ -182,7 +183,7 @@ def test_what_does_not_work_says_so():
     with pytest.raises(ValueError, match=f"sampling.slots={slots} {over}{near}\\b"):
       draw(plain.Plain(), mesh=(2, 2, 1), slots=slots)
   with pytest.raises(ValueError, match=f"sampling.slots=10 {over}8 or 12$"):
-    train.Lab(config.load("experiments/toy.py", ("sampling.slots=10", "mesh.data=4")))
+    loop.Lab(config.load("experiments/toy.py", ("sampling.slots=10", "mesh.data=4")))
   with pytest.raises(ValueError, match="slots=8: a slot does not keep the cache"):
     draw(branch.Cure(originals=1, branches=4), slots=8)
   with pytest.raises(NotImplementedError, match="sampling.slots=8: an episode keeps its slot"):

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import aggregate, checkpoint, config, explain, train
+from entrolab import aggregate, config
 from entrolab.experiment import Evaluation
-from entrolab.log import WALL
 from entrolab.methods import grpo, ppo, spear
 from entrolab.objective import Batch, Objective, term
 from entrolab.rollout.plain import Plain
 from entrolab.rollout.replay import Replay, packed, unpacked
+from entrolab.trainer import checkpoint, explain, loop
+from entrolab.trainer.log import WALL
 from tests import resume_test
 
 RECIPE = "experiments/spear.py:size=8,prompts=4,imitation=4"  # due as soon as 12 rows are good
@@ -37,11 +38,11 @@ def columns(batch):
 
 def steps_of(experiment, steps):
   """(lab, [rollout], [metrics], [host before the step], state) of the first steps."""
-  lab = train.Lab(experiment)
+  lab = loop.Lab(experiment)
   state, rollouts, metrics, hosts = lab.learner.init(lab.params), [], [], []
   for step in range(steps):
     hosts.append(lab.host)
-    state, rollout, own = train.train_step(lab, state, step, pathlib.Path("/nonexistent"))
+    state, rollout, own = loop.train_step(lab, state, step, pathlib.Path("/nonexistent"))
     rollouts.append(rollout)
     metrics.append(own)
   return lab, rollouts, metrics, hosts, state
@@ -141,9 +142,9 @@ def test_resumed_with_a_full_buffer(tmp_path):
   made = dataclasses.replace(config.load(RECIPE, (*SMALL, *ONE, "saving.every=1")),
                              evaluation=Evaluation(problems=8, samples=2, ks=(1,)))
   shorter = dataclasses.replace(made, training=dataclasses.replace(made.training, steps=2))
-  train.run(made, tmp_path / "whole")
-  train.run(shorter, tmp_path / "parts")
-  train.run(made, tmp_path / "parts")
+  loop.run(made, tmp_path / "whole")
+  loop.run(shorter, tmp_path / "parts")
+  loop.run(made, tmp_path / "parts")
   read = [checkpoint.Checkpoints(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
   (ours, theirs), (meta, _) = [r.meta()["leaves"] for r in read], [r.meta() for r in read]
   assert ours == theirs and meta["progress"]["step"] == 4  # shapes and fingerprints of every leaf
@@ -219,11 +220,11 @@ def test_further_groups_that_cannot_be():
                                                "micro-batch each")
   with pytest.raises(ValueError, match=r"Replay\(prompts=3\): whole groups of 8 for each of "
                                        r"training.updates=2, in .*; choices: \[2, 4, 6, 8\]"):
-    train.Lab(dataclasses.replace(made, rollout=Replay(prompts=3)))
+    loop.Lab(dataclasses.replace(made, rollout=Replay(prompts=3)))
   with pytest.raises(ValueError, match="has room for 16 rows, but buffer.size=64"):
     Replay(prompts=2).rows(8, 2, 1)
   with pytest.raises(ValueError, match="does not divide over data x fsdp=3"):
-    train.Lab(config.load(RECIPE, (*SMALL, "sampling.prompts=6", "mesh.data=3")))
+    loop.Lab(config.load(RECIPE, (*SMALL, "sampling.prompts=6", "mesh.data=3")))
   with pytest.raises(ValueError, match="the objective has none before"):
     batch = dataclasses.replace(Replay().further(_blank(), {}, 8), adv=None)
     Replay().learned(spear.Replay().init(), 0, batch, samples=8)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from entrolab.analysis import report
+from entrolab.trainer import report
 
 
 def make(folder, steps=14, text="3*5", **extra):

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from entrolab.log import WALL
+from entrolab.trainer.log import WALL
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 12

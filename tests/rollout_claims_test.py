@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from entrolab import config, train
+from entrolab import config
+from entrolab.trainer import loop
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)
@@ -30,7 +31,7 @@ def trained(name, folder, *knobs, overrides=()):
   for seed in SEEDS:
     made = config.load(f"experiments/{name}.py:{','.join((*knobs, f'seed={seed}'))}",
                        ("mesh.data=1", *overrides))
-    train.run(made, folder / str(seed))
+    loop.run(made, folder / str(seed))
     rows = [json.loads(line) for line in (folder / str(seed) / "metrics.jsonl").read_text()
             .splitlines()]
     runs.append(([r for r in rows if "train/loss" in r], [r for r in rows if "eval/pass@1" in r]))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import data, presets, sharding, train
+from entrolab import data, presets, sharding
 from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
@@ -19,6 +19,7 @@ from entrolab.rollout.oversample import Oversample
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes, voted
+from entrolab.trainer import loop
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
@@ -177,11 +178,11 @@ def test_two_stages_share_one_train_step():
       training=dict(updates=2), mesh=presets.Mesh(data=1),
       evaluation=presets.Evaluation(problems=8))
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    held = train.Lab(made)
+    held = loop.Lab(made)
     state = held.learner.init(held.params)
     kinds = []
     for step in range(3):
-      state, rollout, metrics = train.train_step(held, state, step, pathlib.Path("/nonexistent"))
+      state, rollout, metrics = loop.train_step(held, state, step, pathlib.Path("/nonexistent"))
       kinds.append(int(rollout.batch.extra["row_kind"].sum()))
       assert metrics["rollout/logp_gap"] < 1e-4  # the trainer scores a branch in its own context
       assert metrics["train/applied"] == 1.0
@@ -201,13 +202,13 @@ def test_the_switch_steers_what_is_drawn():
       sampling=dict(prompts=8, samples=4), training=dict(updates=2),
       evaluation=presets.Evaluation(problems=8))
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    held = train.Lab(made)
+    held = loop.Lab(made)
     state = held.learner.init(held.params)
     knobs = dict(samples=4, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0)
     for step, temperature in enumerate((1.2, 0.8)):  # cold once the entropy is over the target
       params = jax.tree.map(jnp.copy, state.params)
       assert float(state.control["temperature"]) == np.float32(temperature)
-      state, rollout, _ = train.train_step(held, state, step, pathlib.Path("/nonexistent"))
+      state, rollout, _ = loop.train_step(held, state, step, pathlib.Path("/nonexistent"))
       again = made.rollout(held.sampler, plain.Request(
           params, lambda r=rollout: r.examples[:32:4], held.key, step,
           {"temperature": np.float32(temperature)}, knobs))

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from entrolab import config, explain, train
-from entrolab.learner import Learner
+from entrolab import config
+from entrolab.trainer import explain, loop
+from entrolab.trainer.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs share most of their programs
 
@@ -43,7 +44,7 @@ def rows(folder):
     for name in OBJECTIVES)])
 def test_every_recipe_runs_and_acts(recipe, tmp_path):
   experiment = config.load(recipe, (*SMALL, *ONE, *EPISODES.get(recipe, ())))
-  result = train.run(experiment, tmp_path)
+  result = loop.run(experiment, tmp_path)
   assert result["finished"] and 0.0 <= result["after"]["eval/pass@1"] <= 1.0
   steps = [r for r in rows(tmp_path) if "train/loss" in r]
   assert len(steps) == 2 and all(r["train/applied"] == 1.0 for r in steps)
@@ -67,10 +68,10 @@ def test_the_names_of_the_base_objectives_are_all_tried():
 def first_steps(overrides, steps=2):
   """(texts, metrics) of the first steps, and the parameters after them."""
   experiment = config.load("experiments/siren.py", (*SMALL, *overrides))
-  lab = train.Lab(experiment)
+  lab = loop.Lab(experiment)
   state, seen = lab.learner.init(lab.params), []
   for step in range(steps):
-    state, rollout, metrics = train.train_step(lab, state, step, pathlib.Path("/nonexistent"))
+    state, rollout, metrics = loop.train_step(lab, state, step, pathlib.Path("/nonexistent"))
     seen.append((rollout.texts, metrics))
   return seen, jax.device_get(state.params)
 
@@ -113,7 +114,7 @@ def test_an_update_that_is_not_finite_is_not_applied_and_is_kept(tmp_path):
   experiment = config.load("experiments/entropy_bonus.py:beta=nan", (*SMALL, *ONE,
                                                                      "training.steps=9"))
   with pytest.raises(FloatingPointError, match=r"step 4: 5 steps in a row were not finite"):
-    train.run(experiment, tmp_path)
+    loop.run(experiment, tmp_path)
   kept = tmp_path / "failures" / "step_000000_update_1"
   with np.load(kept / "batch_0.npz") as batch:
     assert batch["tokens"].shape == (32, 18) and {"mask", "adv", "old_logp"} <= set(batch)
@@ -126,7 +127,7 @@ def test_an_update_that_is_not_finite_is_not_applied_and_is_kept(tmp_path):
 
 
 def test_the_reference_is_there_only_if_a_term_reads_it():
-  made = lambda name: train.Lab(config.load(name, SMALL + ONE))
+  made = lambda name: loop.Lab(config.load(name, SMALL + ONE))
   without, reading = made("experiments/siren.py"), made("experiments/grpo.py")
   assert without.learner.init(without.params).reference is None
   state = reading.learner.init(reading.params)
@@ -144,7 +145,7 @@ def test_moving_and_copied_references(rule, after):
 
     from entrolab.experiment import Reference
     experiment = replace(experiment, reference=Reference("every", every=1))
-  lab = train.Lab(experiment)
+  lab = loop.Lab(experiment)
   learner: Learner = lab.learner
   state = learner.init(lab.params)
   moved = jax.tree.map(lambda x: x + 1.0, state.params)

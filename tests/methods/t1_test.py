@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab.experiment import Reference
-from entrolab.learner import Learner
 from entrolab.methods import bonus, grpo, kl, ppo, rloo, t1
 from entrolab.objective import Objective, Penalty, term
 from entrolab.ranks import masked_mean
+from entrolab.trainer.learner import Learner
 from tests import adapters, bandit
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from entrolab import checkpoint, config, evaluate, explain, guards, log, sharding
-from entrolab.analysis import report
+from entrolab import config, sharding
 from entrolab.cost import chips, flops
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
-from entrolab.files import write_text
-from entrolab.learner import AFTER, BEFORE, Learner, State
 from entrolab.objective import Batch
-from entrolab.packing import Plan
 from entrolab.rollout import ahead, plain, refill, replay, sampler
+from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report
+from entrolab.trainer.files import write_text
+from entrolab.trainer.learner import AFTER, BEFORE, Learner, State
+from entrolab.trainer.packing import Plan
 
 AGREE_EVERY = 10  # steps between checks that all hosts hold the same
 PATIENCE = 5  # updates in a row that were not finite before the run stops

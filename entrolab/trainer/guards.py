@@ -16,8 +16,8 @@ from absl import logging
 
 from entrolab import config, sharding
 from entrolab.experiment import Experiment
-from entrolab.files import write_text
 from entrolab.objective import Batch
+from entrolab.trainer.files import write_text
 from entrolab.verify import unknown_reasons
 
 KEPT = 16  # failures of a run that are kept; parameters are large

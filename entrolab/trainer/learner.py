@@ -15,13 +15,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from entrolab import control as controls
-from entrolab import microbatch, packing, sharding, vocab
+from entrolab import microbatch, sharding, vocab
 from entrolab.analysis import entropy_change
 from entrolab.experiment import Experiment, Training
 from entrolab.models import transformer
 from entrolab.objective import Batch
 from entrolab.ranks import masked_mean
 from entrolab.rollout import replay
+from entrolab.trainer import packing
 from entrolab.typing import Array
 
 NOISE = 2**31 - 1

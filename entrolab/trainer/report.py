@@ -1,4 +1,4 @@
-"""A run as one self-contained page: `python -m entrolab.analysis.report RUN [RUN ...]`.
+"""A run as one self-contained page: `python -m entrolab.trainer.report RUN [RUN ...]`.
 
 Several runs give one page that compares them, beside the first.
 """
@@ -14,7 +14,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from entrolab.files import write_text
+from entrolab.trainer.files import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -239,7 +239,7 @@ def write(folder: pathlib.Path, *others: pathlib.Path) -> pathlib.Path:
   Raises FileNotFoundError for a folder that is no run, ValueError for a run without a line.
   """
   runs = [Run(pathlib.Path(f)) for f in (folder, *others)]
-  template = (resources.files("entrolab.analysis") / "report.html.j2").read_text("utf-8")
+  template = (resources.files("entrolab.trainer") / "report.html.j2").read_text("utf-8")
   page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                             undefined=jinja2.StrictUndefined).from_string(template)
   samples = runs[0].samples() if len(runs) == 1 else []
@@ -257,7 +257,7 @@ def write(folder: pathlib.Path, *others: pathlib.Path) -> pathlib.Path:
 
 def main(argv: list[str] | None = None) -> None:
   """Writes the page and prints its path."""
-  parser = argparse.ArgumentParser(prog="entrolab.analysis.report", description=__doc__)
+  parser = argparse.ArgumentParser(prog="entrolab.trainer.report", description=__doc__)
   parser.add_argument("run", nargs="+", type=pathlib.Path, help="run directory")
   args = parser.parse_args(argv)
   print(write(*args.run))
