@@ -17,7 +17,7 @@ episodes a step 38 are branches, of 38 sources, and 75 start at once.
 
 from typing import Literal
 
-from entrolab.environments import settings
+from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import aepo_agentic, grpo
 from entrolab.objective import Objective, term
@@ -29,7 +29,7 @@ def get_config(*, seed: int = 0, steps: int = 0, initial: int = 0, penalty: floa
                high: float = 0.2) -> Experiment:
   """initial: m, 0 for the budget; coef: change of an advantage a standard deviation of entropy;
   high: upper clip."""
-  base = settings.word_problems()
+  base = presets.word_problems()
   rule = aepo_agentic.Branching(samples=base.samples, penalty=penalty, scope=scope)
   objective = Objective(reward=term(grpo.outcome),
                         advantage=(term(grpo.group_advantage, size=base.samples),

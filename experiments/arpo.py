@@ -13,7 +13,7 @@ pass@16 0.828 -> 0.812, entropy 0.401 -> 0.243 nats; of 128 episodes a step 40 a
 sources; nothing is touched, what differs from GRPO is which episodes there are.
 """
 
-from entrolab.environments import settings
+from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import aepo_agentic, grpo, ppo
 from entrolab.objective import Objective, term
@@ -23,7 +23,7 @@ from entrolab.rollout.agentic import Agentic
 def get_config(*, seed: int = 0, steps: int = 0, initial: int = 4, weight: float = 0.2,
                probability: float = 0.5) -> Experiment:
   """initial: m; weight: of dH; probability: where dH is 0."""
-  base = settings.word_problems()
+  base = presets.word_problems()
   rule = aepo_agentic.Branching(samples=base.samples, weight=weight, probability=probability,
                                 test=aepo_agentic.arpo_test, scope="own")
   objective = Objective(reward=term(grpo.outcome),

@@ -10,7 +10,7 @@ Expect (seed 0, 16 worlds, 95 % intervals): pass@1 0.125 -> 0.145 [0.081, 0.208]
 0.688, entropy 0.322 -> 0.322 nats; 20 steps of 32 episodes do not teach this decoder.
 """
 
-from entrolab.environments import settings
+from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import empg, grpo, ppo
 from entrolab.objective import Objective, term
@@ -20,7 +20,7 @@ from entrolab.rollout.multiturn import MultiTurn
 def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, sharpness: float = 1.0,
                clarity: float = 1.0, zeta: float = 0.05) -> Experiment:
   """sharpness: k; clarity: k'; zeta: of the bonus; sharpness=0, zeta=0 is GRPO, recentred."""
-  base = settings.text_world(turns)
+  base = presets.text_world(turns)
   modulate = term(empg.modulate, steps=turns, sharpness=sharpness, clarity=clarity, zeta=zeta)
   objective = Objective(
       reward=term(grpo.outcome),

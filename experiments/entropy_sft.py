@@ -16,7 +16,7 @@ from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
 from entrolab.methods import grpo, light_if
 from entrolab.objective import Objective, term
-from entrolab.rollout.demonstrated import Demonstrated
+from entrolab.rollout.sft import Demonstrated
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.8,

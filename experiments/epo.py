@@ -15,7 +15,7 @@ That the corridor steadies entropy is not shown at this size: standard deviation
 0.0239, plain bonus 0.0259 (three seeds; difference 0.0020, standard error 0.0026).
 """
 
-from entrolab.environments import settings
+from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import bonus, epo, grpo, ppo
 from entrolab.objective import Objective, Penalty, term
@@ -25,7 +25,7 @@ from entrolab.rollout.multiturn import MultiTurn, turn_mean
 def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, strength: float = 3e-3,
                low: float = 0.0, high: float = 2.0, alpha: float = 1.0) -> Experiment:
   """strength: lambda; low, high: bounds of the corridor, in mean entropies; alpha: its slope."""
-  base = settings.text_world(turns)
+  base = presets.text_world(turns)
   over_turns = term(turn_mean, steps=turns)
   total = (steps or base.training.steps) * base.training.updates
   objective = Objective(

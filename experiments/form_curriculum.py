@@ -14,8 +14,7 @@ with sparse reward, which pays 5 of 5120 episodes.
 Three seeds: 0.072, 0.033, 0.064 with the gate, which ends at two open fields; 0.000 each without.
 """
 
-from entrolab import aggregate, control
-from entrolab.environments import settings
+from entrolab import aggregate, control, presets
 from entrolab.experiment import Experiment
 from entrolab.methods import grpo, ppo
 from entrolab.objective import Objective, Penalty, term
@@ -25,7 +24,7 @@ from entrolab.rollout.multiturn import MultiTurn
 def get_config(*, seed: int = 0, steps: int = 0, fields: int = 7, above: float = 0.6,
                sparse: bool = False) -> Experiment:
   """above: success rate that opens a field; sparse: empty forms from the first step on."""
-  base = settings.form(fields)
+  base = presets.form(fields)
   success = Penalty(0.0, term(control.right), scale=term(aggregate.row_mean))  # for the gate
   objective = Objective(
       reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),

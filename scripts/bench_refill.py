@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from entrolab.models import transformer  # noqa: E402
-from entrolab.rollout import refill, sampler  # noqa: E402
+from entrolab.rollout import continuous_batching, sampler  # noqa: E402
 
 SAMPLES, PROMPT = 8, 16
 SMOLLM2 = transformer.Config(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3,
@@ -55,8 +55,9 @@ def ways(preset: str, slots: int, batches: int, longest: int):
   own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
              stop_ids=stop.astype(np.int32))
   found = {}
-  for name, fn, size, more in (("whole batches", sampler.sample, slots, {}),
-                               ("refilled slots", refill.sample, rows, {"slots": slots})):
+  for name, fn, size, more in (
+      ("whole batches", sampler.sample, slots, {}),
+      ("refilled slots", continuous_batching.sample, rows, {"slots": slots})):
     parts = [(params, prompt[at // SAMPLES:(at + size) // SAMPLES],
               np.ones((size // SAMPLES, PROMPT), bool), keys[at:at + size])
              for at in range(0, rows, size)]

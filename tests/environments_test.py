@@ -10,10 +10,10 @@ import pytest
 from entrolab.environments import BETWEEN, play
 from entrolab.environments.adapters import Attempts, Gym
 from entrolab.environments.calculator import WordProblems, calculate
-from entrolab.environments.cloned import Cloned, Words, demonstrations
 from entrolab.environments.forms import FIELDS, Form
 from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
 from entrolab.environments.tools import Python, ToolUse
+from entrolab.models.cloned import Cloned, Words, demonstrations
 from entrolab.tasks import Countdown
 from entrolab.verify.sandbox.outside import Limits, Sandbox, SandboxError
 

@@ -14,10 +14,10 @@ import pytest
 
 from entrolab import sharding, vocab
 from entrolab.environments import BETWEEN, Example, Lazy, Spoken
-from entrolab.environments.cloned import Words
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
 from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
+from entrolab.models.cloned import Words
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import plain, sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean

@@ -13,9 +13,9 @@ from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
 from entrolab.rollout import branch, plain, sampler
-from entrolab.rollout.demonstrated import Demonstrated
 from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.oversample import Oversample
+from entrolab.rollout.sft import Demonstrated
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes, voted

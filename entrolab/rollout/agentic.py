@@ -20,7 +20,7 @@ from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
 from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
-from entrolab.rollout import multiturn, plain, sampler, segments
+from entrolab.rollout import multiturn, plain, sampler, turns
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
 from entrolab.tasks import Example
 from entrolab.typing import Array, Bool, Float, Int, Key
@@ -90,7 +90,7 @@ def token_entropy(logits: Float[Array, "B V"], temperature: Array) -> Float[Arra
   return aepo_agentic.segment_entropy(best[:, None], one, vocab=logits.shape[1], first=1)
 
 
-def _pick(rows: segments.Rows, source: Int[Array, "P k"]) -> segments.Rows:
+def _pick(rows: turns.Rows, source: Int[Array, "P k"]) -> turns.Rows:
   """k rows of every group, by their places in it."""
   def take(x):
     groups = x.reshape(source.shape[0], -1, *x.shape[1:])
@@ -103,7 +103,7 @@ def _pick(rows: segments.Rows, source: Int[Array, "P k"]) -> segments.Rows:
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _first(rows: segments.Rows, prompts: Int[Array, " P"], *, count: int) -> segments.Rows:
+def _first(rows: turns.Rows, prompts: Int[Array, " P"], *, count: int) -> turns.Rows:
   """The first row of every group, `count` times."""
   return _pick(rows, jnp.zeros((prompts.shape[0], count), jnp.int32))
 
@@ -118,11 +118,11 @@ def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"],
 
 
 @functools.partial(jax.jit, static_argnames=("config", "action", "trials"), donate_argnames="rows")
-def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: Key[Array, " B"],
+def _round(config: transformer.Config, params: Any, rows: turns.Rows, keys: Key[Array, " B"],
            seen: Int[Array, "B W"], seen_on: Bool[Array, "B W"], source: Int[Array, "P G"],
            act: Bool[Array, " B"], turn: Int[Array, " B"], *, action: int, trials: int,
            temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
-           pad_id: Array | int = 0) -> tuple[segments.Rows, Any]:
+           pad_id: Array | int = 0) -> tuple[turns.Rows, Any]:
   """`segments.advance` by a whole action, with copies made between what is seen and what is said.
 
   source: the row of its group that each row is a copy of, mostly itself. Beside what was drawn:
@@ -130,12 +130,12 @@ def _round(config: transformer.Config, params: Any, rows: segments.Rows, keys: K
   """
   count, width = seen.shape
   sampler.TRACES.append((count, width, rows.tokens.shape[1], action))
-  rows = _pick(segments._append(config, params, rows, seen, seen_on, turn, width), source)
+  rows = _pick(turns._append(config, params, rows, seen, seen_on, turn, width), source)
   first = lambda t, logits, going: jax.lax.cond(t < FIRST, lambda: jnp.where(
       going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
-  rows, said, entropy = segments.speak(
+  rows, said, entropy = turns.speak(
       config, params, rows, keys, act, turn, 0, first, chunk=action, action=action, width=width,
-      how=segments.limits(count, temperature, top_p, top_k), stop_ids=stop_ids, pad_id=pad_id)
+      how=turns.limits(count, temperature, top_p, top_k), stop_ids=stop_ids, pad_id=pad_id)
   fold = jax.random.fold_in
   chance = jax.vmap(lambda key, at: jax.random.uniform(fold(fold(key, TRIAL), at), (trials,)))
   return rows, (said, entropy, chance(keys, rows.at))
@@ -148,7 +148,7 @@ class Live:
   of what a slot is a copy of, else its own; cut: tokens that it copied; drawn, observed: tokens.
   """
 
-  def __init__(self, owner: "Trees", asked: plain.Asked, rows: segments.Rows, samples: int,
+  def __init__(self, owner: "Trees", asked: plain.Asked, rows: turns.Rows, samples: int,
                longest: int, keys: Callable[..., Any], speak: Callable[..., Any], branch: int = 0):
     self.owner, self.asked, self.rows, self.samples = owner, asked, rows, samples
     self.longest, self.speak, self._keys = longest, speak, keys
@@ -230,7 +230,7 @@ class Trees(multiturn.Episodes):
     limits = self.limits(temperature, top_p, top_k)
     keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
     speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
-    rows = segments.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
+    rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
                           samples=samples, longest=longest, width=self.task.max_observation)
     initial, probe = [tree.initial] * len(examples), None
     if not tree.initial:

@@ -21,7 +21,7 @@ from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
 from entrolab.methods import empg
 from entrolab.objective import Batch
-from entrolab.rollout import plain, segments
+from entrolab.rollout import plain, turns
 from entrolab.tasks import Example
 from entrolab.typing import Array, Bool, Int, Scale, real
 from entrolab.verify import codes
@@ -90,13 +90,13 @@ class Episodes(plain.Sampler):
     asked = self.asked(examples)
     keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
     limits = self.limits(temperature, top_p, top_k)
-    rows = segments.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
+    rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
                           samples=samples, longest=longest, width=self.task.max_observation)
     everyone = [example for example in examples for _ in range(samples)]
     episodes = [Episode(self.task.reset(example)[0]) for example in everyone]
     most, steps, calls, seconds = self.strategy.action, 0, 0, 0.0
     while bool(_any(self.place(act := np.asarray([not e.ending for e in episodes])))):
-      rows, said = segments.advance(
+      rows, said = turns.advance(
           self.config, params, rows, keys, *self.place(self._waiting(episodes, act)),
           chunk=self.strategy.chunk or most, action=most, **limits)
       tokens, on, stopped = sharding.local((said.tokens, said.mask, said.stopped))

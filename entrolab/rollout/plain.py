@@ -14,7 +14,7 @@ import numpy as np
 from entrolab import data, sharding
 from entrolab.models.transformer import Config
 from entrolab.objective import Batch
-from entrolab.rollout import refill, sampler
+from entrolab.rollout import continuous_batching, sampler
 from entrolab.tasks import Example
 from entrolab.verify import Verdict, codes, vote
 
@@ -146,7 +146,7 @@ class Sampler:
     if keep:
       raise ValueError(f"sampling.slots={slots}: a slot does not keep the cache of a row that has "
                        "ended, and this strategy goes on from it; set sampling.slots=0")
-    return refill.sample(*args, slots=slots, mesh=self.mesh, **limits)
+    return continuous_batching.sample(*args, slots=slots, mesh=self.mesh, **limits)
 
   def limits(self, temperature: Any, top_p: float, top_k: int) -> dict[str, Any]:
     """What a draw obeys, in the types that never recompile."""

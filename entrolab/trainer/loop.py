@@ -19,7 +19,7 @@ from entrolab.cost import chips, flops
 from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.objective import Batch
-from entrolab.rollout import ahead, plain, refill, replay, sampler
+from entrolab.rollout import continuous_batching, one_step_off_policy, plain, replay, sampler
 from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report
 from entrolab.trainer.files import write_text
 from entrolab.trainer.learner import AFTER, BEFORE, Learner, State
@@ -39,7 +39,7 @@ class Lab:
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
     if s.slots:
-      refill.check(s.slots, s.prompts * s.samples, sharding.row_devices(self.mesh))
+      continuous_batching.check(s.slots, s.prompts * s.samples, sharding.row_devices(self.mesh))
     rows = s.prompts // t.updates * s.samples // t.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
     rows = replay.further_rows(experiment.rollout, s.samples, t.updates, t.micro) // t.micro
@@ -58,7 +58,7 @@ class Lab:
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
                          process_index=rank, process_count=count)
-    self.draws = ahead.Draws(experiment, self.sampler, self.data)
+    self.draws = one_step_off_policy.Draws(experiment, self.sampler, self.data)
     held = fitting(experiment.task, self.tokenizer, "eval", experiment.seed)
     self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
 

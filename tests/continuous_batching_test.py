@@ -12,7 +12,7 @@ import pytest
 
 from entrolab import config, data, experiment, sharding
 from entrolab.models import tiny
-from entrolab.rollout import branch, multiturn, plain, refill, sampler, tempered
+from entrolab.rollout import branch, continuous_batching, multiturn, plain, sampler, tempered
 from entrolab.trainer import explain, loop
 from entrolab.trainer.learner import Learner
 
@@ -71,12 +71,12 @@ def same(got, want):
 
 @pytest.mark.parametrize("slots", [1, 3, 8, pytest.param(ROWS, marks=pytest.mark.slow)])
 def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
-  monkeypatch.setattr(refill, "IDLE", 3)  # 8 slots: two are filled together
+  monkeypatch.setattr(continuous_batching, "IDLE", 3)  # 8 slots: two are filled together
   lengths = set()
   for number, (chosen, stop, shape) in enumerate(SETTINGS):
     want = run(sampler.sample, chosen, shape, stop)
     traces = len(sampler.TRACES)
-    got = run(refill.sample, chosen, shape, stop, slots=slots)
+    got = run(continuous_batching.sample, chosen, shape, stop, slots=slots)
     # neither lengths nor prompts compile anew, only [B] temperatures beside numbers
     assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
     same(got, want)
@@ -85,7 +85,7 @@ def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
     if slots == 1:
       assert int(got.steps) == length.sum()
     # idle slots are fewer than one in IDLE while rows wait; then the longest row may begin
-    busy = slots - max(1, slots // refill.IDLE) + 1
+    busy = slots - max(1, slots // continuous_batching.IDLE) + 1
     assert length.sum() / slots <= int(got.steps) <= length.sum() / busy + length.max()
   assert len(lengths) > 8
 
@@ -98,19 +98,19 @@ far = functools.partial(pytest.param, marks=pytest.mark.slow)
     far((4, 1, 1), 12, SETTINGS), far((1, 2, 1), ROWS, SETTINGS), far((2, 2, 1), 8, SETTINGS),
     far((2, 1, 2), 6, SETTINGS), far((1, 2, 2), 2, SETTINGS), far((2, 2, 2), 8, SETTINGS)])
 def test_devices_refill_their_own_slots(axes, slots, settings, monkeypatch):
-  monkeypatch.setattr(refill, "IDLE", 3)
+  monkeypatch.setattr(continuous_batching, "IDLE", 3)
   mesh = sharding.make_mesh(*axes)
   ways, paces = sharding.row_devices(mesh), set()
   for number, (chosen, stop, shape) in enumerate(settings):
     want, traces = run(sampler.sample, chosen, shape, stop), len(sampler.TRACES)
-    got = run(refill.sample, chosen, shape, stop, slots=slots, mesh=mesh)
+    got = run(continuous_batching.sample, chosen, shape, stop, slots=slots, mesh=mesh)
     assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
     assert got.tokens.sharding.is_equivalent_to(sharding.rows(mesh), 2)
     same(got, want)
     length = np.asarray(got.mask).sum(1).reshape(ways, -1)
     own, total = slots // ways, length.sum(1)
     paces |= {tuple(total)}
-    busy = own - max(1, own // refill.IDLE) + 1
+    busy = own - max(1, own // continuous_batching.IDLE) + 1
     assert total.max() / own <= int(got.steps) <= (total / busy + length.max(1)).max()
     if own == 1:
       assert int(got.steps) == total.max()  # of the slowest device
@@ -121,7 +121,7 @@ def test_devices_refill_their_own_slots(axes, slots, settings, monkeypatch):
 @pytest.mark.parametrize("axes", [(2, 2, 1), (2, 1, 2)])
 def test_rows_exchange_nothing(axes):
   """But the ticks at the end. Along "tensor" only groups meet: a permutation is one of all."""
-  lower = functools.partial(refill.sample.lower, slots=8)
+  lower = functools.partial(continuous_batching.sample.lower, slots=8)
   text = run(lower, mesh=sharding.make_mesh(*axes)).compile().as_text()
   found = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
   assert "all-reduce" in found and "collective-permute" not in found and "all-to-all" not in found
@@ -129,15 +129,16 @@ def test_rows_exchange_nothing(axes):
 
 
 def test_slots_become_fewer_as_rows_run_out():
-  assert refill.sizes(64) == [64, 32, 16, 0]
-  assert refill.sizes(20) == [20, 10, 0] and refill.sizes(8) == [8, 0]
+  assert continuous_batching.sizes(64) == [64, 32, 16, 0]
+  assert continuous_batching.sizes(20) == [20, 10, 0] and continuous_batching.sizes(8) == [8, 0]
 
 
 def test_the_cache_is_updated_in_place():
   """Temporaries: one cache of S slots, a layer of it to attend to, the prompts, little beside; a
   copy of the keys alone would be half a cache more."""
   slots, longest, c = 8, 512, lab()[0]
-  made: Any = run(functools.partial(refill.sample.lower, slots=slots), longest=longest).compile()
+  lower = functools.partial(continuous_batching.sample.lower, slots=slots)
+  made: Any = run(lower, longest=longest).compile()
   token = 2 * 4 * c.layers * c.kv_heads * c.head_dim
   cache = token * (slots * (12 + longest) + PROMPTS * 12)
   assert made.memory_analysis().temp_size_in_bytes < (1.2 + 1 / c.layers) * cache
@@ -146,7 +147,7 @@ def test_the_cache_is_updated_in_place():
 @pytest.mark.parametrize("slots", [-1, 0, ROWS + 1])
 def test_slots_are_rows(slots):
   with pytest.raises(ValueError, match=f"slots={slots} for {ROWS} rows"):
-    run(refill.sample, slots=slots)
+    run(continuous_batching.sample, slots=slots)
   if slots:
     with pytest.raises(ValueError, match=r"sampling.slots=-?\d+: 0 \(all rows at once\) to 4"):
       dataclasses.replace(whole(), sampling=experiment.Sampling(
