@@ -86,7 +86,7 @@ class Preset:
 
 
 def _tiny() -> Preset:
-  from entrolab.tasks import Countdown
+  from entrolab.tasks.countdown import Countdown
   return Preset(model=Tiny(), task=Countdown(),
                 sampling=Sampling(prompts=32, samples=8, longest=18),
                 training=Training(steps=60, updates=4, lr=5e-5, warmup=20),
@@ -94,7 +94,7 @@ def _tiny() -> Preset:
 
 
 def _smollm2() -> Preset:
-  from entrolab.tasks import Arithmetic
+  from entrolab.tasks.arithmetic import Arithmetic
   return Preset(model=SmolLM2(), task=Arithmetic("multiply", max_prompt=48),
                 sampling=Sampling(prompts=8, samples=8, longest=6),
                 training=Training(steps=6, updates=2, lr=2e-6, warmup=2),
@@ -102,7 +102,7 @@ def _smollm2() -> Preset:
 
 
 def _smollm2_gsm8k() -> Preset:
-  from entrolab.data import Jsonl, chat
+  from entrolab.tasks.written import Jsonl, chat
   task = Jsonl("gsm8k_train.jsonl", "gsm8k_test.jsonl", format=chat, max_prompt=160)
   return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(4, 8, longest=96),
                              evaluation=Evaluation(problems=16, samples=8, ks=(1, 2, 4, 8)))
@@ -110,7 +110,7 @@ def _smollm2_gsm8k() -> Preset:
 
 def _paper(model: str, *, longest: int, mesh: Mesh, prompts: int = 128) -> Preset:
   """128 prompts x 8, 16 updates of 64 rows, AdamW 1e-6: SIREN's run on Qwen2.5-Math-7B."""
-  from entrolab.data import Hub
+  from entrolab.tasks.written import Hub
   task = Hub("agentica-org/DeepScaleR-Preview-Dataset", train="train[:-500]",
              evaluation="train[-500:]", max_prompt=1024)
   return Preset(model=HuggingFace(model), task=task, mesh=mesh,

@@ -17,7 +17,7 @@ from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import bonus, grpo, kl, one_shot
 from entrolab.objective import Objective, term
-from entrolab.tasks import Copies
+from entrolab.tasks.countdown import Copies
 
 
 def get_config(*, seed: int = 0, steps: int = 0, index: int = 0, pg: float = 1.0,

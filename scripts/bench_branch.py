@@ -31,11 +31,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from entrolab import sharding  # noqa: E402
-from entrolab.environments import Example, Spoken, Step  # noqa: E402
+from entrolab.environments import Spoken  # noqa: E402
 from entrolab.methods.aepo_agentic import Branching  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.rollout import agentic, branch, sampler  # noqa: E402
 from entrolab.rollout.multiturn import MultiTurn  # noqa: E402
+from entrolab.tasks.task import Example, Lazy, Step  # noqa: E402
 
 SMALL = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4, head_dim=32,
                            mlp_width=768)
@@ -61,6 +62,10 @@ class Endless(Spoken):
   def max_prompt(self) -> int:
     """Tokens of every prompt."""
     return self.length
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """Prompts by their numbers."""
+    return Lazy(2**20, lambda i: Example(i, "", "", ""), f"{self!r}.examples({split!r}, {seed})")
 
   def spoken(self, seed: int, count: int) -> str:
     """So many words."""

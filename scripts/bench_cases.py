@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import config, nucleus, presets, tasks, vocab
+from entrolab import config, nucleus, presets, vocab
 from entrolab.models import huggingface, transformer
 from entrolab.rollout import draw, sampler
+from entrolab.tasks.task import Example, Lazy, Task
 from entrolab.trainer import loop
 from entrolab.verify import Verdict
 
@@ -260,7 +261,7 @@ class Digits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class Random(Task):
   """Random prompts; about half of the responses are right, by the parity of their first token."""
   width: int
   vocab: int
@@ -273,8 +274,8 @@ class Random:
 
   def examples(self, split, seed):
     """A million problems."""
-    made = lambda i: tasks.Example(i, str(i), "", "random")
-    return tasks.Lazy(2**20, made, f"{self}{split}{seed}")
+    made = lambda i: Example(i, str(i), "", "random")
+    return Lazy(2**20, made, f"{self}{split}{seed}")
 
   def prompt(self, example, tokenizer):
     """Token ids."""

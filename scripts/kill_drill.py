@@ -85,9 +85,10 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
   the texts after which it kills itself in verifying, which is too short to be hit from outside."""
   from absl import app
 
-  from entrolab import main, tasks
+  from entrolab import main
+  from entrolab.tasks.countdown import Countdown
   from entrolab.trainer import checkpoint, loop
-  rollout, verify = loop.Lab.rollout, tasks.Countdown.verify
+  rollout, verify = loop.Lab.rollout, Countdown.verify
   step_of, save = loop.train_step, checkpoint.Checkpoints.save
 
   def train_step(lab, state, step, *rest):
@@ -116,7 +117,7 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
     save(*args)
 
   for place, name, noting in (
-      (loop.Lab, "rollout", sampling), (tasks.Countdown, "verify", verifying),
+      (loop.Lab, "rollout", sampling), (Countdown, "verify", verifying),
       (loop, "train_step", train_step), (checkpoint.Checkpoints, "save", saving)):
     setattr(place, name, noting)
   flags = [f"--set={text}" for text in (*SETTINGS, f"saving.every={every}")]

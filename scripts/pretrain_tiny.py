@@ -27,9 +27,11 @@ import optax  # noqa: E402
 import sentencepiece  # noqa: E402
 from safetensors import numpy as safetensors  # noqa: E402
 
-from entrolab import data, tasks, vocab  # noqa: E402
+from entrolab import vocab  # noqa: E402
 from entrolab.models import tiny, transformer  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
+from entrolab.tasks import prompts  # noqa: E402
+from entrolab.tasks.countdown import Countdown  # noqa: E402
 
 PROMPT, RESPONSE = 10, 18  # four numbers, a target; three steps and the end of sequence
 
@@ -51,7 +53,7 @@ def make_tokenizer() -> bytes:
 
 def batches(tokenizer, size: int, seed: int):
   """Endless (tokens [size, PROMPT + RESPONSE], mask of the response) of training problems."""
-  task, rng = tasks.Countdown(), np.random.default_rng(seed)
+  task, rng = Countdown(), np.random.default_rng(seed)
   while True:
     tokens = np.zeros((size, PROMPT + RESPONSE), np.int32)
     mask = np.zeros((size, PROMPT + RESPONSE), bool)
@@ -97,9 +99,9 @@ def measure(config: transformer.Config, params, tokenizer, *, problems: int = 51
             samples: int = 32, seed: int = 0) -> dict[str, float]:
   """On held-out problems: pass@1 and unbiased pass@16, distinct right answers of 16 (expected),
   entropy in nats a token, mean length, share of responses that end."""
-  task = tasks.Countdown()
+  task = Countdown()
   examples = [task.examples("eval", seed)[i] for i in range(problems)]
-  prompt, mask = data.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
+  prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
   keys = sampler.row_keys(jax.random.key(seed), 0, jnp.arange(problems), samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, longest=RESPONSE,

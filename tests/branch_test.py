@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import data, sharding, vocab
+from entrolab import sharding, vocab
 from entrolab.methods import cure, ppo
 from entrolab.models import tiny, transformer
 from entrolab.rollout import branch, plain, sampler
+from entrolab.tasks.countdown import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
@@ -29,12 +30,12 @@ def lab():
 
 @pytest.fixture(scope="module")
 def examples():
-  return [data.Countdown().examples("eval", 5)[i] for i in range(8)]
+  return [Countdown().examples("eval", 5)[i] for i in range(8)]
 
 
 def grow(lab, examples, tree=TREE, *, mesh=(1, 1, 1), task=None, step=0, **knobs):
   config, params, tokenizer = lab
-  task = task or data.Countdown()
+  task = task or Countdown()
   made = plain.Sampler(config, tokenizer, task, sharding.make_mesh(*mesh))
   knobs = dict(samples=tree.samples, longest=LONGEST, **{**EVERYTHING, **knobs})
   return tree(made, plain.Request(params, lambda: examples, KEY, step, {}, knobs))
@@ -67,7 +68,7 @@ def test_a_branch_does_not_depend_on_the_order_of_the_batch(lab, examples, whole
 
 
 def test_a_branch_does_not_depend_on_padding(lab, examples, whole):
-  roomy, task = dataclasses.replace(TREE, room=30), data.Countdown(max_prompt=23)
+  roomy, task = dataclasses.replace(TREE, room=30), Countdown(max_prompt=23)
   wider = grow(lab, examples, roomy, task=task)
   assert wider.batch.prompt.shape[1] == 53 != whole.batch.prompt.shape[1]
   same(wider, whole)
@@ -243,7 +244,7 @@ def test_cuts_obey_the_rule(lab, whole):
 
 
 def test_what_the_verifier_sees(lab, examples, whole):
-  task, c, tokenizer = data.Countdown(), columns(whole), lab[2]
+  task, c, tokenizer = Countdown(), columns(whole), lab[2]
   alone = grow(lab, examples, dataclasses.replace(TREE, verify="continuation"))
   same(alone, whole)
   right = {name: np.asarray([v.status == "right" for v in got.verdicts]).reshape(8, 6)
@@ -281,12 +282,12 @@ def test_cuts_at_random_are_other_cuts(lab, examples, whole):
 
 def test_refills_keep_families_together(lab, examples):
   config, params, tokenizer = lab
-  made = plain.Sampler(config, tokenizer, data.Countdown(), sharding.make_mesh(1, 1, 1))
+  made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(1, 1, 1))
   drawn = []
 
   def fresh():
     at = 8 * len(drawn)
-    drawn.append([data.Countdown().examples("train", 0)[at + i] for i in range(8)])
+    drawn.append([Countdown().examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
   knobs = dict(samples=6, longest=LONGEST, **EVERYTHING)
@@ -297,13 +298,13 @@ def test_refills_keep_families_together(lab, examples):
   np.testing.assert_array_equal(c["parent"].reshape(8, 6), np.tile(parent, (8, 1)))
   assert plain.with_signal(got, 6).all()
   assert got.counts["prefill_tokens"] > c["prompt_mask"][::6].sum()
-  assert data.Countdown().verify(got.texts, got.examples) == got.verdicts
+  assert Countdown().verify(got.texts, got.examples) == got.verdicts
 
 
 def test_numbers_that_do_not_fit_are_named(lab, examples):
   with pytest.raises(ValueError, match=r"samples=8, but 2 originals with 2 branches each are .* 6"):
     config, params, tokenizer = lab
-    made = plain.Sampler(config, tokenizer, data.Countdown(), sharding.make_mesh(1, 1, 1))
+    made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(1, 1, 1))
     TREE(made, plain.Request(params, lambda: examples, KEY, 0, {}, dict(samples=8), 0))
   with pytest.raises(ValueError, match="originals >= 1"):
     branch.Cure(originals=0)

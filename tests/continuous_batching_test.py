@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, data, experiment, sharding
+from entrolab import config, experiment, sharding
 from entrolab.models import tiny
 from entrolab.rollout import branch, continuous_batching, multiturn, plain, sampler, tempered
+from entrolab.tasks import prompts
+from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import explain, loop
 from entrolab.trainer.learner import Learner
 
@@ -35,7 +37,7 @@ def lab():
 
 @functools.cache
 def examples():
-  return [data.Countdown().examples("eval", 5)[i] for i in range(16)]
+  return [Countdown().examples("eval", 5)[i] for i in range(16)]
 
 
 @functools.cache
@@ -48,8 +50,8 @@ def served(mesh):
 
 def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), longest=LONGEST, **options):
   model, params, tokenizer = lab()
-  task, some = data.Countdown(), [examples()[i] for i in chosen]
-  prompt, mask = data.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
+  task, some = Countdown(), [examples()[i] for i in chosen]
+  prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
   keys = sampler.row_keys(jax.random.key(7), 0, jnp.arange(len(some)), SAMPLES)
   temperature, top_p, top_k = shape
   if "mesh" in options:
@@ -161,7 +163,7 @@ def whole():
 
 def draw(strategy, *, mesh=(1, 1, 1), slots, **knobs):
   model, params, tokenizer = lab()
-  made = plain.Sampler(model, tokenizer, data.Countdown(), sharding.make_mesh(*mesh))
+  made = plain.Sampler(model, tokenizer, Countdown(), sharding.make_mesh(*mesh))
   knobs = dict(samples=SAMPLES, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0, slots=slots,
                **knobs)
   return strategy(made, plain.Request(params, lambda: examples()[:PROMPTS], jax.random.key(0), 3,

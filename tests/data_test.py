@@ -3,15 +3,21 @@
 import json
 import sys
 import types
+from typing import get_args
 
 import grain
 import numpy as np
 import pytest
 
-from entrolab import data, tasks
+from entrolab.tasks import prompts, written
+from entrolab.tasks.arithmetic import Arithmetic, Kind
+from entrolab.tasks.countdown import Countdown
+from entrolab.tasks.gym import ReasoningGym
+from entrolab.tasks.task import Example, Lazy
+from entrolab.tasks.written import Chat, FewShot, Hub, Jsonl
 from entrolab.verify import choice, exact
 
-SMALL = data.Countdown(fixed=24)
+SMALL = Countdown(fixed=24)
 
 
 class Words:
@@ -39,31 +45,31 @@ def take(it, steps):
 
 
 def test_order_is_fixed_by_the_seed_alone():
-  first = take(data.iterator(SMALL, 3, 8), 7)
-  assert first == take(data.iterator(SMALL, 3, 8), 7)
-  assert first != take(data.iterator(SMALL, 4, 8), 7)
+  first = take(prompts.iterator(SMALL, 3, 8), 7)
+  assert first == take(prompts.iterator(SMALL, 3, 8), 7)
+  assert first != take(prompts.iterator(SMALL, 4, 8), 7)
 
 
 def test_an_epoch_holds_every_problem_once_and_the_next_is_in_another_order():
-  steps = [ids(b) for b in take(data.iterator(SMALL, 0, 8), 6)]
+  steps = [ids(b) for b in take(prompts.iterator(SMALL, 0, 8), 6)]
   first, second = sum(steps[:3], []), sum(steps[3:], [])
   assert sorted(first) == sorted(second) == list(range(24))
   assert first != second
 
 
 def test_an_incomplete_last_batch_is_dropped_so_that_no_batch_repeats_a_problem():
-  for batch in take(data.iterator(SMALL, 0, 7), 20):
+  for batch in take(prompts.iterator(SMALL, 0, 7), 20):
     assert len(set(ids(batch))) == 7
 
 
 @pytest.mark.parametrize("at", [1, 4, 11])  # mid epoch, in the second, in the fourth
 def test_resumed_order_equals_the_uninterrupted_one(at):
-  whole = take(data.iterator(SMALL, 5, 8), 14)
-  it = data.iterator(SMALL, 5, 8)
+  whole = take(prompts.iterator(SMALL, 5, 8), 14)
+  it = prompts.iterator(SMALL, 5, 8)
   take(it, at)
   state = it.get_state()
   take(it, 2)
-  other = data.iterator(SMALL, 5, 8)
+  other = prompts.iterator(SMALL, 5, 8)
   other.set_state(state)
   assert take(other, 14 - at) == whole[at:]
   it.set_state(state)  # back in the same iterator
@@ -71,8 +77,8 @@ def test_resumed_order_equals_the_uninterrupted_one(at):
 
 
 def test_processes_divide_each_step_of_the_same_order():
-  whole = take(data.iterator(SMALL, 1, 8), 5)
-  parts = [take(data.iterator(SMALL, 1, 8, process_index=p, process_count=4), 5)
+  whole = take(prompts.iterator(SMALL, 1, 8), 5)
+  parts = [take(prompts.iterator(SMALL, 1, 8, process_index=p, process_count=4), 5)
            for p in range(4)]
   for step in range(5):
     assert sum((parts[p][step] for p in range(4)), []) == whole[step]
@@ -85,47 +91,47 @@ def test_a_process_makes_only_its_own_examples():
     max_prompt, stop = 10, ()
 
     def examples(self, split, seed):
-      make = lambda i: made.append(i) or data.Example(i, "", "", "")
-      return data.Lazy(16, make, "spy")
+      make = lambda i: made.append(i) or Example(i, "", "", "")
+      return Lazy(16, make, "spy")
 
-  next(data.iterator(Spy(), 0, 8, process_index=1, process_count=2))
+  next(prompts.iterator(Spy(), 0, 8, process_index=1, process_count=2))
   assert len(made) == 4
 
 
 def test_the_state_goes_into_a_checkpoint_and_back(tmp_path):
   orbax = pytest.importorskip("orbax.checkpoint")
-  it = data.iterator(SMALL, 5, 8)
+  it = prompts.iterator(SMALL, 5, 8)
   take(it, 4)
   with orbax.CheckpointManager(tmp_path) as manager:
     manager.save(4, args=orbax.args.Composite(data=grain.checkpoint.CheckpointSave(it)))
     want = next(it)
-  other = data.iterator(SMALL, 5, 8)
+  other = prompts.iterator(SMALL, 5, 8)
   with orbax.CheckpointManager(tmp_path) as manager:
     manager.restore(4, args=orbax.args.Composite(data=grain.checkpoint.CheckpointRestore(other)))
   assert next(other) == want
 
 
 def test_a_state_of_other_data_is_refused():
-  state = data.iterator(SMALL, 5, 8).get_state()
-  for other in (data.iterator(SMALL, 6, 8), data.iterator(SMALL, 5, 4),
-                data.iterator(data.Countdown(fixed=25), 5, 8)):
+  state = prompts.iterator(SMALL, 5, 8).get_state()
+  for other in (prompts.iterator(SMALL, 6, 8), prompts.iterator(SMALL, 5, 4),
+                prompts.iterator(Countdown(fixed=25), 5, 8)):
     with pytest.raises(ValueError, match="the saved position is in"):
       other.set_state(state)
 
 
 def test_bad_sizes_are_named():
   with pytest.raises(ValueError, match="24 examples, 25 prompts"):
-    data.iterator(SMALL, 0, 25)
+    prompts.iterator(SMALL, 0, 25)
   with pytest.raises(ValueError, match="process 0 of 3 with 8 prompts"):
-    data.iterator(SMALL, 0, 8, process_count=3)
+    prompts.iterator(SMALL, 0, 8, process_count=3)
   with pytest.raises(ValueError, match="'test'; choices: train, eval"):
     SMALL.examples("test", 0)
   with pytest.raises(ValueError, match="prompt 1 has 3 tokens; the task allows 1 to 2"):
-    data.padded([[1, 2], [1, 2, 3]], 2, 0)
+    prompts.padded([[1, 2], [1, 2, 3]], 2, 0)
 
 
 def test_padding_is_on_the_left():
-  tokens, mask = data.padded([[5], [6, 7]], 3, 9)
+  tokens, mask = prompts.padded([[5], [6, 7]], 3, 9)
   np.testing.assert_array_equal(tokens, [[9, 9, 5], [9, 6, 7]])
   np.testing.assert_array_equal(mask, [[False, False, True], [False, True, True]])
 
@@ -136,7 +142,7 @@ def key_of(task, example):
 
 
 def test_countdown_verifies_its_demonstrations_and_no_neighbours():
-  task = data.Countdown()
+  task = Countdown()
   made = [task.examples("train", 0)[i] for i in range(300)]
   assert {v.status for v in task.verify([e.answer for e in made], made)} == {"right"}
   swapped = task.verify([e.answer for e in made[1:]], made[:-1])
@@ -146,30 +152,30 @@ def test_countdown_verifies_its_demonstrations_and_no_neighbours():
 
 
 def test_countdown_splits_share_no_problem_and_fixed_ones_are_distinct():
-  task = data.Countdown()
+  task = Countdown()
   keys = lambda split, seed: {key_of(task, task.examples(split, seed)[i]) for i in range(2000)}
   held = keys("eval", 0) | keys("eval", 1)
   assert held.isdisjoint(keys("train", 0) | keys("train", 1))
-  fixed = data.Countdown(fixed=500).examples("train", 0)
+  fixed = Countdown(fixed=500).examples("train", 0)
   assert len({key_of(task, e) for e in fixed}) == 500
   assert [e.id for e in fixed] == list(range(500))
   assert held.isdisjoint(key_of(task, e) for e in fixed)
 
 
 def test_every_prefix_of_the_evaluation_is_of_one_mixture():
-  held = data.Countdown().examples("eval", 0)
+  held = Countdown().examples("eval", 0)
   three = np.array([held[i].source == "countdown/3" for i in range(2000)])
   assert abs(three[:500].mean() - three[1500:].mean()) < 0.1  # 3 standard errors
 
 
 def test_countdown_says_when_there_are_too_few_problems():
   with pytest.raises(ValueError, match="distinct training problems found"):
-    data.Countdown(largest=3, highest=2, fixed=99).examples("train", 0)
+    Countdown(largest=3, highest=2, fixed=99).examples("train", 0)
 
 
-@pytest.mark.parametrize("kind", tasks.get_args(tasks.Kind))
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_arithmetic_lines_are_true_and_the_answer_is_right(kind):
-  task = data.Arithmetic(kind)
+  task = Arithmetic(kind)
   by_words = {"max": lambda q: max(map(int, q.removeprefix("max of ").split(", "))),
               "count": lambda q: q.removeprefix("count a in ").count("a"),
               "mod": lambda q: int(q.split()[0]) % int(q.split()[2])}
@@ -189,10 +195,10 @@ def test_arithmetic_lines_are_true_and_the_answer_is_right(kind):
 
 def test_arithmetic_asks_other_questions_in_evaluation():
   question = lambda e: e.prompt.rpartition("\n")[2]
-  train, held = (data.Arithmetic().examples(s, 0) for s in ("train", "eval"))
+  train, held = (Arithmetic().examples(s, 0) for s in ("train", "eval"))
   asked = {question(train[i]) for i in range(400)}
   assert asked.isdisjoint(question(held[i]) for i in range(400))
-  assert data.Arithmetic().examples("train", 0)[7] == train[7]
+  assert Arithmetic().examples("train", 0)[7] == train[7]
 
 
 def write(path, *rows):
@@ -203,30 +209,30 @@ def write(path, *rows):
 
 def test_jsonl_rows_formats_and_split(tmp_path):
   path = write(tmp_path / "a.jsonl", *({"problem": f"p{i}", "answer": str(i)} for i in range(20)))
-  task = data.Jsonl(path, verifier=exact.verify_integer)
+  task = Jsonl(path, verifier=exact.verify_integer)
   assert [e.id for e in task.examples("eval", 0)] == [9, 19]
   assert len(task.examples("train", 0)) == 18
-  assert task.examples("train", 0)[0] == data.Example(0, "p0", "0", f"{path}:1")
-  assert [v.status for v in task.verify(["it is 3", "4"], [data.Example(3, "p3", "3", "")] * 2)
+  assert task.examples("train", 0)[0] == Example(0, "p0", "0", f"{path}:1")
+  assert [v.status for v in task.verify(["it is 3", "4"], [Example(3, "p3", "3", "")] * 2)
           ] == ["right", "wrong"]
-  both = data.Jsonl(path, eval_path=path)
+  both = Jsonl(path, eval_path=path)
   assert len(both.examples("train", 0)) == len(both.examples("eval", 0)) == 20
 
 
 def test_formats_are_functions_of_the_problem():
   words = Words()
-  assert data.plain("2+2?", words) == "Problem: 2+2?\nAnswer:"
-  assert data.chat("2+2?", words).startswith("<user>2+2?\nLet's think")
-  made = data.Chat("Q: {problem}", system="be brief")("2+2?", words)
+  assert written.plain("2+2?", words) == "Problem: 2+2?\nAnswer:"
+  assert written.chat("2+2?", words).startswith("<user>2+2?\nLet's think")
+  made = Chat("Q: {problem}", system="be brief")("2+2?", words)
   assert made == "<system>be brief<user>Q: 2+2?"
-  shots = data.FewShot((("1+1?", "2"),))("2+2?", words)
+  shots = FewShot((("1+1?", "2"),))("2+2?", words)
   assert shots == "Problem: 1+1?\nAnswer: 2\n\nProblem: 2+2?\nAnswer:"
 
 
 def test_choices_are_lettered_below_the_problem(tmp_path):
   path = write(tmp_path / "c.jsonl", {"problem": "Which?", "choices": ["yes", "no"],
                                       "answer": "B"}, {"problem": "r", "answer": "A"})
-  task = data.Jsonl(path, eval_path=path, verifier=choice.verify)
+  task = Jsonl(path, eval_path=path, verifier=choice.verify)
   row = task.examples("train", 0)[0]
   assert row.prompt == "Which?\nA. yes\nB. no"
   assert [v.status for v in task.verify(["The answer is (B)", "A"], [row, row])
@@ -234,11 +240,11 @@ def test_choices_are_lettered_below_the_problem(tmp_path):
 
 
 def test_a_task_prints_without_addresses():
-  task = data.Jsonl("a.jsonl", format=data.chat, verifier=exact.verify_text)
-  assert repr(task) == ("Jsonl(path='a.jsonl', eval_path='', format=data.chat, "
+  task = Jsonl("a.jsonl", format=written.chat, verifier=exact.verify_text)
+  assert repr(task) == ("Jsonl(path='a.jsonl', eval_path='', format=written.chat, "
                         "verifier=exact.verify_text, max_prompt=256, stop=())")
   assert "FewShot(solved=(('a', 'b'),))" in repr(
-      data.Jsonl("a.jsonl", format=data.FewShot((("a", "b"),))))
+      Jsonl("a.jsonl", format=FewShot((("a", "b"),))))
 
 
 @pytest.mark.parametrize("row, message", [
@@ -253,7 +259,7 @@ def test_a_task_prints_without_addresses():
 def test_bad_rows_name_file_line_and_fault(tmp_path, row, message):
   path = write(tmp_path / "bad.jsonl", {"problem": "p", "answer": "1"}, row)
   with pytest.raises(ValueError, match=message):
-    data.Jsonl(path).examples("train", 0)
+    Jsonl(path).examples("train", 0)
 
 
 def test_relative_paths_are_below_the_named_folder(tmp_path, monkeypatch):
@@ -261,38 +267,38 @@ def test_relative_paths_are_below_the_named_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.delenv("ENTROLAB_DATA", raising=False)
   with pytest.raises(FileNotFoundError, match="ENTROLAB_DATA names, and it is not set"):
-    data.Jsonl("a.jsonl").examples("train", 0)
+    Jsonl("a.jsonl").examples("train", 0)
   monkeypatch.setenv("ENTROLAB_DATA", str(tmp_path))
-  assert len(data.Jsonl("a.jsonl").examples("train", 0)) == 1
+  assert len(Jsonl("a.jsonl").examples("train", 0)) == 1
   with pytest.raises(FileNotFoundError, match=f"b.jsonl: no such file in ENTROLAB_DATA={tmp_path}"):
-    data.Jsonl("b.jsonl").examples("train", 0)
+    Jsonl("b.jsonl").examples("train", 0)
 
 
 def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, caplog):
   rows = [{"problem": "ask " * n, "answer": "7"} for n in (1, 5, 2, 9, 3)]
   path = write(tmp_path / "long.jsonl", *rows)
   as_is = lambda problem, tokenizer: problem
-  task = data.Jsonl(path, path, format=as_is, max_prompt=3)
+  task = Jsonl(path, path, format=as_is, max_prompt=3)
   with caplog.at_level("INFO"):
-    fits = data.fitting(task, Words(), "train", 0)
+    fits = prompts.fitting(task, Words(), "train", 0)
   assert [e.id for e in fits] == [0, 2, 4]
   assert "2 of 5 prompts have over 3 tokens" in caplog.text
-  it = data.iterator(task, 0, 3, tokenizer=Words())
+  it = prompts.iterator(task, 0, 3, tokenizer=Words())
   assert sorted(ids(next(it))) == [0, 2, 4]
   with pytest.raises(ValueError, match="none of 5 prompts has at most max_prompt=0"):
-    data.fitting(data.Jsonl(path, path, format=as_is, max_prompt=0), Words(), "train", 0)
+    prompts.fitting(Jsonl(path, path, format=as_is, max_prompt=0), Words(), "train", 0)
 
 
 def test_a_stop_string_ends_a_response_inside_any_token():
-  assert data.stop_ids(data.Arithmetic(), Words()) == (1, 3, 4)
+  assert prompts.stop_ids(Arithmetic(), Words()) == (1, 3, 4)
   with pytest.raises(ValueError, match="no token of words holds the stop string 'stop'"):
-    data.stop_ids(data.Arithmetic(stop=("stop",)), Words())
+    prompts.stop_ids(Arithmetic(stop=("stop",)), Words())
 
 
 def test_the_hub_is_read_lazily_and_its_faults_are_clear(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(ImportError, match="pip install datasets"):
-    data.Hub("a/b").examples("train", 0)
+    Hub("a/b").examples("train", 0)
 
   class Rows(list):
     column_names = ["question", "answer"]
@@ -305,21 +311,21 @@ def test_the_hub_is_read_lazily_and_its_faults_are_clear(monkeypatch):
     asked.append((name, config, split))
     return Rows([{"question": "q", "answer": 5}])
   fake.load_dataset = load
-  row = data.Hub("a/b", problem="question").examples("eval", 0)[0]
-  assert row == data.Example(0, "q", "5", "a/b/test:0") and asked == [("a/b", None, "test")]
+  row = Hub("a/b", problem="question").examples("eval", 0)[0]
+  assert row == Example(0, "q", "5", "a/b/test:0") and asked == [("a/b", None, "test")]
   with pytest.raises(ValueError, match="no column 'problem'; choices: .'question', 'answer'"):
-    data.Hub("a/b").examples("train", 0)
+    Hub("a/b").examples("train", 0)
 
   def offline(name, config, split):
     raise ConnectionError("no route")
   fake.load_dataset = offline
   with pytest.raises(OSError, match=r"'a/b', split 'train': not to be had .*use Jsonl"):
-    data.Hub("a/b").examples("train", 0)
+    Hub("a/b").examples("train", 0)
 
 
 def test_reasoning_gym_scores_and_survives_nonsense():
   pytest.importorskip("reasoning_gym")
-  task = data.ReasoningGym("prime_factorization", size=20, options=(("max_value", 60),))
+  task = ReasoningGym("prime_factorization", size=20, options=(("max_value", 60),))
   train = task.examples("train", 0)
   rows = [train[i] for i in range(4)]
   assert rows == [task.examples("train", 0)[i] for i in range(4)]
@@ -328,4 +334,4 @@ def test_reasoning_gym_scores_and_survives_nonsense():
   assert {v.status for v in right} == {"right"}
   assert {v.status for v in task.verify(["none x at all"] * 4, rows)} == {"wrong"}
   with pytest.raises(ValueError, match="pays for nonsense"):
-    data.ReasoningGym("game_of_life_halting")
+    ReasoningGym("game_of_life_halting")

@@ -14,7 +14,7 @@ from entrolab.environments.forms import FIELDS, Form
 from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
 from entrolab.environments.tools import Python, ToolUse
 from entrolab.models.cloned import Cloned, Words, demonstrations
-from entrolab.tasks import Countdown
+from entrolab.tasks.countdown import Countdown
 from entrolab.verify.sandbox.outside import Limits, Sandbox, SandboxError
 
 WORLDS = [TextWorld(), TextWorld(rooms=8, things=5, locked=1.0), Form(7), Form(8), WordProblems()]
@@ -302,7 +302,7 @@ def test_attempts_at_a_task_with_one_answer():
 
 def test_attempts_at_reasoning_gym():
   pytest.importorskip("reasoning_gym")
-  from entrolab.tasks import ReasoningGym
+  from entrolab.tasks.gym import ReasoningGym
   task = Attempts(ReasoningGym("chain_sum", size=20))
   example = task.examples("train", 0)[3]
   state, text = task.reset(example)

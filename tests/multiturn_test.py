@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from entrolab import sharding, vocab
-from entrolab.environments import BETWEEN, Example, Lazy, Spoken
+from entrolab.environments import BETWEEN, Spoken
 from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
 from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
@@ -22,7 +22,8 @@ from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import plain, sampler
 from entrolab.rollout.multiturn import MultiTurn, turn_mean
 from entrolab.rollout.replay import Replay
-from entrolab.tasks import Countdown
+from entrolab.tasks.countdown import Countdown
+from entrolab.tasks.task import Example, Lazy
 from entrolab.trainer import checkpoint, loop
 from entrolab.trainer.log import WALL
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import data, sharding, vocab
+from entrolab import sharding, vocab
 from entrolab.models import tiny, transformer
 from entrolab.rollout import draw, plain, sampler
+from entrolab.tasks import prompts
+from entrolab.tasks.countdown import Countdown
 
 SAMPLES, LONGEST = 4, 18
 
@@ -21,7 +23,7 @@ def lab():
 
 @pytest.fixture(scope="module")
 def examples():
-  return [data.Countdown().examples("eval", 5)[i] for i in range(16)]
+  return [Countdown().examples("eval", 5)[i] for i in range(16)]
 
 
 @functools.cache
@@ -31,8 +33,8 @@ def setting():
 
 def run(lab, examples, *, length=10, longest=LONGEST, step=0, samples=SAMPLES, **options):
   config, params, tokenizer = lab
-  task = data.Countdown()
-  prompt, mask = data.padded([task.prompt(e, tokenizer) for e in examples], length, 0)
+  task = Countdown()
+  prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], length, 0)
   ids = jnp.asarray([e.id for e in examples], jnp.int32)
   keys = sampler.row_keys(jax.random.key(7), step, ids, samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, longest=longest,
@@ -138,7 +140,7 @@ def test_other_temperatures_do_not_recompile(lab, examples):
 def test_every_mesh_samples_the_same(lab, examples, shape):
   config, params, tokenizer = lab
   params = jax.tree.map(jnp.asarray, params)
-  make = lambda mesh: plain.Sampler(config, tokenizer, data.Countdown(), mesh)
+  make = lambda mesh: plain.Sampler(config, tokenizer, Countdown(), mesh)
   options = dict(samples=SAMPLES, longest=LONGEST)
   single = sharding.make_mesh(1, 1, 1)
   one = make(single).rollout(params, examples, jax.random.key(0), 3, **options)
@@ -151,8 +153,8 @@ def test_every_mesh_samples_the_same(lab, examples, shape):
 def test_refills_replace_groups_without_a_signal(lab, examples):
   config, params, tokenizer = lab
   mesh = sharding.make_mesh(1, 1, 1)
-  made = plain.Sampler(config, tokenizer, data.Countdown(), mesh)
-  task, drawn = data.Countdown(), []
+  made = plain.Sampler(config, tokenizer, Countdown(), mesh)
+  task, drawn = Countdown(), []
 
   def fresh():
     at = 8 * len(drawn)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import data, presets, sharding
+from entrolab import presets, sharding
 from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
@@ -19,6 +19,7 @@ from entrolab.rollout.sft import Demonstrated
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes, voted
+from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import loop
 
 pytestmark = pytest.mark.slow  # minutes on two cores
@@ -35,13 +36,13 @@ def lab():
 
 @pytest.fixture(scope="module")
 def examples():
-  return [data.Countdown().examples("eval", 5)[i] for i in range(8)]
+  return [Countdown().examples("eval", 5)[i] for i in range(8)]
 
 
 def draw(lab, examples, strategy, *, mesh=(1, 1, 1), samples=4, control=None, refills=0, step=3,
          **knobs):
   config, params, tokenizer = lab
-  made = plain.Sampler(config, tokenizer, data.Countdown(), sharding.make_mesh(*mesh))
+  made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(*mesh))
   knobs = {**dict(samples=samples, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0), **knobs}
   fresh = examples if callable(examples) else lambda: examples
   ask = plain.Request(params, fresh, KEY, step, control or {}, knobs, refills)
@@ -126,7 +127,7 @@ def test_slices_refill(lab):
 
   def fresh():
     at = 8 * len(drawn)
-    drawn.append([data.Countdown().examples("train", 0)[at + i] for i in range(8)])
+    drawn.append([Countdown().examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
   got = draw(lab, fresh, Oversample(2), refills=5)
@@ -226,7 +227,7 @@ def test_the_greedy_response_is_the_baseline_of_its_prompt(lab, examples, indepe
 
 
 def test_groups_without_a_signal_are_replaced_with_their_greedy_rewards(lab):
-  train_set, at = data.Countdown().examples("train", 0), iter(range(0, 64, 8))
+  train_set, at = Countdown().examples("train", 0), iter(range(0, 64, 8))
 
   def fresh():
     begin = next(at)

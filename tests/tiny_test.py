@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import data
 from entrolab.models import tiny, transformer
 from entrolab.rollout import sampler
+from entrolab.tasks import prompts
+from entrolab.tasks.countdown import Countdown
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_it_is_small_and_typed(lab):
   assert config.vocab_size == tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("task", [data.Countdown(), data.Countdown(2, 4, 99, max_prompt=12)])
+@pytest.mark.parametrize("task", [Countdown(), Countdown(2, 4, 99, max_prompt=12)])
 def test_texts_of_the_task_survive_the_tokenizer(lab, task):
   tokenizer = lab[2]
   for at in range(300):
@@ -71,14 +72,14 @@ def test_parameters_survive_flattening(lab):
 def test_it_is_good_but_not_too_good_and_unsure(lab):
   """64 problems x 8: the bounds are what an experiment needs; the card has the figures."""
   config, params, tokenizer = lab
-  task, problems, samples = data.Countdown(), 64, 8
+  task, problems, samples = Countdown(), 64, 8
   examples = [task.examples("eval", 3)[i] for i in range(problems)]
-  prompt, mask = data.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
+  prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
   keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(problems), samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, longest=18,
                        temperature=1.0, top_p=1.0, top_k=0,
-                       stop_ids=jnp.asarray(data.stop_ids(task, tokenizer), jnp.int32))
+                       stop_ids=jnp.asarray(prompts.stop_ids(task, tokenizer), jnp.int32))
   on = np.asarray(out.mask)
   texts = [tokenizer.decode(row[m]) for row, m in zip(np.asarray(out.tokens), on, strict=True)]
   verdicts = task.verify(texts, [e for e in examples for _ in range(samples)])

@@ -1,71 +1,17 @@
 """Environments that an episode of several turns goes through: pure, on the host.
 
-An environment is a task (`tasks`): a frozen dataclass with a stable repr, `examples`, `prompt`,
-`verify`, `max_prompt` and `stop`. It adds
-
-  reset(example) -> (state, text)                        the text opens the episode: the prompt
-  step(state, text) -> (state, observation, reward, done)
-  max_observation                                        tokens of an observation
-
-States are values: a step changes none, so that an episode can be replayed, and `verify` does so.
-An episode is right when its rewards add up to SUCCESS or more. `steps(states, texts)` are the steps
-of many episodes, which an environment with a tool or a verifier takes side by side. `expert(state,
-rng)`, where there is one, is the text of a good action; `eased(example, level)` an easier version
-of an example.
+Their contract is `tasks.task.Environment`. Here is what environments share: prompts and verdicts of
+those that speak in texts, episodes about a task with one answer, and playing one by hand.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from entrolab.tasks import Example, Lazy, part_of
+from entrolab.tasks.task import Environment, Example, Lazy, Step, Task, Tokenizer
 from entrolab.verify import Verdict
 
-SUCCESS = 1.0
+SUCCESS = 1.0  # the sum of rewards from which an episode is right
 BETWEEN = "\x1e"  # the record separator, between the actions of an episode's text
-Step = tuple[Any, str, float, bool]  # (state, observation, reward, done)
-
-
-class Environment(Protocol):
-  """What a rollout of several turns asks of a task; see the module."""
-
-  @property
-  def max_prompt(self) -> int:
-    """Tokens of the longest prompt."""
-    ...
-
-  @property
-  def max_observation(self) -> int:
-    """Tokens of the longest observation; longer ones are cut."""
-    ...
-
-  @property
-  def stop(self) -> tuple[str, ...]:
-    """Strings that end an action besides the tokenizer's own end."""
-    ...
-
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A sequence whose repr is stable."""
-    ...
-
-  def prompt(self, example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of the opening text."""
-    ...
-
-  def reset(self, example: Example) -> tuple[Any, str]:
-    """(state, opening text)."""
-    ...
-
-  def step(self, state: Any, text: str) -> Step:
-    """(state, observation, reward, done) after one action."""
-    ...
-
-  def steps(self, states: Sequence[Any], texts: Sequence[str]) -> list[Step]:
-    """`step` of every episode."""
-    ...
-
-  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """One verdict an episode, from its actions with BETWEEN between them."""
-    ...
 
 
 def judge(total: float, turns: int, ending: str) -> Verdict:
@@ -74,24 +20,16 @@ def judge(total: float, turns: int, ending: str) -> Verdict:
   return Verdict(status, f"reward {total:g} in {turns} turns: {ending}")
 
 
-class Spoken:
-  """What environments that speak in texts share: prompts, steps one after another, and verdicts by
-  replaying actions."""
-  reset: Callable[[Example], tuple[Any, str]]
-  step: Callable[[Any, str], Step]
-  stop: tuple[str, ...] = ()
+class Spoken(Environment, Protocol):
+  """What environments that speak in texts share: prompts, and verdicts by replaying actions."""
 
-  def prompt(self, example: Example, tokenizer: Any) -> list[int]:
+  def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the opening text."""
     return tokenizer.encode(self.reset(example)[1])
 
   def key(self, text: str) -> str | None:
     """What a vote compares: all actions."""
     return text or None
-
-  def steps(self, states: Sequence[Any], texts: Sequence[str]) -> list[Step]:
-    """`step` of every episode."""
-    return [self.step(state, text) for state, text in zip(states, texts, strict=True)]
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """Replays the actions of every episode."""
@@ -108,10 +46,9 @@ class Spoken:
     return judge(total, turns, "done" if done else "not done")
 
 
-class OfTask:
+class OfTask(Environment, Protocol):
   """What episodes about a task with one answer (`task`) take from it; they define `steps`."""
-  task: Any
-  steps: Callable[[Sequence[Any], Sequence[str]], list[Step]]
+  task: Task
 
   @property
   def max_prompt(self) -> int:
@@ -127,7 +64,7 @@ class OfTask:
     """As the task."""
     return self.task.examples(split, seed)
 
-  def prompt(self, example: Example, tokenizer: Any) -> list[int]:
+  def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """As the task."""
     return self.task.prompt(example, tokenizer)
 
@@ -144,7 +81,7 @@ class OfTask:
     return self.task.verify([text.split(BETWEEN)[-1] for text in texts], examples)
 
 
-def play(environment: Any, example: Example, act: Callable[[Any], str], turns: int
+def play(environment: Environment, example: Example, act: Callable[[Any], str], turns: int
          ) -> tuple[list[tuple[str, bool]], float, bool]:
   """([(text, whether it is an action)], sum of rewards, done) of at most `turns` actions.
 
@@ -163,7 +100,3 @@ def play(environment: Any, example: Example, act: Callable[[Any], str], turns: i
     if turn < turns - 1:
       pieces.append((observation, False))
   return pieces, total, done
-
-
-__all__ = ["BETWEEN", "Environment", "Example", "Lazy", "OfTask", "SUCCESS", "Spoken", "Step",
-           "judge", "part_of", "play"]

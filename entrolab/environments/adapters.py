@@ -1,15 +1,16 @@
 """Other people's environments and tasks as episodes: gymnasium's interface, and second attempts.
 
 `Gym` takes any object with gymnasium's `reset` and `step`; nothing of gymnasium is imported.
-`Attempts` makes an episode of a one-answer task, such as `tasks.ReasoningGym`: a wrong answer is
-answered by a request for another one.
+`Attempts` makes an episode of a one-answer task, such as `tasks.gym.ReasoningGym`: a wrong answer
+is answered by a request for another one.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrolab.environments import Example, Lazy, OfTask, Spoken, Step, part_of
+from entrolab.environments import OfTask, Spoken
+from entrolab.tasks.task import Example, Lazy, Step, part_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from entrolab.environments import Example, Lazy, Spoken, Step, part_of
-from entrolab.tasks import held_out
+from entrolab.environments import Spoken
+from entrolab.tasks.task import Example, Lazy, Step, held_out, part_of
 
 LONGEST = 100      # characters of an expression
 LARGEST = 10**12   # absolute value of numerator and denominator of any result

@@ -15,7 +15,8 @@ import dataclasses
 
 import numpy as np
 
-from entrolab.environments import Example, Lazy, Spoken, Step, part_of
+from entrolab.environments import Spoken
+from entrolab.tasks.task import Example, Lazy, Step, part_of
 
 CITIES = ("cairo", "lima", "oslo", "paris", "rome", "tokyo")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
@@ -63,7 +64,10 @@ class Form(Spoken):
     """The instruction, a form in which all but one field is filled, `next FIELD`."""
     return self.fields + max(self.fields - 1, 1) + 4
 
-  max_observation = 2
+  @property
+  def max_observation(self) -> int:
+    """`next FIELD`."""
+    return 2
 
   def words(self) -> tuple[str, ...]:
     """Every word that is said or understood here."""

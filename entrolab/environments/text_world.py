@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from entrolab.environments import Example, Lazy, Spoken, Step, part_of
+from entrolab.environments import Spoken
+from entrolab.tasks.task import Example, Lazy, Step, part_of
 
 ROOMS = ("attic", "cellar", "garden", "hall", "kitchen", "library", "porch", "studio")
 THINGS = ("apple", "book", "coin", "cup", "flute", "lamp", "map", "rope")

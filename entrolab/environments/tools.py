@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrolab.environments import Example, OfTask, Step
+from entrolab.environments import OfTask
+from entrolab.tasks.task import Example, Step
 from entrolab.verify import code
 from entrolab.verify.sandbox import inside
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox

@@ -22,7 +22,7 @@ from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
 from entrolab.rollout import multiturn, plain, sampler, turns
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
-from entrolab.tasks import Example
+from entrolab.tasks.task import Example
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 TOP, FIRST = 10, 20  # tokens of a distribution, and positions of a segment, that its entropy counts
@@ -177,7 +177,7 @@ class Live:
     for slot, of in new:
       prompt = slot // self.samples
       if of is None:
-        self.episodes[slot] = Episode(self.owner.task.reset(self.asked.examples[prompt])[0])
+        self.episodes[slot] = Episode(self.owner.environment.reset(self.asked.examples[prompt])[0])
         self.sample[slot] = sum(p == prompt for p, _ in self.family)
         self.family[prompt, int(self.sample[slot])] = 0
         continue
@@ -231,7 +231,7 @@ class Trees(multiturn.Episodes):
     keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
     speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
     rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, longest=longest, width=self.task.max_observation)
+                          samples=samples, longest=longest, width=self.environment.max_observation)
     initial, probe = [tree.initial] * len(examples), None
     if not tree.initial:
       probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, longest, keys,

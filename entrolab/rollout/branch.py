@@ -18,7 +18,7 @@ from entrolab.methods import cure
 from entrolab.ranks import grouped
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
 from entrolab.rollout.sampler import Samples, resume
-from entrolab.tasks import Example
+from entrolab.tasks.task import Example
 from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 CUT = 2**31 - 2  # folded into a row's key for the choice of its cut: no position reaches it

@@ -22,7 +22,7 @@ from entrolab.environments import BETWEEN, judge
 from entrolab.methods import empg
 from entrolab.objective import Batch
 from entrolab.rollout import plain, turns
-from entrolab.tasks import Example
+from entrolab.tasks.task import Example
 from entrolab.typing import Array, Bool, Int, Scale, real
 from entrolab.verify import codes
 
@@ -73,11 +73,7 @@ class Episodes(plain.Sampler):
 
   def __init__(self, *args: Any, strategy: "MultiTurn"):
     super().__init__(*args)
-    self.strategy = strategy
-    for name in ("reset", "steps", "max_observation"):
-      if not hasattr(self.task, name):
-        raise TypeError(f"MultiTurn plays in an environment, but {self.task!r} has no {name}; "
-                        "environments.adapters.Attempts makes one of a task with one answer")
+    self.strategy, self.environment = strategy, self.task.as_environment()
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
               samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
@@ -91,9 +87,9 @@ class Episodes(plain.Sampler):
     keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
     limits = self.limits(temperature, top_p, top_k)
     rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, longest=longest, width=self.task.max_observation)
+                          samples=samples, longest=longest, width=self.environment.max_observation)
     everyone = [example for example in examples for _ in range(samples)]
-    episodes = [Episode(self.task.reset(example)[0]) for example in everyone]
+    episodes = [Episode(self.environment.reset(example)[0]) for example in everyone]
     most, steps, calls, seconds = self.strategy.action, 0, 0, 0.0
     while bool(_any(self.place(act := np.asarray([not e.ending for e in episodes])))):
       rows, said = turns.advance(
@@ -118,7 +114,7 @@ class Episodes(plain.Sampler):
 
   def _waiting(self, episodes: Sequence[Episode], act: np.ndarray) -> tuple[np.ndarray, ...]:
     """What `segments.advance` asks of the host: seen, which of it is real, who acts, turn, said."""
-    shape = len(episodes), self.task.max_observation
+    shape = len(episodes), self.environment.max_observation
     seen, on = np.full(shape, self.tokenizer.pad_id, np.int32), np.zeros(shape, bool)
     for row, e in enumerate(episodes):
       seen[row, :len(e.reads)], on[row, :len(e.reads)] = e.reads, True
@@ -138,7 +134,7 @@ class Episodes(plain.Sampler):
   def _act(self, episodes: Sequence[Episode], longest: int) -> None:
     """Actions that have ended, and the environment's answers to them."""
     texts = [self.tokenizer.decode(e.said) for e in episodes]
-    steps = self.task.steps([e.state for e in episodes], texts)
+    steps = self.environment.steps([e.state for e in episodes], texts)
     for e, text, (state, observation, reward, done) in zip(episodes, texts, steps, strict=True):
       e.state, e.total, e.said = state, e.total + reward, []
       e.actions.append(text)
@@ -146,7 +142,7 @@ class Episodes(plain.Sampler):
         e.ending = DONE if done else TURNS
         continue
       ids = self.tokenizer.encode(self.strategy.frame.replace("{}", observation))
-      e.reads = ids[:self.task.max_observation]
+      e.reads = ids[:self.environment.max_observation]
       e.cut_observations += len(ids) > len(e.reads)
       if e.length + len(e.reads) >= longest:
         e.reads, e.ending = [], TOKENS

@@ -12,7 +12,7 @@ import numpy as np
 from entrolab.ranks import grouped
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
 from entrolab.rollout.sampler import Samples
-from entrolab.tasks import Example
+from entrolab.tasks.task import Example
 
 
 @functools.partial(jax.jit, static_argnums=1)

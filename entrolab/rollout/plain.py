@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import data, sharding
+from entrolab import sharding
 from entrolab.models.transformer import Config
 from entrolab.objective import Batch
 from entrolab.rollout import continuous_batching, sampler
-from entrolab.tasks import Example
+from entrolab.tasks.prompts import padded, stop_ids
+from entrolab.tasks.task import Example, Task, Tokenizer
 from entrolab.verify import Verdict, codes, vote
 
 Draw = Callable[[], Sequence[Example]]  # the next prompts of this step's data
@@ -94,11 +95,10 @@ class Sampler:
   extra: further columns, of those in FILLS. Raises TypeError for another one.
   """
 
-  def __init__(self, config: Config, tokenizer: Any, task: Any, mesh: jax.sharding.Mesh,
+  def __init__(self, config: Config, tokenizer: Tokenizer, task: Task, mesh: jax.sharding.Mesh,
                extra: Sequence[str] = ()):
     self.config, self.tokenizer, self.task, self.mesh = config, tokenizer, task, mesh
-    self.stop = np.asarray(data.stop_ids(task, tokenizer), np.int32)
-    self.key_of = getattr(task, "key", vote.key)  # what answers are compared by in a vote
+    self.stop = np.asarray(stop_ids(task, tokenizer), np.int32)
     self.extra = {name: FILLS[name] for name in extra if name in FILLS}
     for name in extra:
       if name not in FILLS:
@@ -127,7 +127,7 @@ class Sampler:
   def asked(self, examples: Sequence[Example]) -> Asked:
     """The prompts of some examples, on the mesh."""
     prompts = [self.task.prompt(example, self.tokenizer) for example in examples]
-    prompt, mask = data.padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
+    prompt, mask = padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
     ids = np.asarray([example.id for example in examples], np.int32)
     return Asked(list(examples), *self.place((prompt, mask, ids)))
 
@@ -190,7 +190,7 @@ def cluster(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.nd
   del out
   ids = []
   for at in range(0, len(texts), samples):
-    classes = vote.cluster([sampler.key_of(text) for text in texts[at:at + samples]])
+    classes = vote.cluster([sampler.task.key(text) for text in texts[at:at + samples]])
     ids += [-1 if c is None else c for c in classes]
   return np.asarray(ids, np.int32)
 
@@ -198,7 +198,7 @@ def cluster(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.nd
 def think_end(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndarray:
   """int32 [B]: position of the first token that ends the thinking (task.think_end); -1 without."""
   del texts, samples
-  end = getattr(sampler.task, "think_end", "</think>")
+  end = sampler.task.think_end
   tokens, mask = sharding.local((out.tokens, out.mask))
   pieces = {t: sampler.tokenizer.decode([int(t)]) for t in np.unique(tokens)}
   ends = np.asarray([[end in pieces[t] for t in row] for row in tokens]) & mask
@@ -209,7 +209,7 @@ def phase(sampler: Sampler, texts: list[str], out: Any, samples: int) -> np.ndar
   """int32 [B, T]: the step of every token; a token with task.step_end in it is the last of its own.
   """
   del texts, samples
-  end = getattr(sampler.task, "step_end", "\n")
+  end = sampler.task.step_end
   tokens, mask = sharding.local((out.tokens, out.mask))
   ends = np.asarray([t for t in np.unique(tokens) if end in sampler.tokenizer.decode([int(t)])])
   after = np.cumsum(np.isin(tokens, ends) & mask, axis=1)

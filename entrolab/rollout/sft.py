@@ -26,8 +26,6 @@ class Demonstrated:
     if samples != 1 or ask.refills:
       raise ValueError(f"sampling.samples={samples}, sampling.refills={ask.refills}: a prompt has "
                        "one demonstration; set them to 1 and 0")
-    if not hasattr(sampler.task, "solution"):
-      raise TypeError(f"{type(sampler.task).__name__} has no solution(example) to learn from")
     asked = sampler.asked(ask.draw())
     texts = [sampler.task.solution(example) for example in asked.examples]
     tokens = np.full((len(texts), longest), sampler.tokenizer.pad_id, np.int32)

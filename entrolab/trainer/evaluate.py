@@ -100,7 +100,7 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
                           temperature=0.0)
     greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
   matrix = np.asarray(right, bool).reshape(-1, e.samples)
-  out = metrics(matrix, texts, e.ks, sampler.key_of, total)
+  out = metrics(matrix, texts, e.ks, sampler.task.key, total)
   mean, low, high = interval(sharding.interleaved(np.asarray(greedy, float), total))
   matrix = sharding.interleaved(matrix, total)
   sums = sharding.interleaved(np.asarray([[entropy, tokens, unknown]]), count).sum(0)

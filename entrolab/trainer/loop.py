@@ -16,10 +16,10 @@ import numpy as np
 
 from entrolab import config, sharding
 from entrolab.cost import chips, flops
-from entrolab.data import fitting, iterator
 from entrolab.experiment import Experiment
 from entrolab.objective import Batch
 from entrolab.rollout import continuous_batching, one_step_off_policy, plain, replay, sampler
+from entrolab.tasks.prompts import fitting, iterator
 from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report
 from entrolab.trainer.files import write_text
 from entrolab.trainer.learner import AFTER, BEFORE, Learner, State

@@ -1,78 +1,17 @@
-"""Prompts in a deterministic order: tasks over files and the hub, and Grain over any task.
-
-Where problems are made by a rule, see `tasks`; the protocol of a task is told there.
-"""
+"""Written problems: JSONL files, data sets of the Hugging Face hub, and the formats of a prompt."""
 
 import dataclasses
-import functools
 import json
-import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import grain
-import numpy as np
-
-from entrolab.tasks import Arithmetic, Countdown, Example, Lazy, ReasoningGym, part_of
+from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, part_of
 from entrolab.verify import Verdict
 from entrolab.verify import math as mathematics
 
-__all__ = ["Arithmetic", "Batches", "Chat", "Countdown", "Example", "FewShot", "Hub", "Jsonl",
-           "Lazy", "ReasoningGym", "Task", "Tokenizer", "chat", "fitting", "iterator", "padded",
-           "plain", "stop_ids"]
-
 BOX = "Let's think step by step and output the final answer within \\boxed{}."
-
-
-class Tokenizer(Protocol):
-  """What a run asks of a tokenizer; `stop_ids` end a response, `pad_id` fills what follows."""
-  name: str
-  vocab_size: int
-  pad_id: int
-  eos_id: int
-  stop_ids: tuple[int, ...]
-
-  def encode(self, text: str) -> list[int]:
-    """Token ids of a text; nothing is added."""
-    ...
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """The text of token ids, padding and end of sequence left out."""
-    ...
-
-  def chat(self, messages: list[dict[str, str]]) -> str:
-    """The prompt of a conversation. Raises ValueError where there is no template."""
-    ...
-
-
-class Task(Protocol):
-  """What a run asks of a task; see `tasks`."""
-
-  @property
-  def max_prompt(self) -> int:
-    """Tokens of the longest prompt."""
-    ...
-
-  @property
-  def stop(self) -> tuple[str, ...]:
-    """Strings that end a response besides the tokenizer's own end."""
-    ...
-
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A sequence whose repr is stable."""
-    ...
-
-  def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
-    """Token ids."""
-    ...
-
-  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """One verdict a text."""
-    ...
-
-
 Format = Callable[[str, Tokenizer], str]
 Verifier = Callable[[Sequence[str], Sequence[str]], list[Verdict]]
 
@@ -165,7 +104,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-class _Formatted:
+class _Formatted(Task, Protocol):
   """What tasks of written problems share; fields `format` and `verifier` come from the task."""
   format: Format
   verifier: Verifier
@@ -243,114 +182,3 @@ class Hub(_Formatted):
     make = lambda i: Example(i, str(rows[i][self.problem]), str(rows[i][self.answer]),
                              f"{self.name}/{part}:{i}")
     return Lazy(len(rows), make, f"{self!r}.examples({split!r})", listed=True)
-
-
-def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
-  """The task's examples whose prompts have at most max_prompt tokens; says how many have not.
-
-  Only lists of written problems are looked through; made problems fit by construction.
-  """
-  source = task.examples(split, seed)
-  if not source.listed:
-    return source
-  length = lambda at: len(task.prompt(source[at], tokenizer))
-  fits = [at for at in range(len(source)) if 0 < length(at) <= task.max_prompt]
-  if not fits:
-    raise ValueError(f"{source!r}: none of {len(source)} prompts has at most "
-                     f"max_prompt={task.max_prompt} tokens")
-  if len(fits) == len(source):
-    return source
-  logging.info("%r: %d of %d prompts have over %d tokens and are left out", source,
-               len(source) - len(fits), len(source), task.max_prompt)
-  return Lazy(len(fits), lambda at: source[fits[at]], f"{source!r}[{len(fits)} fit]", listed=True)
-
-
-class Batches(Iterator[list[Example]]):
-  """Endless lists of examples over a Grain pipeline; `get_state` and `set_state` resume it.
-
-  The state is JSON bytes that name the source, so that a checkpoint does not resume with other
-  data; `grain.checkpoint.CheckpointSave` takes this object as it is.
-  """
-
-  def __init__(self, pipeline: grain.MapDataset, name: str) -> None:
-    # read in the calling thread: making a prompt is cheap, and threads do not mix with forks
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    self._rows = iter(pipeline.to_iter_dataset(options))
-    self.name = name
-
-  def __next__(self) -> list[Example]:
-    return next(self._rows)
-
-  def get_state(self) -> bytes:
-    """Where the iterator stands."""
-    return json.dumps({"source": self.name, "position": self._rows.get_state()}).encode()
-
-  def set_state(self, state: bytes) -> None:
-    """Continues from a state. Raises ValueError when it is of other data, seed or batch size."""
-    saved = json.loads(state)
-    if saved["source"] != self.name:
-      raise ValueError(f"the saved position is in {saved['source']}, this run reads {self.name}")
-    self._rows.set_state(saved["position"])
-
-  def start_prefetch(self) -> None:
-    """Nothing: asked for by Grain's restoring handler."""
-
-
-def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokenizer | None = None,
-             split: str = "train", process_index: int = 0, process_count: int = 1) -> Batches:
-  """Lists of prompts_per_step / process_count examples: shuffled anew each epoch, for ever.
-
-  Process p makes rows p n to (p + 1) n of each step's batch, so that a step's prompts do not depend
-  on the number of processes. An epoch's last incomplete batch is dropped, and no prompt is twice
-  in a batch (its samples would be equal). With a tokenizer, prompts that are too long are left out.
-  Raises ValueError when an epoch is under one batch or processes do not divide the batch.
-  """
-  if not 0 <= process_index < process_count or prompts_per_step % process_count:
-    raise ValueError(f"process {process_index} of {process_count} with {prompts_per_step} prompts "
-                     "a step: the number of processes must divide the prompts")
-  source = task.examples(split, seed) if tokenizer is None else fitting(task, tokenizer, split,
-                                                                        seed)
-  if not 0 < prompts_per_step <= len(source):
-    raise ValueError(f"{source!r}: {len(source)} examples, {prompts_per_step} prompts a step; a "
-                     "step needs at least one prompt and takes each at most once")
-  each = prompts_per_step // process_count
-  own = slice(process_index * each, (process_index + 1) * each)
-  # indices are batched and examples made from them, so that a process makes its own alone
-  pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=seed)
-              .batch(prompts_per_step, drop_remainder=True, batch_fn=list).repeat()
-              .map(lambda rows: [source[int(at)] for at in rows[own]]))
-  return Batches(pipeline, f"{source!r} shuffled by {seed}, {prompts_per_step} a step")
-
-
-def padded(prompts: Sequence[Sequence[int]], length: int, pad_id: int
-           ) -> tuple[np.ndarray, np.ndarray]:
-  """Left-padded (tokens [P, length] int32, mask [P, length]). Raises ValueError for a prompt that
-  is empty or longer."""
-  tokens = np.full((len(prompts), length), pad_id, np.int32)
-  mask = np.zeros((len(prompts), length), bool)
-  for row, ids in enumerate(prompts):
-    if not 0 < len(ids) <= length:
-      raise ValueError(f"prompt {row} has {len(ids)} tokens; the task allows 1 to {length} "
-                       "(task.max_prompt)")
-    tokens[row, length - len(ids):], mask[row, length - len(ids):] = ids, True
-  return tokens, mask
-
-
-def stop_ids(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The tokenizer's stop tokens, and every token whose text holds one of the task's stop strings
-  (a newline ends a response also as part of a longer token).
-
-  Raises ValueError for a stop string that no token holds.
-  """
-  found = list(tokenizer.stop_ids)
-  for text in task.stop:
-    ids = [at for at, piece in enumerate(_pieces(tokenizer)) if text in piece]
-    if not ids:
-      raise ValueError(f"no token of {tokenizer.name} holds the stop string {text!r}")
-    found += ids
-  return tuple(dict.fromkeys(found))
-
-
-@functools.lru_cache(maxsize=2)
-def _pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
-  return tuple(tokenizer.decode([at]) for at in range(tokenizer.vocab_size))

@@ -1,0 +1,95 @@
+"""Few-shot arithmetic, which a small pre-trained model half knows."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from entrolab.tasks.task import Example, Lazy, Task, held_out, part_of
+from entrolab.verify import Verdict, exact
+
+Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4", "add2",
+               "subtract2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic(Task):
+  """Few-shot completion that a small pre-trained model half knows: solved lines `3 + 4 = 7`, then
+  a question up to ` =`. The response ends at a newline; its first integer must be the answer.
+
+  kind, of digits: add (a + b), multiply (a * b, 2 to 9), sum3, sum4; of two digits: times (one
+  factor of one digit), mod, add2, subtract2; max (of four numbers below 100), count (a's among
+  six letters). One question in five is for evaluation; the solved lines come from the others.
+  Raises ValueError for another kind.
+  """
+  kind: Kind = "add"
+  shots: int = 4
+  max_prompt: int = 112
+  stop: tuple[str, ...] = ("\n",)
+
+  def __post_init__(self) -> None:
+    if self.kind not in get_args(Kind):
+      raise ValueError(f"arithmetic kind {self.kind!r}; choices: {', '.join(get_args(Kind))}")
+    if not 0 <= self.shots <= 16:
+      raise ValueError(f"shots={self.shots}: 0 to 16")
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """A million prompts for each (split, seed)."""
+    part = part_of(split)
+    return Lazy(2**20, lambda i: self._make(part, seed, i),
+                f"{self!r}.examples({split!r}, {seed})")
+
+  def _make(self, part: int, seed: int, index: int) -> Example:
+    rng = np.random.default_rng([seed, part, index])
+    asked = self._question(rng, bool(part), ())
+    lines: dict[str, str] = {}
+    for _ in range(self.shots):
+      question, answer = self._question(rng, False, (asked[0], *lines))
+      lines[question] = answer
+    text = "".join(f"{question} = {answer}\n" for question, answer in lines.items())
+    return Example(index, f"{text}{asked[0]} =", asked[1], f"arithmetic/{self.kind}")
+
+  def _question(self, rng: np.random.Generator, held: bool, taken: tuple[str, ...]
+                ) -> tuple[str, str]:
+    while True:
+      question, answer = question_of(self.kind, rng)
+      if held_out(question, 5) == held and question not in taken:
+        return question, answer
+
+  def prompt(self, example: Example, tokenizer) -> list[int]:
+    """Token ids of the solved lines and the question."""
+    return tokenizer.encode(example.prompt)
+
+  def key(self, text: str) -> str | None:
+    """What a vote compares: the first integer."""
+    found = re.search(r"-?\d+", text)
+    return found[0] if found else None
+
+  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """The first integer of the response is the answer's."""
+    return exact.verify_integer(texts, [e.answer for e in examples])
+
+
+def question_of(kind: Kind, rng: np.random.Generator) -> tuple[str, str]:
+  """(question, answer) of one kind, exact."""
+  draw = lambda low, high, n: [int(x) for x in rng.integers(low, high, n)]
+  if kind == "max":
+    numbers = draw(1, 100, 4)
+    return f"max of {', '.join(map(str, numbers))}", str(max(numbers))
+  if kind == "count":
+    letters = [str(x) for x in rng.choice(list("abcde"), 6, p=[0.4, 0.15, 0.15, 0.15, 0.15])]
+    return f"count a in {' '.join(letters)}", str(letters.count("a"))
+  if kind in ("add", "sum3", "sum4"):
+    numbers = draw(0, 10, {"add": 2, "sum3": 3, "sum4": 4}[kind])
+    return " + ".join(map(str, numbers)), str(sum(numbers))
+  if kind == "multiply":
+    a, b = draw(2, 10, 2)
+    return f"{a} * {b}", str(a * b)
+  a, b = draw(10, 100, 2)
+  if kind in ("times", "mod"):
+    b = draw(2, 10, 1)[0]
+  sign, value = {"times": ("*", a * b), "mod": ("mod", a % b), "add2": ("+", a + b),
+                 "subtract2": ("-", a - b)}[kind]
+  return f"{a} {sign} {b}", str(value)

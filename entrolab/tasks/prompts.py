@@ -1,0 +1,122 @@
+"""Prompts in a deterministic order: Grain over any task, left padding, and the tokens that stop."""
+
+import functools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from entrolab.tasks.task import Example, Lazy, Task, Tokenizer
+
+
+def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
+  """The task's examples whose prompts have at most max_prompt tokens; says how many have not.
+
+  Only lists of written problems are looked through; made problems fit by construction.
+  """
+  source = task.examples(split, seed)
+  if not source.listed:
+    return source
+  length = lambda at: len(task.prompt(source[at], tokenizer))
+  fits = [at for at in range(len(source)) if 0 < length(at) <= task.max_prompt]
+  if not fits:
+    raise ValueError(f"{source!r}: none of {len(source)} prompts has at most "
+                     f"max_prompt={task.max_prompt} tokens")
+  if len(fits) == len(source):
+    return source
+  logging.info("%r: %d of %d prompts have over %d tokens and are left out", source,
+               len(source) - len(fits), len(source), task.max_prompt)
+  return Lazy(len(fits), lambda at: source[fits[at]], f"{source!r}[{len(fits)} fit]", listed=True)
+
+
+class Batches(Iterator[list[Example]]):
+  """Endless lists of examples over a Grain pipeline; `get_state` and `set_state` resume it.
+
+  The state is JSON bytes that name the source, so that a checkpoint does not resume with other
+  data; `grain.checkpoint.CheckpointSave` takes this object as it is.
+  """
+
+  def __init__(self, pipeline: grain.MapDataset, name: str) -> None:
+    # read in the calling thread: making a prompt is cheap, and threads do not mix with forks
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    self._rows = iter(pipeline.to_iter_dataset(options))
+    self.name = name
+
+  def __next__(self) -> list[Example]:
+    return next(self._rows)
+
+  def get_state(self) -> bytes:
+    """Where the iterator stands."""
+    return json.dumps({"source": self.name, "position": self._rows.get_state()}).encode()
+
+  def set_state(self, state: bytes) -> None:
+    """Continues from a state. Raises ValueError when it is of other data, seed or batch size."""
+    saved = json.loads(state)
+    if saved["source"] != self.name:
+      raise ValueError(f"the saved position is in {saved['source']}, this run reads {self.name}")
+    self._rows.set_state(saved["position"])
+
+  def start_prefetch(self) -> None:
+    """Nothing: asked for by Grain's restoring handler."""
+
+
+def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokenizer | None = None,
+             split: str = "train", process_index: int = 0, process_count: int = 1) -> Batches:
+  """Lists of prompts_per_step / process_count examples: shuffled anew each epoch, for ever.
+
+  Process p makes rows p n to (p + 1) n of each step's batch, so that a step's prompts do not depend
+  on the number of processes. An epoch's last incomplete batch is dropped, and no prompt is twice
+  in a batch (its samples would be equal). With a tokenizer, prompts that are too long are left out.
+  Raises ValueError when an epoch is under one batch or processes do not divide the batch.
+  """
+  if not 0 <= process_index < process_count or prompts_per_step % process_count:
+    raise ValueError(f"process {process_index} of {process_count} with {prompts_per_step} prompts "
+                     "a step: the number of processes must divide the prompts")
+  source = task.examples(split, seed) if tokenizer is None else fitting(task, tokenizer, split,
+                                                                        seed)
+  if not 0 < prompts_per_step <= len(source):
+    raise ValueError(f"{source!r}: {len(source)} examples, {prompts_per_step} prompts a step; a "
+                     "step needs at least one prompt and takes each at most once")
+  each = prompts_per_step // process_count
+  own = slice(process_index * each, (process_index + 1) * each)
+  # indices are batched and examples made from them, so that a process makes its own alone
+  pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=seed)
+              .batch(prompts_per_step, drop_remainder=True, batch_fn=list).repeat()
+              .map(lambda rows: [source[int(at)] for at in rows[own]]))
+  return Batches(pipeline, f"{source!r} shuffled by {seed}, {prompts_per_step} a step")
+
+
+def padded(prompts: Sequence[Sequence[int]], length: int, pad_id: int
+           ) -> tuple[np.ndarray, np.ndarray]:
+  """Left-padded (tokens [P, length] int32, mask [P, length]). Raises ValueError for a prompt that
+  is empty or longer."""
+  tokens = np.full((len(prompts), length), pad_id, np.int32)
+  mask = np.zeros((len(prompts), length), bool)
+  for row, ids in enumerate(prompts):
+    if not 0 < len(ids) <= length:
+      raise ValueError(f"prompt {row} has {len(ids)} tokens; the task allows 1 to {length} "
+                       "(task.max_prompt)")
+    tokens[row, length - len(ids):], mask[row, length - len(ids):] = ids, True
+  return tokens, mask
+
+
+def stop_ids(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """The tokenizer's stop tokens, and every token whose text holds one of the task's stop strings
+  (a newline ends a response also as part of a longer token).
+
+  Raises ValueError for a stop string that no token holds.
+  """
+  found = list(tokenizer.stop_ids)
+  for text in task.stop:
+    ids = [at for at, piece in enumerate(_pieces(tokenizer)) if text in piece]
+    if not ids:
+      raise ValueError(f"no token of {tokenizer.name} holds the stop string {text!r}")
+    found += ids
+  return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=2)
+def _pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
+  return tuple(tokenizer.decode([at]) for at in range(tokenizer.vocab_size))
