@@ -7,7 +7,7 @@ micro-batches and devices then simply add up. Published code divides by four dif
 
 import jax.numpy as jnp
 
-from entrolab.typing import Array, Bool, Float, Scale, real
+from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
 
 def _lengths(mask: Bool[Array, "B T"]) -> Float[Array, "B 1"]:
@@ -64,3 +64,9 @@ def selected_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scal
 def selected_sequence_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
   """Mean over rows with a selected token of the mean over their selected tokens."""
   return sequence_mean(mask & (weight != 0.0))
+
+
+def right(verdict: Int[Array, " B"], mask: Bool[Array, "B T"]) -> Penalty:
+  """1 where the response is right: as a penalty of weight 0, aggregated by `row_mean`,
+  it puts the success rate among the metrics that controllers read."""
+  return jnp.broadcast_to(real(verdict == 1)[:, None], mask.shape)

@@ -13,6 +13,7 @@ from typing import Any
 
 from entrolab.experiment import Experiment
 from entrolab.objective import Term
+from entrolab.typing import name_of
 
 # leaves that change what is kept or looked at, not what is computed from what
 NEUTRAL = ("name", "saving.", "evaluation.", "mesh.")
@@ -98,7 +99,11 @@ def set_paths(node: Any, changes: Mapping[str, str], where: str = "") -> Any:
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data: terms as the line you would write, functions by name, dataclasses by field."""
+  """Plain data: terms as the line you would write, functions by name, dataclasses by field.
+
+  A function is known as `typing.name_of` it, by its file and not by the folders above: an identity
+  that a checkpoint holds must not change when a folder is renamed.
+  """
   if isinstance(value, Term):
     return repr(value)
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -107,7 +112,7 @@ def to_dict(value: Any) -> Any:
   if isinstance(value, tuple | list):
     return [to_dict(v) for v in value]
   if callable(value):
-    return f"{value.__module__}.{value.__qualname__}"
+    return name_of(value)
   return value
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from entrolab.typing import Array, Bool, Int, Penalty, real
+from entrolab.typing import Array
 
 State = dict[str, Array]
 
@@ -37,32 +37,6 @@ class Controller:
 
 
 @dataclasses.dataclass(frozen=True)
-class Integral(Controller):
-  """coef += rate * (target - entropy), in [low, high]: rises while the entropy is under target.
-
-  target: nats a token; rate: per optimiser step; coef starts at `start`.
-  """
-  target: float
-  rate: float = 1e-3
-  start: float = 0.0
-  low: float = 0.0
-  high: float = 1.0
-
-  def init(self) -> State:
-    return {"coef": jnp.asarray(self.start, float)}
-
-  def update(self, state: State, metrics: Mapping[str, Array]) -> State:
-    error = self.target - metrics["entropy/exact"].astype(float)
-    return {"coef": jnp.clip(state["coef"] + self.rate * error, self.low, self.high)}
-
-
-def right(verdict: Int[Array, " B"], mask: Bool[Array, "B T"]) -> Penalty:
-  """1 where the response is right: as a penalty of weight 0, aggregated by `aggregate.row_mean`,
-  it puts the success rate among the metrics that controllers read."""
-  return jnp.broadcast_to(real(verdict == 1)[:, None], mask.shape)
-
-
-@dataclasses.dataclass(frozen=True)
 class Gate(Controller):
   """`level`, a number of `start` to `most`: one more whenever the success rate reaches `above`.
 
@@ -73,7 +47,7 @@ class Gate(Controller):
   start: int = 1
   above: float = 0.6
   memory: float = 0.5
-  metric: str = "term/control.right"
+  metric: str = "term/aggregate.right"
 
   def init(self) -> State:
     return {"level": jnp.asarray(self.start, float), "gate_rate": jnp.zeros((), float)}
@@ -108,7 +82,7 @@ class Paced(Controller):
   target: tuple[float, float]
   kl: float = 0.05
   above: float = 0.5
-  metric: str = "term/control.right"
+  metric: str = "term/aggregate.right"
 
   def init(self) -> State:
     return self._state(*(jnp.asarray(x, float) for x in self.start))

@@ -10,7 +10,7 @@ from entrolab.objective import Objective
 class Sampling:
   """How a step's responses are made.
 
-  prompts, samples: P and G; longest: T, tokens; temperature, top_p, top_k of the draw; refills:
+  prompts, samples: P and G; max_tokens: T, tokens; temperature, top_p, top_k of the draw; refills:
   further batches of P prompts that may be sampled to replace groups without a signal (0: none);
   slots: rows that are decoded at once, of which one that has ended makes room for the next of the
   P x G (0: all at once); devices that share the rows have equal parts of the slots and refill them
@@ -21,7 +21,7 @@ class Sampling:
   """
   prompts: int = 16
   samples: int = 8
-  longest: int = 40
+  max_tokens: int = 40
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
@@ -123,7 +123,7 @@ class Experiment:
   def __post_init__(self) -> None:
     s, t = self.sampling, self.training
     for name, value in (("sampling.prompts", s.prompts), ("sampling.samples", s.samples),
-                        ("sampling.longest", s.longest), ("training.updates", t.updates),
+                        ("sampling.max_tokens", s.max_tokens), ("training.updates", t.updates),
                         ("training.micro", t.micro)):
       if value < 1:
         raise ValueError(f"{name}={value}: at least 1")

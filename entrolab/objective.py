@@ -25,10 +25,9 @@ from entrolab import aggregate as aggregates
 from entrolab import control as controls
 from entrolab import vocab as vocabulary
 from entrolab.ranks import masked_mean
-from entrolab.typing import Array, real, slot_of
+from entrolab.typing import Array, name_of, real, slot_of
 
 Columns = Mapping[str, Any]
-SCORED = ("weight", "mean")  # what `score` itself fills: for scales, and for outer functions
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +86,7 @@ class Term:
   @property
   def name(self) -> str:
     """module.function, as in metrics: `kl.k3`."""
-    return f"{self.fn.__module__.rsplit('.', 1)[-1]}.{self.fn.__name__}"
+    return name_of(self.fn)
 
   @property
   def reads(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Preset:
 def _tiny() -> Preset:
   from entrolab.tasks.countdown import Countdown
   return Preset(model=Tiny(), task=Countdown(),
-                sampling=Sampling(prompts=32, samples=8, longest=18),
+                sampling=Sampling(prompts=32, samples=8, max_tokens=18),
                 training=Training(steps=60, updates=4, lr=5e-5, warmup=20),
                 evaluation=Evaluation(problems=256, samples=16))
 
@@ -96,7 +96,7 @@ def _tiny() -> Preset:
 def _smollm2() -> Preset:
   from entrolab.tasks.arithmetic import Arithmetic
   return Preset(model=SmolLM2(), task=Arithmetic("multiply", max_prompt=48),
-                sampling=Sampling(prompts=8, samples=8, longest=6),
+                sampling=Sampling(prompts=8, samples=8, max_tokens=6),
                 training=Training(steps=6, updates=2, lr=2e-6, warmup=2),
                 evaluation=Evaluation(problems=32, samples=8, ks=(1, 2, 4, 8)))
 
@@ -104,17 +104,17 @@ def _smollm2() -> Preset:
 def _smollm2_gsm8k() -> Preset:
   from entrolab.tasks.written import Jsonl, chat
   task = Jsonl("gsm8k_train.jsonl", "gsm8k_test.jsonl", format=chat, max_prompt=160)
-  return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(4, 8, longest=96),
+  return dataclasses.replace(_smollm2(), task=task, sampling=Sampling(4, 8, max_tokens=96),
                              evaluation=Evaluation(problems=16, samples=8, ks=(1, 2, 4, 8)))
 
 
-def _paper(model: str, *, longest: int, mesh: Mesh, prompts: int = 128) -> Preset:
+def _paper(model: str, *, max_tokens: int, mesh: Mesh, prompts: int = 128) -> Preset:
   """128 prompts x 8, 16 updates of 64 rows, AdamW 1e-6: SIREN's run on Qwen2.5-Math-7B."""
   from entrolab.tasks.written import Hub
   task = Hub("agentica-org/DeepScaleR-Preview-Dataset", train="train[:-500]",
              evaluation="train[-500:]", max_prompt=1024)
   return Preset(model=HuggingFace(model), task=task, mesh=mesh,
-                sampling=Sampling(prompts=prompts, samples=8, longest=longest),
+                sampling=Sampling(prompts=prompts, samples=8, max_tokens=max_tokens),
                 training=Training(steps=500, updates=16, micro=4, lr=1e-6, warmup=80,
                                   weight_decay=0.1, dtype="bfloat16", remat="block",
                                   measure_every=10),
@@ -128,7 +128,7 @@ def text_world(turns: int = 30) -> Preset:
   from entrolab.models.cloned import Cloned
   task = TextWorld()
   return Preset(model=Cloned(task, length=96, batch=32), task=task,
-                sampling=Sampling(prompts=4, samples=8, longest=8 * turns),
+                sampling=Sampling(prompts=4, samples=8, max_tokens=8 * turns),
                 training=Training(steps=20, updates=2, lr=1e-4, warmup=4),
                 evaluation=Evaluation(problems=16))
 
@@ -141,7 +141,7 @@ def form(fields: int = 7) -> Preset:
   model = Cloned(task, steps=300, turns=fields + 2, length=5 * fields + 7, pool=2048,
                  levels=fields, lr=4e-3)
   return Preset(model=model, task=task,
-                sampling=Sampling(prompts=16, samples=8, longest=6 * (fields + 2)),
+                sampling=Sampling(prompts=16, samples=8, max_tokens=6 * (fields + 2)),
                 training=Training(steps=40, updates=2, lr=7e-4, warmup=4),
                 evaluation=Evaluation(problems=32))
 
@@ -152,20 +152,20 @@ def word_problems() -> Preset:
   from entrolab.models.cloned import Cloned
   task = WordProblems()
   return Preset(model=Cloned(task, steps=110, turns=4, length=48, batch=32), task=task,
-                sampling=Sampling(prompts=16, samples=8, longest=56),
+                sampling=Sampling(prompts=16, samples=8, max_tokens=56),
                 training=Training(steps=40, updates=2, lr=3e-4, warmup=4),
                 evaluation=Evaluation(problems=64))
 
 
 PRESETS = {
     "tiny": _tiny, "smollm2": _smollm2, "smollm2-gsm8k": _smollm2_gsm8k,
-    "qwen2.5-math-1.5b": lambda: _paper("Qwen/Qwen2.5-Math-1.5B", longest=3072,
+    "qwen2.5-math-1.5b": lambda: _paper("Qwen/Qwen2.5-Math-1.5B", max_tokens=3072,
                                         mesh=Mesh(fsdp=16)),
-    "qwen2.5-math-7b": lambda: _paper("Qwen/Qwen2.5-Math-7B", longest=3072,
+    "qwen2.5-math-7b": lambda: _paper("Qwen/Qwen2.5-Math-7B", max_tokens=3072,
                                       mesh=Mesh(fsdp=16, tensor=4)),
-    "qwen3-4b": lambda: _paper("Qwen/Qwen3-4B", longest=8192, mesh=Mesh(fsdp=16, tensor=4)),
-    "qwen3-8b": lambda: _paper("Qwen/Qwen3-8B", longest=8192, mesh=Mesh(fsdp=16, tensor=8)),
-    "llama-3.2-3b": lambda: _paper("meta-llama/Llama-3.2-3B-Instruct", longest=3072,
+    "qwen3-4b": lambda: _paper("Qwen/Qwen3-4B", max_tokens=8192, mesh=Mesh(fsdp=16, tensor=4)),
+    "qwen3-8b": lambda: _paper("Qwen/Qwen3-8B", max_tokens=8192, mesh=Mesh(fsdp=16, tensor=8)),
+    "llama-3.2-3b": lambda: _paper("meta-llama/Llama-3.2-3B-Instruct", max_tokens=3072,
                                    mesh=Mesh(fsdp=16, tensor=4)),
 }
 

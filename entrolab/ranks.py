@@ -96,3 +96,10 @@ def grouped(x: Array, size: int) -> Array:
     raise ValueError(f"batch of {rows} sequences does not split into groups of {size}; "
                      f"sizes that do: {choices}")
   return replicated(x).reshape(-1, size, *x.shape[1:])
+
+
+def step_sums(x: Float[Array, "B T"], phase: Int[Array, "B T"], mask: Bool[Array, "B T"], *,
+              steps: int) -> Float[Array, "S B"]:
+  """Sum of x over the valid tokens of every step s < steps of every row."""
+  one = lambda s: jnp.where(mask & (phase == s), x, 0.0).sum(-1)
+  return jax.vmap(one)(jnp.arange(steps, dtype=phase.dtype))

@@ -7,6 +7,7 @@ T response positions, V vocabulary entries.
 The return annotation of a method says which slot of the equation it fills; `Objective` reads it.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
@@ -30,7 +31,7 @@ else:
     Array, Bool, Float, Int, Key = jax.Array, _Plain, _Plain, _Plain, _Plain
 
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "Reward", "Advantage", "Weight", "Surrogate",
-           "Penalty", "Scale", "Outer", "SLOTS", "slot_of", "real"]
+           "Penalty", "Scale", "Outer", "SLOTS", "name_of", "slot_of", "real"]
 
 Reward = Annotated[Float[Array, " B"], "reward"]  # one number a response, from its verdict
 Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # a row or a token; gradient stopped
@@ -40,6 +41,14 @@ Penalty = Annotated[Float[Array, "B T"], "penalty"]  # added to the loss of a to
 Scale = Annotated[Float[Array, "B T"], "scale"]  # how tokens add up; holds the denominator
 Outer = Annotated[Float[Array, ""], "outer"]  # a function of one aggregated penalty
 SLOTS = ("reward", "advantage", "weight", "surrogate", "penalty", "scale", "outer")
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+  """`file.function`, by which configurations, checkpoints and metrics know a function: `kl.k3`.
+
+  The folders above the file are left out, so that moving them changes no identity.
+  """
+  return f"{fn.__module__.rsplit('.', 1)[-1]}.{fn.__qualname__}"
 
 
 def slot_of(annotation: Any) -> str | None:

@@ -22,7 +22,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, metric: s
                mu: float = 1.0, alpha: float = 1.0, schedule: str = "none") -> Experiment:
   """metric: entropy or length; schedule: none, accuracy, cosine or reverse (of the mix)."""
   base = presets.get(preset)
-  knobs = dict(size=base.samples, divisor=float(base.sampling.longest))
+  knobs = dict(size=base.samples, divisor=float(base.sampling.max_tokens))
   choices = {"none": term({"entropy": canon.by_entropy, "length": canon.by_length}[metric],
                           mu=mu, alpha=alpha, **knobs),
              "accuracy": term(canon.by_accuracy, **knobs),

@@ -32,13 +32,13 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals
   """most: candidates a response; choose: entropy or random. The paper has 4 originals with 3
   branches, 20 candidates in responses of thousands of tokens, and 300 steps of stage 1."""
   base = presets.get(preset)
-  buffer = max(base.sampling.longest // 4, 1)
-  longest = base.sampling.longest + buffer
+  buffer = max(base.sampling.max_tokens // 4, 1)
+  max_tokens = base.sampling.max_tokens + buffer
   stage1 = Cure(originals, branches, most=most, choose=choose, verify="whole", admissible=visible,
-                room=2 * base.sampling.longest // 3)
+                room=2 * base.sampling.max_tokens // 3)
   size = stage1.samples
   stage2 = dataclasses.replace(stage1, originals=size, branches=0)
-  overlong = term(dapo.overlong, longest=longest, buffer=buffer)
+  overlong = term(dapo.overlong, max_tokens=max_tokens, buffer=buffer)
   objective = Objective(reward=(term(grpo.outcome, wrong=-1.0), overlong),
                         advantage=term(grpo.group_advantage, size=size),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=10.0),
@@ -47,4 +47,4 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals
   steps = steps or (36 if preset == "tiny" else 0)  # in two minutes: three programs to compile
   return base.experiment("cure", objective, seed=seed, steps=steps,
                          rollout=Switch(stage1, stage2, until),
-                         sampling=dict(samples=size, refills=refills, longest=longest))
+                         sampling=dict(samples=size, refills=refills, max_tokens=max_tokens))

@@ -20,13 +20,13 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, high: flo
   """Responses may be a quarter longer than the preset's, as the paper's 20480 to 16384: the penalty
   falls on that quarter alone."""
   base = presets.get(preset)
-  buffer = max(base.sampling.longest // 4, 1)
-  longest = base.sampling.longest + buffer
-  overlong = term(dapo.overlong, longest=longest, buffer=buffer)
+  buffer = max(base.sampling.max_tokens // 4, 1)
+  max_tokens = base.sampling.max_tokens + buffer
+  overlong = term(dapo.overlong, max_tokens=max_tokens, buffer=buffer)
   objective = Objective(reward=(term(grpo.outcome), overlong),
                         advantage=term(grpo.group_advantage, size=base.samples),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=high, dual=10.0),
                         weights=(term(dapo.has_signal, size=base.samples),),
                         aggregate=term(aggregate.selected_mean))
   return base.experiment("dapo", objective, seed=seed, steps=steps,
-                         sampling=dict(refills=refills, longest=longest))
+                         sampling=dict(refills=refills, max_tokens=max_tokens))

@@ -16,7 +16,7 @@ from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
 from entrolab.methods import grpo, light_if
 from entrolab.objective import Objective, term
-from entrolab.rollout.sft import Demonstrated
+from entrolab.rollout.sft import SFT
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.8,
@@ -30,4 +30,4 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction:
       aggregate=term(aggregate.selected_mean))
   rows = dict(prompts=base.sampling.prompts * base.samples, samples=1)
   return base.experiment("entropy_sft", objective, seed=seed, steps=steps, sampling=rows,
-                         rollout=Demonstrated())
+                         rollout=SFT())

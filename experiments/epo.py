@@ -19,14 +19,14 @@ from entrolab import presets
 from entrolab.experiment import Experiment
 from entrolab.methods import bonus, epo, grpo, ppo
 from entrolab.objective import Objective, Penalty, term
-from entrolab.rollout.multiturn import MultiTurn, turn_mean
+from entrolab.rollout.multiturn import MultiTurn
 
 
 def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, strength: float = 3e-3,
                low: float = 0.0, high: float = 2.0, alpha: float = 1.0) -> Experiment:
   """strength: lambda; low, high: bounds of the corridor, in mean entropies; alpha: its slope."""
   base = presets.text_world(turns)
-  over_turns = term(turn_mean, steps=turns)
+  over_turns = term(epo.turn_mean, steps=turns)
   total = (steps or base.training.steps) * base.training.updates
   objective = Objective(
       reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),

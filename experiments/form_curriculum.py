@@ -25,7 +25,7 @@ def get_config(*, seed: int = 0, steps: int = 0, fields: int = 7, above: float =
                sparse: bool = False) -> Experiment:
   """above: success rate that opens a field; sparse: empty forms from the first step on."""
   base = presets.form(fields)
-  success = Penalty(0.0, term(control.right), scale=term(aggregate.row_mean))  # for the gate
+  success = Penalty(0.0, term(aggregate.right), scale=term(aggregate.row_mean))  # for the gate
   objective = Objective(
       reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
       surrogate=term(ppo.clipped_ratio), penalties=(success,),

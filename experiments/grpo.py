@@ -20,7 +20,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: flo
   """doctor: Dr.GRPO, arXiv:2503.20783 (no deviation, constant denominator)."""
   base = presets.get(preset)
   advantage = grpo.centred_advantage if doctor else grpo.group_advantage
-  scale = (term(aggregate.fixed_length, length=base.sampling.longest) if doctor
+  scale = (term(aggregate.fixed_length, length=base.sampling.max_tokens) if doctor
            else term(aggregate.sequence_mean))
   objective = Objective(reward=term(grpo.outcome), advantage=term(advantage, size=base.samples),
                         surrogate=term(ppo.clipped_ratio), aggregate=scale,

@@ -28,6 +28,6 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: flo
   objective = Objective(
       reward=term(grpo.outcome), advantage=term(grpo.centred_advantage, size=base.samples),
       surrogate=term(ppo.clipped_ratio, dual=3.0), penalties=(penalty,),
-      aggregate=term(aggregate.fixed_length, length=base.sampling.longest),
+      aggregate=term(aggregate.fixed_length, length=base.sampling.max_tokens),
       control=(siren.Anchor(),), vocab=vocab.Spec(top_p=top_p))
   return base.experiment("siren", objective, seed=seed, steps=steps)

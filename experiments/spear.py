@@ -36,7 +36,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, size: int
                  term(spear.of_widest_groups, size=base.samples)),
       weights=(term(spear.usable_rows), keep, term(spear.replay_weight)),
       surrogate=term(ppo.clipped_ratio, **clip),
-      aggregate=term(spear.own_mean, length=base.sampling.longest),
+      aggregate=term(spear.own_mean, length=base.sampling.max_tokens),
       control=(spear.Curriculum(imitation=imitation, strength=strength,
                                 updates=base.training.updates),),
       extra=("replayed", "usable"))

@@ -2,7 +2,7 @@
 
   python scripts/aot_compile.py --preset qwen2.5-math-7b --topology v5p:4x4x4
   python scripts/aot_compile.py --preset qwen2.5-math-1.5b --model qwen2.5-0.5b --topology v5e:2x4 \
-      --set mesh.fsdp=8 --set sampling.longest=1024
+      --set mesh.fsdp=8 --set sampling.max_tokens=1024
   python scripts/aot_compile.py --write docs/pods.md
 
 Needs libtpu (`pip install 'jax[tpu]'`) and no TPU. For each program it prints, per device: bytes of
@@ -153,7 +153,7 @@ def step_arguments(t: Target, learner: Learner) -> tuple[State, Batch]:
   state = State(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, opt, control,
                 params if learner.reads_reference else None)
   rows = s.prompts // t.experiment.training.updates * s.samples
-  sizes = {"L": (t.experiment.task.max_prompt,), "T": (s.longest,), "2": (2,), "": ()}
+  sizes = {"L": (t.experiment.task.max_prompt,), "T": (s.max_tokens,), "2": (2,), "": ()}
   columns = dict(COLUMNS, **{name: (jnp.int32, "") for name in objective.extra})
   columns |= {"ref_logp": (jnp.float32, "T")} if learner.reads_reference else {}
   return state, Batch().replace(**{
@@ -190,7 +190,7 @@ def lower_sample(t: Target, learner: Learner) -> Any:
       learner.config, served(t, learner), array(prompt, jnp.int32, on_rows),
       array(prompt, bool, on_rows),
       array((s.prompts * s.samples,), jax.random.key(0).dtype, on_rows),
-      samples=s.samples, longest=s.longest, temperature=number(jnp.float32),
+      samples=s.samples, max_tokens=s.max_tokens, temperature=number(jnp.float32),
       top_p=number(jnp.float32), top_k=number(jnp.int32), stop_ids=array((2,), jnp.int32, whole),
       pad_id=number(jnp.int32))
 
@@ -241,7 +241,7 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
   program = hlo.Program(text, {nucleus.SEARCH: nucleus.TYPICAL})
   parts = {name: program.cost()}
   if name == "sample":
-    parts = phases(program, t.experiment.sampling.longest)
+    parts = phases(program, t.experiment.sampling.max_tokens)
   total = (beside + memory.argument_size_in_bytes + memory.temp_size_in_bytes
            + memory.output_size_in_bytes - memory.alias_size_in_bytes)
   arrays = program.arrays().values()
@@ -258,14 +258,14 @@ def is_logits(t: Target, mesh: Any, shape: hlo.Shape) -> bool:
   sizes = {t.size.vocab_size, t.size.vocab_size // mesh.shape["tensor"]}
   other = sizes | {t.size.width, t.size.width // mesh.shape["fsdp"]}
   return bool(sizes & set(shape.dims)) and any(
-      n and n % t.experiment.sampling.longest == 0 and n not in other for n in shape.dims)
+      n and n % t.experiment.sampling.max_tokens == 0 and n not in other for n in shape.dims)
 
 
-def phases(program: hlo.Program, longest: int) -> dict[str, hlo.Cost]:
-  """The sampler's prefill, and one step of its loop over `longest` tokens."""
-  bodies = {body for trips, body, _ in program.loops() if trips == longest}
+def phases(program: hlo.Program, max_tokens: int) -> dict[str, hlo.Cost]:
+  """The sampler's prefill, and one step of its loop over `max_tokens` tokens."""
+  bodies = {body for trips, body, _ in program.loops() if trips == max_tokens}
   if len(bodies) != 1:
-    raise ValueError(f"the sampler has {len(bodies)} loops of {longest} steps, not one; loops: "
+    raise ValueError(f"the sampler has {len(bodies)} loops of {max_tokens} steps, not one; loops: "
                      f"{program.loops()}")
   return {"prefill": program.cost(skip=frozenset(bodies)), "decode": program.cost(bodies.pop())}
 
@@ -288,10 +288,10 @@ def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
   by_name = {p["program"]: p for p in programs}
   out = {"model": t.model, "topology": t.topology, "recipe": e.name, "mesh": dict(mesh.shape),
          "rows": {"rollout": s.prompts * s.samples, "update": rows, "micro_batch": rows // u.micro},
-         "updates": u.updates, "prompt": e.task.max_prompt, "response": s.longest,
+         "updates": u.updates, "prompt": e.task.max_prompt, "response": s.max_tokens,
          "dtype": u.dtype, "remat": u.remat, "programs": programs}
   if all(p["fits"] for p in programs):
-    runs = {"serve": 1, "prefill": 1, "decode": s.longest, "step": u.updates}
+    runs = {"serve": 1, "prefill": 1, "decode": s.max_tokens, "step": u.updates}
     out["rl_step_seconds"] = sum(n * by_name[name]["seconds"] for name, n in runs.items())
   return out
 

@@ -1,13 +1,14 @@
 """Measures branching beside plain sampling of the same number of new tokens.
 
   python scripts/bench_branch.py [--strategy cure|agentic] [--model small|smollm2] [--prompts 8]
-      [--originals 4] [--branches 3] [--prompt_length 64] [--longest 64] [--turns 4] [--rounds 5]
+      [--originals 4] [--branches 3] [--prompt_length 64] [--max_tokens 64] [--turns 4] [--rounds 5]
       [--cpu_time]
 
-No response ends early. cure: every variant draws prompts x originals (1 + branches) x longest
+No response ends early. cure: every variant draws prompts x originals (1 + branches) x max_tokens
 tokens; `branch` goes on from the cache of the originals; `prefill again` gives prompt and prefix
 of each continuation to the model anew, as an engine without shared prefixes does; cuts are those
-of CURE. agentic: episodes of `turns` actions of longest / turns tokens, each answered by 16 tokens;
+of CURE. agentic: episodes of `turns` actions of max_tokens / turns tokens,
+each answered by 16 tokens;
 `branch` copies originals after answers until there are originals (1 + branches) episodes; `plain`
 draws as many episodes as have the same number of new tokens, to the nearest episode.
 Variants run one after another, round by round; times are medians, ratios medians of the ratios
@@ -105,11 +106,11 @@ def always(u: float, gain: float, streak: int, rule: Branching) -> bool:
 def agentic_variants(args):
   """As `variants`, of episodes with tools: trees, and episodes with as many new tokens."""
   config, params = load(args.model)
-  n, turns, action = args.originals * (1 + args.branches), args.turns, args.longest // args.turns
+  n, turns, action = args.originals * (1 + args.branches), args.turns, args.max_tokens // args.turns
   task = Endless(config.vocab_size, args.prompt_length)
   examples = [Example(at, "", "", "") for at in range(args.prompts)]
   length = turns * action + (turns - 1) * task.max_observation
-  limits = dict(key=jax.random.key(0), step=0, longest=length)
+  limits = dict(key=jax.random.key(0), step=0, max_tokens=length)
   made = lambda strategy: strategy.engine(config, Numbers(config.vocab_size), task,
                                           sharding.make_mesh(1, 1, 1), ())
   rule = Branching(samples=n, beam=1 + args.branches, calls=turns - 1, test=always, scope="own")
@@ -140,7 +141,7 @@ def variants(args):
   mask = jnp.asarray(np.arange(shape[1])[None] >= rng.integers(0, shape[1] // 2, shape[0])[:, None])
   ids = jnp.arange(shape[0], dtype=jnp.int32)
   keys = lambda count, **more: sampler.row_keys(jax.random.key(0), 0, ids, count, **more)
-  limits = dict(longest=args.longest, temperature=np.float32(1.0), top_p=np.float32(1.0),
+  limits = dict(max_tokens=args.max_tokens, temperature=np.float32(1.0), top_p=np.float32(1.0),
                 top_k=np.int32(0), stop_ids=np.asarray([-1], np.int32))
   more = jnp.stack([keys(n1, branch=1 + j) for j in range(n2)], 1).reshape(-1)
   first, every = keys(n1), keys(n1 * (1 + n2))
@@ -151,7 +152,7 @@ def variants(args):
     out = sampler.sample(config, params, prompt, mask, first, samples=n1, keep=keep, **limits)
     cut, _, longer = branch._cut(
         dataclasses.replace(out, trunk=None), prompt, mask, first, allowed, most=20,
-        choose="entropy", overflow="move", width=shape[1] + args.longest)
+        choose="entropy", overflow="move", width=shape[1] + args.max_tokens)
     return out, cut, longer
 
   def plain():
@@ -177,7 +178,7 @@ def main(argv=None) -> int:
   parser.add_argument("--strategy", choices=("cure", "agentic"), default="cure")
   parser.add_argument("--model", choices=("small", "smollm2"), default="small")
   for name, default in (("prompts", 8), ("originals", 4), ("branches", 3), ("prompt_length", 64),
-                        ("longest", 64), ("turns", 4), ("rounds", 5)):
+                        ("max_tokens", 64), ("turns", 4), ("rounds", 5)):
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--cpu_time", action="store_true",
                       help="processor time instead of wall time, for a busy machine")

@@ -199,7 +199,7 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
              stop_ids=np.asarray([-1], np.int32), samples=samples)
   args = (params, tokens, np.ones_like(tokens, bool), keys)
   dynamic = {k: v for k, v in own.items() if k != "samples"}
-  lower = lambda longest: sampler.sample.lower(shape, *args, **own, longest=longest)
+  lower = lambda max_tokens: sampler.sample.lower(shape, *args, **own, max_tokens=max_tokens)
   begin = time.perf_counter()
   full, one = (lower(n).compile() for n in (new, 1))
   facts = {"compile_s": (time.perf_counter() - begin) / 2, "temp_mb": temporaries(full)}
@@ -297,7 +297,7 @@ class Given:
     return *model(self.preset), Digits()
 
 
-def work(recipe, preset, prompts, samples, prompt, longest):
+def work(recipe, preset, prompts, samples, prompt, max_tokens):
   """The experiment of a recipe on random prompts of one length: one update, no early stop, the
   products of layers kept and the rest made again, which is fastest on a CPU."""
   knobs = ":beta=0" if recipe == "grpo" else ""  # no reference model, as in the peers
@@ -306,14 +306,14 @@ def work(recipe, preset, prompts, samples, prompt, longest):
   return dataclasses.replace(
       experiment, model=Given(preset), task=Random(prompt, size),
       sampling=dataclasses.replace(experiment.sampling, prompts=prompts, samples=samples,
-                                   longest=longest, refills=0),
+                                   max_tokens=max_tokens, refills=0),
       training=dataclasses.replace(experiment.training, updates=1, micro=1, measure_every=0,
                                    remat="dots"))
 
 
-def step(preset, recipe, prompts, samples, prompt, longest):
+def step(preset, recipe, prompts, samples, prompt, max_tokens):
   """One step of the real loop: rollout, verdicts, score of the rollout, one update."""
-  lab = loop.Lab(work(recipe, preset, prompts, samples, prompt, longest))
+  lab = loop.Lab(work(recipe, preset, prompts, samples, prompt, max_tokens))
   box, folder = [lab.learner.init(lab.params), 0], pathlib.Path(tempfile.gettempdir())
   def run():
     begin = clock()
@@ -325,13 +325,13 @@ def step(preset, recipe, prompts, samples, prompt, longest):
   compile_s = run()["seconds"] - run()["seconds"]  # what the first step has more
   size, rows = count(lab.params), prompts * samples
   # sampling goes forward once, training three times as much; plain GRPO needs no score pass
-  flops = 2.0 * size * (rows * longest + prompts * prompt + 3 * rows * (prompt + longest))
+  flops = 2.0 * size * (rows * max_tokens + prompts * prompt + 3 * rows * (prompt + max_tokens))
   return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))}, "compile_s": compile_s,
-               "per_second": {"tokens/s": float(rows * longest)},
+               "per_second": {"tokens/s": float(rows * max_tokens)},
                "beside": bench_peers.names("step") if recipe == "grpo" else ["grpo"]}
 
 
-STEP = dict(prompts=8, samples=8, prompt=16, longest=64)
+STEP = dict(prompts=8, samples=8, prompt=16, max_tokens=64)
 
 
 def plan_step(args):

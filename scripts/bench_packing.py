@@ -1,6 +1,6 @@
 """Measures an optimiser step and the score of its rows, padded against packed, in one process.
 
-  python scripts/bench_packing.py [--recipe grpo] [--rounds 15] [--micro 1 4] [--longest 112]
+  python scripts/bench_packing.py [--recipe grpo] [--rounds 15] [--micro 1 4] [--max_tokens 112]
                                   [--mix rollout made]
 
 The tiny preset's model, 64 rows an update, on two mixes of lengths: rows of a real rollout of the
@@ -41,16 +41,16 @@ def drawn(lab: loop.Lab):
   return lab.learner.select(lab.learner.prepare(batch, state), np.int32(0))
 
 
-def made(like, longest: int):
+def made(like, max_tokens: int):
   """As many rows of random tokens: prompts of half to all of PROMPT, responses as above."""
   rng, count = np.random.default_rng(0), like.tokens.shape[0]
-  lengths = np.minimum(rng.geometric(1.0 / (1.0 + longest * MEAN * 1.25), count), longest)
-  while abs(lengths.mean() / longest - MEAN) > 0.01:
-    lengths = np.minimum(rng.geometric(1.0 / (1.0 + longest * MEAN * 1.25), count), longest)
+  lengths = np.minimum(rng.geometric(1.0 / (1.0 + max_tokens * MEAN * 1.25), count), max_tokens)
+  while abs(lengths.mean() / max_tokens - MEAN) > 0.01:
+    lengths = np.minimum(rng.geometric(1.0 / (1.0 + max_tokens * MEAN * 1.25), count), max_tokens)
   prompts = rng.integers(PROMPT // 2, PROMPT + 1, count)
-  shape = (count, longest)
+  shape = (count, max_tokens)
   real = jnp.asarray(-rng.exponential(size=shape), jnp.float32)
-  mask = jnp.asarray(np.arange(longest) < lengths[:, None])
+  mask = jnp.asarray(np.arange(max_tokens) < lengths[:, None])
   return like.replace(
       prompt=jnp.asarray(rng.integers(3, 100, (count, PROMPT)), jnp.int32),
       prompt_mask=jnp.asarray(np.arange(PROMPT) >= PROMPT - prompts[:, None]),
@@ -104,14 +104,14 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument("--micro", type=int, nargs="+", default=[1, 4])
   parser.add_argument("--mix", nargs="+", choices=("rollout", "made"), default=["rollout", "made"])
-  parser.add_argument("--longest", type=int, default=112, help="T of the made mix")
+  parser.add_argument("--max_tokens", type=int, default=112, help="T of the made mix")
   args = parser.parse_args()
   base = config.load(str(ROOT / f"experiments/{args.recipe}.py"), ("mesh.data=1",))
   lab = loop.Lab(base)
   rollout, found = drawn(lab), []
   for micro in args.micro:
     for mix in args.mix:
-      batch = rollout if mix == "rollout" else made(rollout, args.longest)
+      batch = rollout if mix == "rollout" else made(rollout, args.max_tokens)
       variants, facts = {}, {}
       for name in ("padded", "packed"):
         learn = dataclasses.replace(base.training, updates=1, micro=micro,

@@ -97,13 +97,13 @@ def transformers_sample(folder, batch, prompt, new):
   model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
   rng = np.random.default_rng(0)
   tokens = torch.from_numpy(rng.integers(3, model.config.vocab_size, (batch, prompt)))
-  def timed(longest):
+  def timed(max_tokens):
     begin = clock()
     with torch.no_grad():
       out: Any = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True,
-                                temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=longest,
-                                min_new_tokens=longest, pad_token_id=0, eos_token_id=None)
-    assert out.shape == (batch, prompt + longest)
+                                temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_tokens,
+                                min_new_tokens=max_tokens, pad_token_id=0, eos_token_id=None)
+    assert out.shape == (batch, prompt + max_tokens)
     return clock() - begin
   return decoding(timed, batch, new)
 
@@ -168,7 +168,7 @@ def training(step, owner, name, tokens):
   return run, {"per_second": {"tokens/s": float(tokens)}, "beside": ["grpo"]}
 
 
-def trl_step(folder, prompts, samples, prompt, longest):
+def trl_step(folder, prompts, samples, prompt, max_tokens):
   """A step of TRL's GRPOTrainer, which generates by transformers; no reference, no logging.
 
   rollout: generation; train: the rest, which scores no response before the update.
@@ -187,7 +187,7 @@ def trl_step(folder, prompts, samples, prompt, longest):
   random = np.random.default_rng(0).integers(3, size, (64 * prompts, prompt))
   config = GRPOConfig(
       tempfile.gettempdir(), per_device_train_batch_size=rows, num_generations=samples,
-      max_completion_length=longest, beta=0.0, loss_type="grpo", learning_rate=5e-5,
+      max_completion_length=max_tokens, beta=0.0, loss_type="grpo", learning_rate=5e-5,
       lr_scheduler_type="constant", max_grad_norm=1.0, max_steps=2**20, use_cpu=True, bf16=False,
       gradient_checkpointing=False, logging_strategy="no", save_strategy="no", report_to="none",
       disable_tqdm=True)
@@ -201,7 +201,7 @@ def trl_step(folder, prompts, samples, prompt, longest):
         gate()
     trainer.add_callback(Gate())
     trainer.train()
-  return training(paced(loop), trainer, "_generate_single_turn", rows * longest)
+  return training(paced(loop), trainer, "_generate_single_turn", rows * max_tokens)
 
 
 class Numbers:
@@ -253,12 +253,12 @@ def tunix_sample(folder, batch, prompt, new):
   made = sampler.Sampler(model, Numbers(config.vocab_size), cache)
   rng = np.random.default_rng(0)
   inputs = texts(rng.integers(3, config.vocab_size, (batch, prompt)))
-  def timed(longest):
+  def timed(max_tokens):
     begin = clock()
-    out = made(inputs, max_generation_steps=longest, max_prompt_length=prompt, temperature=1.0,
+    out = made(inputs, max_generation_steps=max_tokens, max_prompt_length=prompt, temperature=1.0,
                top_p=1.0)
     seconds = clock() - begin
-    assert [len(row) for row in out.tokens] == [longest] * batch
+    assert [len(row) for row in out.tokens] == [max_tokens] * batch
     return seconds
   return decoding(timed, batch, new)
 
@@ -320,18 +320,18 @@ def llamacpp_sample(folder, batch, prompt, new):
     server = xllamacpp.Server(params)
   size = json.loads((pathlib.Path(folder) / "config.json").read_text())["vocab_size"]
   tokens = np.random.default_rng(0).integers(3, size, prompt).tolist()
-  def timed(longest):
+  def timed(max_tokens):
     begin = clock()
     out = server.handle_completions(dict(
-        prompt=tokens, max_tokens=longest, temperature=1.0, samplers=["temperature"],
+        prompt=tokens, max_tokens=max_tokens, temperature=1.0, samplers=["temperature"],
         ignore_eos=True, cache_prompt=False))
     seconds = clock() - begin
-    assert out["usage"]["completion_tokens"] == longest, out
+    assert out["usage"]["completion_tokens"] == max_tokens, out
     return seconds
   return decoding(timed, batch, new)
 
 
-def tunix_step(folder, prompts, samples, prompt, longest):
+def tunix_step(folder, prompts, samples, prompt, max_tokens):
   """A step of tunix's GRPOLearner with its own sampler; no reference, no logging.
 
   rollout: generation; train: the rest, which scores no response before the update.
@@ -352,8 +352,8 @@ def tunix_step(folder, prompts, samples, prompt, longest):
           training_config=rl_cluster.RLTrainingConfig(
               actor_optimizer=optimizer, eval_every_n_steps=2**20, max_steps=2**20),
           rollout_config=RolloutConfig(
-              max_tokens_to_generate=longest, max_prompt_length=prompt, temperature=1.0,
-              kv_cache_size=prompt + longest)))
+              max_tokens_to_generate=max_tokens, max_prompt_length=prompt, temperature=1.0,
+              kv_cache_size=prompt + max_tokens)))
   learner = GRPOLearner(cluster, GRPOConfig(num_generations=samples, beta=0.0), parity)
   rng = np.random.default_rng(0)
   def batches(gate):
@@ -362,7 +362,7 @@ def tunix_step(folder, prompts, samples, prompt, longest):
       rows = texts(rng.integers(3, config.vocab_size, (prompts, prompt)))
       yield {"prompts": np.asarray(rows)}
   step = paced(lambda gate: learner.train(batches(gate)))
-  return training(step, cluster, "generate", prompts * samples * longest)
+  return training(step, cluster, "generate", prompts * samples * max_tokens)
 
 
 CASES = {"head.torch": torch_head, "head.trl": trl_head, "head.trl_chunked": trl_chunked_head,

@@ -1,12 +1,14 @@
 """Measures what refilled slots save beside whole batches, on responses of very different lengths.
 
   python scripts/bench_refill.py [--preset tiny|rl|smollm2|random135m] [--slots 32 ...]
-                                 [--batches 8] [--longest 64] [--rounds 5] [--one_thread]
+                                 [--batches 8] [--max_tokens 64] [--rounds 5] [--one_thread]
 
 The work: 8 responses to each prompt of 16 tokens, `batches` x `slots` rows; either `slots` rows as
 a batch, one batch after another, or all of them through `slots` slots. A model with random
-parameters draws about evenly and 2.25 / `longest` of its vocabulary ends a row, so that lengths are
-geometric, cut at `longest`, with a mean of about 0.4 of the maximum; a trained one may differ, and
+parameters draws about evenly and 2.25 / `max_tokens` of its vocabulary ends a row,
+so that lengths are
+geometric, cut at `max_tokens`, with a mean of about 0.4 of the maximum; a trained one may differ,
+and
 the table says what it was. Both ways take turns in one process; the gain is the median of the
 ratios within a round. Prints a table, then one JSON line.
 """
@@ -45,12 +47,12 @@ def model(preset: str):
   return SMOLLM2, transformer.init(SMOLLM2, jax.random.key(0))
 
 
-def ways(preset: str, slots: int, batches: int, longest: int):
+def ways(preset: str, slots: int, batches: int, max_tokens: int):
   """{name: (run, compile seconds, temporary MB)}; a run gives all its `Samples`."""
   shape, params = model(preset)
   rng, rows = np.random.default_rng(0), slots * batches
   prompt = rng.integers(0, shape.vocab_size, (rows // SAMPLES, PROMPT)).astype(np.int32)
-  stop = rng.permutation(shape.vocab_size)[:round(2.25 / longest * shape.vocab_size)]
+  stop = rng.permutation(shape.vocab_size)[:round(2.25 / max_tokens * shape.vocab_size)]
   keys = jax.random.split(jax.random.key(0), rows)
   own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
              stop_ids=stop.astype(np.int32))
@@ -62,7 +64,8 @@ def ways(preset: str, slots: int, batches: int, longest: int):
               np.ones((size // SAMPLES, PROMPT), bool), keys[at:at + size])
              for at in range(0, rows, size)]
     begin = time.perf_counter()
-    made = fn.lower(shape, *parts[0], **own, samples=SAMPLES, longest=longest, **more).compile()
+    made = fn.lower(shape, *parts[0], **own, samples=SAMPLES, max_tokens=max_tokens,
+                    **more).compile()
     run = lambda made=made, parts=parts: [jax.block_until_ready(made(*part, **own))
                                           for part in parts]
     found[name] = (run, time.perf_counter() - begin, bench_cases.temporaries(made))
@@ -72,7 +75,7 @@ def ways(preset: str, slots: int, batches: int, longest: int):
 def measure(args: argparse.Namespace, slots: int) -> list[dict]:
   """A row of the table for each way. Raises AssertionError where they draw other tokens."""
   clock = time.process_time if args.one_thread else time.perf_counter
-  found, rows = ways(args.preset, slots, args.batches, args.longest), []
+  found, rows = ways(args.preset, slots, args.batches, args.max_tokens), []
   outs = {name: run() for name, (run, *_) in found.items()}  # the first runs are thrown away
   whole, once = (np.concatenate([np.where(x.mask, x.tokens, -1) for x in out])
                  for out in outs.values())
@@ -100,7 +103,7 @@ def main() -> None:
   parser.add_argument("--preset", default="rl", choices=("tiny", "rl", "smollm2", "random135m"))
   parser.add_argument("--slots", type=int, nargs="+", default=[32], help="multiples of 8")
   parser.add_argument("--batches", type=int, default=8)
-  parser.add_argument("--longest", type=int, default=64)
+  parser.add_argument("--max_tokens", type=int, default=64)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--one_thread", action="store_true", help="processor time of one thread")
   args = parser.parse_args()

@@ -24,35 +24,35 @@ from entrolab.rollout import sampler  # noqa: E402
 PROMPT = "The capital of France is"
 
 
-def ours(folder, prompt, longest):
+def ours(folder, prompt, max_tokens):
   """(prompt ids, greedy ids) by the sampler."""
   config, params = huggingface.load(folder)
   tokenizer = huggingface.Tokenizer(folder)
   ids = tokenizer.encode(prompt)
   keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(1), 1)
   drawn = sampler.sample(config, params, jnp.asarray([ids]), jnp.ones((1, len(ids)), bool), keys,
-                         samples=1, longest=longest, temperature=0.0, top_p=1.0, top_k=0,
+                         samples=1, max_tokens=max_tokens, temperature=0.0, top_p=1.0, top_k=0,
                          stop_ids=jnp.asarray(tokenizer.stop_ids), pad_id=tokenizer.pad_id)
   return ids, [int(t) for t in drawn.tokens[0][drawn.mask[0]]]
 
 
-def theirs(folder, prompt, longest):
+def theirs(folder, prompt, max_tokens):
   """(prompt ids, greedy ids) by transformers, which reads the exported files alone."""
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True,
                                                             dtype=torch.float32).eval()
   given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
   with torch.no_grad():
-    out = model.generate(**given, max_new_tokens=longest, do_sample=False)[0].tolist()
+    out = model.generate(**given, max_new_tokens=max_tokens, do_sample=False)[0].tolist()
   ids = given["input_ids"][0].tolist()
   return ids, out[len(ids):]
 
 
-def agreement(folder, prompt, longest):
+def agreement(folder, prompt, max_tokens):
   """True when prompt ids and greedy ids agree; prints both continuations."""
   tokenizer = huggingface.Tokenizer(folder)
   (our_prompt, our_ids), (their_prompt, their_ids) = (
-      make(folder, prompt, longest) for make in (ours, theirs))
+      make(folder, prompt, max_tokens) for make in (ours, theirs))
   same = sum(a == b for a, b in zip(our_ids, their_ids, strict=False))
   print(f"entrolab     {tokenizer.decode(our_ids)!r}")
   print(f"transformers {tokenizer.decode(their_ids)!r}")

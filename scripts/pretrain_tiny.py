@@ -104,7 +104,7 @@ def measure(config: transformer.Config, params, tokenizer, *, problems: int = 51
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
   keys = sampler.row_keys(jax.random.key(seed), 0, jnp.arange(problems), samples)
-  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, longest=RESPONSE,
+  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=RESPONSE,
                        temperature=1.0, top_p=1.0, top_k=0,
                        stop_ids=jnp.asarray(tokenizer.stop_ids, jnp.int32))
   tokens, on = np.asarray(out.tokens), np.asarray(out.mask)

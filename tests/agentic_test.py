@@ -162,7 +162,7 @@ def engine(strategy=TREE, shape=(1, 1, 1), task=WALK):
 def run(strategy=TREE, examples=tuple(EXAMPLES), *, shape=(1, 1, 1), task=WALK, refills=0,
         **knobs):
   fresh = examples if callable(examples) else lambda: list(examples)
-  knobs = {**dict(samples=strategy.rule.samples, longest=T, temperature=1.0, top_p=1.0, top_k=0),
+  knobs = {**dict(samples=strategy.rule.samples, max_tokens=T, temperature=1.0, top_p=1.0, top_k=0),
            **knobs}
   ask = plain.Request(lab()[1], fresh, KEY, 0, {}, knobs, refills)
   return strategy(engine(strategy, shape, task), ask)
@@ -222,7 +222,7 @@ def test_branches_do_not_depend_on_what_else_is_in_the_batch(strategy, chosen):
 
 @pytest.mark.slow
 def test_branches_do_not_depend_on_room_or_padding(whole):
-  same(run(longest=T + 9), whole)
+  same(run(max_tokens=T + 9), whole)
   wider = run(task=Walk(max_prompt=7))
   assert wider.batch.prompt.shape[1] == 7 != whole.batch.prompt.shape[1]
   same(wider, whole)
@@ -240,7 +240,7 @@ def test_every_mesh_grows_the_same_trees(whole, shape):
 def test_without_branches_they_are_plain_episodes(whole):
   """Where m = n; and the starts of a tree are the first episodes of the same prompts."""
   alone = MultiTurn(turns=6, action=4).engine(*lab()[::2], WALK, sharding.make_mesh(1, 1, 1), ())
-  want = columns(alone.rollout(lab()[1], list(EXAMPLES), KEY, 0, samples=N, longest=T))
+  want = columns(alone.rollout(lab()[1], list(EXAMPLES), KEY, 0, samples=N, max_tokens=T))
   full = run(dataclasses.replace(TREE, initial=N))
   assert full.counts["branches"] == full.counts["reused_tokens"] == 0
   for name in ("tokens", "mask", "present", "phase", "row", "verdict"):
@@ -320,7 +320,7 @@ def test_no_token_goes_through_the_model_twice(monkeypatch, whole):
 
   monkeypatch.setattr(transformer, "extend", counted)
   chosen = (6, 1, 4)
-  got = run(examples=[EXAMPLES[i] for i in chosen], longest=T + 1)  # a shape of its own
+  got = run(examples=[EXAMPLES[i] for i in chosen], max_tokens=T + 1)  # a shape of its own
   same(got, whole, chosen)
   assert sorted(set(calls)) == [(3, 4), (3 * N, 1), (3 * N, 3)]  # prompts; tokens; observations
   c = columns(got)
@@ -420,7 +420,7 @@ def branching(lab, seed, penalty):
     drawn = [task.examples("train", 9 + seed)[16 * step + i] for i in range(16)]
     got = tree(lab.sampler, plain.Request(
         lab.learner.serve(lab.params), lambda drawn=drawn: drawn, jax.random.key(seed), step, {},
-        dict(samples=16, longest=56)))
+        dict(samples=16, max_tokens=56)))
     assert got.counts["initial"] == 64 and len(got.texts) == 256 and all(got.texts)
     total += got.counts["sources"], got.counts["branches"]
   return total.tolist()

@@ -42,9 +42,9 @@ def abstract(mesh, shape, *axes):
 
 
 def test_arguments_of_a_row_are_those_of_the_issue():
-  args = aot_compile.parse([*STEP, "--set", "mesh.fsdp=8", "--set", "sampling.longest=1024"])
+  args = aot_compile.parse([*STEP, "--set", "mesh.fsdp=8", "--set", "sampling.max_tokens=1024"])
   assert (args.preset, args.topology, args.model) == ("qwen2.5-math-7b", "v5p:4x4x4", None)
-  assert args.set == ["mesh.fsdp=8", "sampling.longest=1024"]
+  assert args.set == ["mesh.fsdp=8", "sampling.max_tokens=1024"]
 
 
 @pytest.mark.parametrize("argv, said", [

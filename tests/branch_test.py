@@ -17,7 +17,7 @@ from entrolab.tasks.countdown import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
-LONGEST, KEY = 18, jax.random.key(7)
+MAX_TOKENS, KEY = 18, jax.random.key(7)
 TREE = branch.Cure(2, 2, most=4, verify="whole", admissible=branch.visible)
 EVERYTHING = dict(temperature=1.0, top_p=1.0, top_k=0)
 
@@ -37,7 +37,7 @@ def grow(lab, examples, tree=TREE, *, mesh=(1, 1, 1), task=None, step=0, **knobs
   config, params, tokenizer = lab
   task = task or Countdown()
   made = plain.Sampler(config, tokenizer, task, sharding.make_mesh(*mesh))
-  knobs = dict(samples=tree.samples, longest=LONGEST, **{**EVERYTHING, **knobs})
+  knobs = dict(samples=tree.samples, max_tokens=MAX_TOKENS, **{**EVERYTHING, **knobs})
   return tree(made, plain.Request(params, lambda: examples, KEY, step, {}, knobs))
 
 
@@ -53,7 +53,7 @@ def columns(got):
 def responses(got, prompts: Sequence[int] = range(8)):
   """[prompts, G, T] tokens of the responses, and [prompts, G] where they were cut."""
   c = columns(got)
-  tokens = np.where(c["mask"], c["tokens"], 0).reshape(-1, TREE.samples, LONGEST)
+  tokens = np.where(c["mask"], c["tokens"], 0).reshape(-1, TREE.samples, MAX_TOKENS)
   return tokens[list(prompts)], c["branch"].reshape(-1, TREE.samples)[list(prompts)]
 
 
@@ -85,7 +85,7 @@ def test_every_mesh_grows_the_same_branches(lab, examples, whole, mesh):
 def test_more_originals_or_branches_leave_the_others_as_they_are(lab, examples, whole):
   """The key of a row names its sample and its branch, not its place in a group."""
   more = columns(grow(lab, examples, dataclasses.replace(TREE, originals=3, branches=3)))
-  tokens = np.where(more["mask"], more["tokens"], 0).reshape(8, 12, LONGEST)
+  tokens = np.where(more["mask"], more["tokens"], 0).reshape(8, 12, MAX_TOKENS)
   ours = responses(whole)[0]
   np.testing.assert_array_equal(tokens[:, :2], ours[:, :2])
   np.testing.assert_array_equal(tokens[:, [3, 4, 6, 7]], ours[:, 2:])
@@ -93,7 +93,7 @@ def test_more_originals_or_branches_leave_the_others_as_they_are(lab, examples, 
 
 def test_branches_draw_other_tokens(whole):
   rows = responses(whole)[0]
-  siblings = rows[:, 2:].reshape(8, 2, 2, LONGEST)
+  siblings = rows[:, 2:].reshape(8, 2, 2, MAX_TOKENS)
   assert (siblings[:, :, 0] != siblings[:, :, 1]).any(-1).mean() > 0.5
   keys = columns(whole)["row"]
   assert len(np.unique(keys, axis=0)) == len(keys)
@@ -114,7 +114,7 @@ def test_the_prefix_has_the_log_probs_of_its_parent(lab, whole):
   c, b = columns(whole), whole.batch
   rows = np.arange(len(c["tokens"]))
   of = rows // TREE.samples * TREE.samples + c["parent"]
-  width = 2 * LONGEST
+  width = 2 * MAX_TOKENS
   tokens, on = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
   for row in rows:
     cut, own = c["branch"][row], c["tokens"][row][c["mask"][row]]
@@ -145,7 +145,7 @@ def test_a_prefix_counted_once_is_its_copies_with_weights_that_add_up_to_one(lab
   c, b, (config, params, _) = columns(whole), whole.batch, lab
   moved = jax.tree.map(lambda x: x * 1.01, params)
   rng, rows = np.random.default_rng(0), np.arange(48)
-  of, width = rows // 6 * 6 + c["parent"], 2 * LONGEST
+  of, width = rows // 6 * 6 + c["parent"], 2 * MAX_TOKENS
   one = np.repeat(rng.normal(size=(48, 1)), width, 1).astype(np.float32)  # A of every row
   tokens, on, weight = (np.zeros((48, width), kind) for kind in (np.int32, bool, np.float32))
   old = np.zeros((48, width), np.float32)
@@ -169,9 +169,9 @@ def test_a_prefix_counted_once_is_its_copies_with_weights_that_add_up_to_one(lab
 
   a, copies = gradient(b.prompt[of], b.prompt_mask[of], *map(jnp.asarray, (
       tokens, on, old, one, weight)))
-  family = branch.family_advantage(jnp.asarray(one[:, :LONGEST]), b.mask, *(
+  family = cure.family_advantage(jnp.asarray(one[:, :MAX_TOKENS]), b.mask, *(
       b.extra[name] for name in ("row_kind", "parent", "branch")), size=6)
-  assert (np.asarray(family) != one[:, :LONGEST])[c["mask"]].mean() > 0.05
+  assert (np.asarray(family) != one[:, :MAX_TOKENS])[c["mask"]].mean() > 0.05
   z, tree = gradient(b.prompt, b.prompt_mask, b.tokens, b.mask, b.old_logp, family,
                      jnp.ones((), jnp.float32))
   np.testing.assert_allclose(a, z, rtol=1e-5)
@@ -186,7 +186,7 @@ def test_going_on_from_the_cache_equals_prefilling_the_prefix(lab, whole):
   more = np.flatnonzero(c["row_kind"])
   keys = jax.random.wrap_key_data(jnp.asarray(c["row"][more]))
   got = sampler.sample(config, params, c["prompt"][more], c["prompt_mask"][more], keys, samples=1,
-                       longest=LONGEST, stop_ids=jnp.asarray([3], jnp.int32), **EVERYTHING)
+                       max_tokens=MAX_TOKENS, stop_ids=jnp.asarray([3], jnp.int32), **EVERYTHING)
   np.testing.assert_array_equal(got.mask, c["mask"][more])
   np.testing.assert_array_equal(got.tokens, c["tokens"][more])
   np.testing.assert_array_equal(got.finished, c["finished"][more])
@@ -217,7 +217,7 @@ def test_no_token_of_a_prefix_goes_through_the_model_twice(lab, examples, whole,
   assert got.counts["prefill_tokens"] == first
   context = c["prompt_mask"].sum(1)[c["row_kind"] == 1]
   assert got.counts["reused_tokens"] == context.sum() > 2 * first
-  assert got.steps <= 2 * LONGEST
+  assert got.steps <= 2 * MAX_TOKENS
 
 
 def test_cuts_obey_the_rule(lab, whole):
@@ -290,7 +290,7 @@ def test_refills_keep_families_together(lab, examples):
     drawn.append([Countdown().examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
-  knobs = dict(samples=6, longest=LONGEST, **EVERYTHING)
+  knobs = dict(samples=6, max_tokens=MAX_TOKENS, **EVERYTHING)
   got = TREE(made, plain.Request(params, fresh, KEY, 0, {}, knobs, 4))
   c, (kind, parent) = columns(got), cure.family(2, 2)
   assert got.refills == len(drawn) - 1 >= 1 and got.sampled == 48 * len(drawn)

@@ -1,12 +1,15 @@
 """Experiments from files: knobs, overrides, identity, and errors with the choices."""
 
 import dataclasses
+import json
+import pathlib
 
 import pytest
 
 from entrolab import config, presets
 from entrolab.experiment import Experiment
 from entrolab.trainer import explain
+from entrolab.verify import choice
 
 SIREN = "experiments/siren.py"
 
@@ -88,3 +91,32 @@ def test_explain_names_what_cannot_act():
   objective = dataclasses.replace(toy.objective, advantage=())
   made = dataclasses.replace(toy, sampling=single, objective=objective)
   assert "groups of size 1" in " ".join(explain.warnings(made))
+
+
+HASHES = pathlib.Path(__file__).parent / "golden/config_hashes.json"
+
+
+def hashes():
+  """The identity of every recipe, and of the toy run in every preset."""
+  recipes = sorted(pathlib.Path("experiments").glob("*.py"))
+  found = {path.stem: config.config_hash(config.load(str(path))) for path in recipes}
+  return found | {f"toy:preset={name}": config.config_hash(
+      config.load(f"experiments/toy.py:preset={name}")) for name in presets.PRESETS}
+
+
+def test_identities_do_not_change_when_code_moves():
+  """Checkpoints know a run by these. A commit that changes one says which, and why:
+  `python -m tests.config_test` writes them anew."""
+  assert hashes() == json.loads(HASHES.read_text())
+
+
+def test_functions_of_one_name_in_two_files_are_told_apart():
+  first, second = (config.load("experiments/toy.py:preset=smollm2-gsm8k") for _ in range(2))
+  other = dataclasses.replace(second, task=dataclasses.replace(second.task,
+                                                               verifier=choice.verify))
+  assert config.config_hash(first) != config.config_hash(other)
+  assert "format=written.chat, verifier=math.verify" in repr(first.task)
+
+
+if __name__ == "__main__":
+  HASHES.write_text(json.dumps(hashes(), indent=1, sort_keys=True) + "\n")

@@ -18,7 +18,7 @@ from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import explain, loop
 from entrolab.trainer.learner import Learner
 
-PROMPTS, SAMPLES, LONGEST = 4, 5, 18
+PROMPTS, SAMPLES, MAX_TOKENS = 4, 5, 18
 ROWS = PROMPTS * SAMPLES
 STATISTICS = ("logp", "entropy", "sampled_logp", "sampled_entropy")
 MIXES = [[0, 1, 2, 3], [7, 7, 4, 12]]  # of prompts
@@ -48,7 +48,7 @@ def served(mesh):
   return learner.config, learner.serve_rollouts(jax.device_put(params, learner.param_shardings))
 
 
-def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), longest=LONGEST, **options):
+def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), max_tokens=MAX_TOKENS, **options):
   model, params, tokenizer = lab()
   task, some = Countdown(), [examples()[i] for i in chosen]
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
@@ -57,7 +57,7 @@ def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), longest=LONGEST, **o
   if "mesh" in options:
     model, params = served(options["mesh"])
     prompt, mask, keys = jax.device_put((prompt, mask, keys), sharding.rows(options["mesh"]))
-  return fn(model, params, prompt, mask, keys, samples=SAMPLES, longest=longest,
+  return fn(model, params, prompt, mask, keys, samples=SAMPLES, max_tokens=max_tokens,
             temperature=np.asarray(temperature, np.float32), top_p=np.float32(top_p),
             top_k=np.int32(top_k), stop_ids=np.asarray(stop, np.int32), pad_id=np.int32(0),
             **options)
@@ -138,11 +138,11 @@ def test_slots_become_fewer_as_rows_run_out():
 def test_the_cache_is_updated_in_place():
   """Temporaries: one cache of S slots, a layer of it to attend to, the prompts, little beside; a
   copy of the keys alone would be half a cache more."""
-  slots, longest, c = 8, 512, lab()[0]
+  slots, max_tokens, c = 8, 512, lab()[0]
   lower = functools.partial(continuous_batching.sample.lower, slots=slots)
-  made: Any = run(lower, longest=longest).compile()
+  made: Any = run(lower, max_tokens=max_tokens).compile()
   token = 2 * 4 * c.layers * c.kv_heads * c.head_dim
-  cache = token * (slots * (12 + longest) + PROMPTS * 12)
+  cache = token * (slots * (12 + max_tokens) + PROMPTS * 12)
   assert made.memory_analysis().temp_size_in_bytes < (1.2 + 1 / c.layers) * cache
 
 
@@ -164,7 +164,8 @@ def whole():
 def draw(strategy, *, mesh=(1, 1, 1), slots, **knobs):
   model, params, tokenizer = lab()
   made = plain.Sampler(model, tokenizer, Countdown(), sharding.make_mesh(*mesh))
-  knobs = dict(samples=SAMPLES, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0, slots=slots,
+  knobs = dict(samples=SAMPLES, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0,
+               slots=slots,
                **knobs)
   return strategy(made, plain.Request(params, lambda: examples()[:PROMPTS], jax.random.key(0), 3,
                                       {"temperature": np.float32(1.2)}, knobs))
@@ -199,5 +200,5 @@ def test_the_plan_counts_slots():
   with_slots = dataclasses.replace(toy, sampling=dataclasses.replace(s, slots=8))
   assert " in 8 slots, " in explain.batch_sentence(with_slots)
   size = lambda e: explain.memory(e, model, 10)["key-value cache"]
-  held = (8 * (10 + s.longest) + 10 * s.prompts) / (s.prompts * s.samples * (10 + s.longest))
+  held = (8 * (10 + s.max_tokens) + 10 * s.prompts) / (s.prompts * s.samples * (10 + s.max_tokens))
   assert size(with_slots) == pytest.approx(size(toy) * held)

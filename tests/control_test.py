@@ -10,7 +10,7 @@ from entrolab.methods import grpo, ppo
 from entrolab.objective import Objective, Penalty, term
 
 
-def rates(controller, values, name="term/control.right"):
+def rates(controller, values, name="term/aggregate.right"):
   """The states after each success rate."""
   state, seen = controller.init(), []
   for value in values:
@@ -29,7 +29,7 @@ def test_a_gate_rises_level_by_level_and_waits_for_success():
 
 
 def test_the_gate_sees_the_success_rate_through_a_penalty_of_weight_zero():
-  seen = Penalty(0.0, term(control.right), scale=term(aggregate.row_mean))
+  seen = Penalty(0.0, term(aggregate.right), scale=term(aggregate.row_mean))
   objective = Objective(reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
                         advantage=term(grpo.group_advantage, size=4), penalties=(seen,),
                         control=(control.Gate(most=2),))
@@ -40,7 +40,7 @@ def test_the_gate_sees_the_success_rate_through_a_penalty_of_weight_zero():
   columns = dict(verdict=verdict, mask=mask, logp=logp, old_logp=logp, adv=logp,
                  rewards=verdict.astype(jnp.float32), entropy=-logp)
   loss, metrics = objective.loss(columns)
-  assert abs(float(metrics["term/control.right"]) - 0.5) < 1e-6
+  assert abs(float(metrics["term/aggregate.right"]) - 0.5) < 1e-6
   assert float(loss) == float(metrics["term/ppo.clipped_ratio"])
 
 

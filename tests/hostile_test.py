@@ -16,7 +16,7 @@ from entrolab.verify import codes, math, unknown_share
 from entrolab.verify.canonical import canonical
 from entrolab.verify.extract import extract
 from entrolab.verify.symbolic import worker
-from entrolab.verify.symbolic.cost import LONGEST
+from entrolab.verify.symbolic.cost import MAX_TOKENS
 from entrolab.verify.symbolic.pool import Pool
 from tests.hostile_corpus import box, corpus
 
@@ -280,7 +280,7 @@ def test_hostile_answers_are_decided_and_none_is_right(pool):
 
 def test_hostile_answers_that_no_refusal_stops_end_at_the_deadline(pool):
   rng = random.Random(0)
-  jobs = [(gold, canonical(extract(text).text)[:LONGEST], 6) for _, text, gold in corpus()]
+  jobs = [(gold, canonical(extract(text).text)[:MAX_TOKENS], 6) for _, text, gold in corpus()]
   jobs = rng.sample([job for job in jobs if job[1]], 40)
   start = time.monotonic()
   verdicts = pool.run(jobs, seconds=0.3)

@@ -423,7 +423,8 @@ def test_smollm2_adds_digits(smollm2):
   keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(len(prompts)), 1)
   tokens = jnp.asarray(prompts)
   drawn = sampler.sample(config, jax.tree.map(jnp.asarray, params), tokens,
-                         jnp.ones(tokens.shape, bool), keys, samples=1, longest=4, temperature=0.0,
+                         jnp.ones(tokens.shape, bool), keys, samples=1, max_tokens=4,
+                         temperature=0.0,
                          top_p=1.0, top_k=0, stop_ids=jnp.asarray([198, *tokenizer.stop_ids]),
                          pad_id=tokenizer.pad_id)
   texts = [tokenizer.decode(np.asarray(row)[np.asarray(on)])

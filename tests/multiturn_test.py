@@ -20,7 +20,7 @@ from entrolab.models import transformer
 from entrolab.models.cloned import Words
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import plain, sampler
-from entrolab.rollout.multiturn import MultiTurn, turn_mean
+from entrolab.rollout.multiturn import MultiTurn
 from entrolab.rollout.replay import Replay
 from entrolab.tasks.countdown import Countdown
 from entrolab.tasks.task import Example, Lazy
@@ -83,10 +83,10 @@ def engine(shape=(1, 1, 1), **strategy):
   return strategy.engine(config, words, Walk(), sharding.make_mesh(*shape), ())
 
 
-def run(lab, examples=tuple(EXAMPLES), *, made=None, longest=T, step=0, **knobs):
+def run(lab, examples=tuple(EXAMPLES), *, made=None, max_tokens=T, step=0, **knobs):
   params = jax.tree.map(jnp.asarray, lab[1])
   return (made or engine()).rollout(params, list(examples), jax.random.key(7), step,
-                                    samples=SAMPLES, longest=longest, **knobs)
+                                    samples=SAMPLES, max_tokens=max_tokens, **knobs)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_tokens_do_not_depend_on_how_calls_are_cut_or_on_room(lab, whole):
   want = host(whole)
   cut = run(lab, made=engine(chunk=1))
   assert cut.counts["calls"] > whole.counts["calls"]  # rows at different turns share them
-  for got in (cut, run(lab, longest=T + 9)):
+  for got in (cut, run(lab, max_tokens=T + 9)):
     for name in ("tokens", "mask", "present", "phase"):
       np.testing.assert_array_equal(getattr(host(got), name)[:, :T], getattr(want, name))
     assert got.texts == whole.texts and got.verdicts == whole.verdicts
@@ -198,9 +198,9 @@ def agents():
   return Objective(
       reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
       advantage=(term(grpo.group_advantage, size=SAMPLES), term(empg.modulate, steps=6)),
-      penalties=(Penalty(0.01, term(bonus.negative_entropy), scale=term(turn_mean, steps=6)),
+      penalties=(Penalty(0.01, term(bonus.negative_entropy), scale=term(epo.turn_mean, steps=6)),
                  Penalty("smooth", term(epo.corridor, low=0.9, high=1.1),
-                         scale=term(turn_mean, steps=6))),
+                         scale=term(epo.turn_mean, steps=6))),
       control=(epo.History(),))
 
 
@@ -224,7 +224,7 @@ def test_observations_have_exactly_zero_gradient(lab, whole):
 def test_turn_mean_is_epos_mean_over_turns_as_rows(whole):
   """Section 3.1 of EPO has a row a turn; here a row is an episode: the same share of each token."""
   batch = host(whole)
-  share = np.asarray(turn_mean(batch.mask, batch.phase, steps=6))
+  share = np.asarray(epo.turn_mean(batch.mask, batch.phase, steps=6))
   turns = [(r, k) for r in range(len(batch.mask)) for k in range(6)]
   rows = np.stack([batch.mask[r] & (batch.phase[r] == k) for r, k in turns])
   keep = rows.any(1)
@@ -239,7 +239,7 @@ def test_turn_mean_is_epos_mean_over_turns_as_rows(whole):
 
 
 def test_limits_end_episodes_and_are_counted(lab):
-  tight = run(lab, longest=12)
+  tight = run(lab, max_tokens=12)
   batch = host(tight)
   budget = [v.why.endswith("token budget") for v in tight.verdicts]
   assert tight.counts["token_budget"] == sum(budget) > len(budget) // 3
@@ -323,7 +323,7 @@ def experiment(steps):
   return Experiment(
       "walk", objective, Random(), Walk(),
       rollout=Replay(MultiTurn(turns=6, action=4), spear.Replay(size=1, tools=False), prompts=2),
-      sampling=Sampling(prompts=8, samples=SAMPLES, longest=T),
+      sampling=Sampling(prompts=8, samples=SAMPLES, max_tokens=T),
       training=Training(steps=steps, updates=2, warmup=0, lr=1e-3),
       evaluation=Evaluation(problems=4, samples=SAMPLES, ks=(1,)), saving=Saving(every=1),
       mesh=Mesh(data=1))

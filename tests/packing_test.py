@@ -19,8 +19,8 @@ from tests import adapters, resume_test
 
 SHAPE = transformer.Config(vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=8,
                            mlp_width=32)
-ROWS, LENGTH, LONGEST = 32, 6, 10  # four groups of eight
-SMALL = ("sampling.prompts=4", f"sampling.longest={LONGEST}", "training.updates=1")
+ROWS, LENGTH, MAX_TOKENS = 32, 6, 10  # four groups of eight
+SMALL = ("sampling.prompts=4", f"sampling.max_tokens={MAX_TOKENS}", "training.updates=1")
 WALL = (*resume_test.WALL, "time/")
 
 
@@ -35,8 +35,8 @@ def rows(seed, *, turns=False, dtype=np.float32, count=ROWS):
   """A rollout: left-padded prompts, responses of 0 to T tokens, with what nobody drew in between
   where it has turns."""
   rng = np.random.default_rng(seed)
-  shape = (count, LONGEST)
-  present = np.arange(LONGEST) < rng.integers(0, LONGEST + 1, count)[:, None]
+  shape = (count, MAX_TOKENS)
+  present = np.arange(MAX_TOKENS) < rng.integers(0, MAX_TOKENS + 1, count)[:, None]
   mask = present & (rng.random(shape) < 0.6) if turns else present
   prompt_mask = np.arange(LENGTH) >= LENGTH - rng.integers(1, LENGTH + 1, count)[:, None]
   real = lambda: (-rng.exponential(size=shape)).astype(dtype)
@@ -105,7 +105,7 @@ def test_packed_is_padded_in_float64(recipe, micro, turns, monkeypatch):
     padded, packed = learners(recipe, f"training.micro={micro}")
     theirs, none, wasted = gradients(padded, params, batch, micro)
     ours, plan, share = gradients(packed, params, batch, micro)
-    assert none is None and plan.bins * plan.width * micro < 0.9 * ROWS * (LENGTH + LONGEST)
+    assert none is None and plan.bins * plan.width * micro < 0.9 * ROWS * (LENGTH + MAX_TOKENS)
     assert 0.0 <= share < wasted
     assert {x.dtype for x in jax.tree.leaves(ours[0])} == {np.dtype("float64")}
     assert max(np.abs(x).max() for x in jax.tree.leaves(ours[0])) > 1e-3
@@ -163,13 +163,13 @@ def test_states_stay_on_the_devices_of_their_rows():
 def test_rows_lie_apart_and_parts_are_even(seed):
   rng = np.random.default_rng(seed)
   ways, parts = rng.integers(1, 4), rng.integers(1, 5)
-  size, length, longest = rng.integers(1, 9), rng.integers(5, 40), 5
+  size, length, max_tokens = rng.integers(1, 9), rng.integers(5, 40), 5
   real = np.minimum(rng.geometric(3.0 / length, ways * parts * size), length)
   real[rng.random(len(real)) < 0.1] = 0
-  counted = np.minimum(rng.integers(0, longest + 1, len(real)), real)
-  plan = packing.make(real, counted, length=length, longest=longest, ways=ways, parts=parts,
+  counted = np.minimum(rng.integers(0, max_tokens + 1, len(real)), real)
+  plan = packing.make(real, counted, length=length, max_tokens=max_tokens, ways=ways, parts=parts,
                       attention=0.01, balanced=True)
-  again = packing.make(real, counted, length=length, longest=longest, ways=ways, parts=parts,
+  again = packing.make(real, counted, length=length, max_tokens=max_tokens, ways=ways, parts=parts,
                        attention=0.01, balanced=True)
   np.testing.assert_array_equal(plan.start, again.start)
   assert plan.shape == again.shape
@@ -198,11 +198,11 @@ def test_few_shapes_and_what_is_too_long():
   shapes, rng = set(), np.random.default_rng(0)
   for _ in range(50):
     real = 10 + rng.binomial(30, rng.random(), 64)
-    shapes.add(packing.make(real, real - 10, length=40, longest=30, ways=1, parts=2,
+    shapes.add(packing.make(real, real - 10, length=40, max_tokens=30, ways=1, parts=2,
                             attention=0.003, balanced=True).shape)
   assert len(shapes) <= 20
   with pytest.raises(ValueError, match="a row of 41 tokens; rows have 40 positions"):
-    packing.make(np.asarray([41]), np.asarray([1]), length=40, longest=30, ways=1, parts=1,
+    packing.make(np.asarray([41]), np.asarray([1]), length=40, max_tokens=30, ways=1, parts=1,
                  attention=0.0, balanced=True)
 
 
@@ -228,7 +228,7 @@ def lines(folder):
 def test_a_run_is_the_padded_one_and_resumes_to_the_bit(tmp_path):
   made = config.load("experiments/siren.py", (
       "mesh.data=1", "sampling.prompts=8", "training.updates=2", "training.micro=2",
-      "training.steps=2", "training.packing=true", "saving.every=1", "sampling.longest=40"))
+      "training.steps=2", "training.packing=true", "saving.every=1", "sampling.max_tokens=40"))
   made = dataclasses.replace(made, evaluation=Evaluation(problems=4, samples=2, ks=(1,)))
   learn = lambda **more: dataclasses.replace(
       made, training=dataclasses.replace(made.training, **more))

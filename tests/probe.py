@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from importlib import util
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,8 @@ def confident(old_logp: Float[Array, "B T"]) -> Weight:
   return (old_logp > -4.0).astype(old_logp.dtype)
 
 
-# values for knobs that have no default, by name
-KNOBS = dict(size=G, longest=T, buffer=4, steps=3)
+# values for knobs that have no default, by name; a method's test may add to it as `KNOBS`
+KNOBS = dict(size=G, max_tokens=T, buffer=4, steps=3)
 # how to draw columns that only some methods read; a method's test may add to it as `COLUMNS`
 EXTRA = dict(anchor=lambda rng: np.float32(0.5), mean=lambda rng: np.float32(0.4))
 
@@ -46,14 +47,15 @@ def label(fn):
   return f"{fn.__module__.rsplit('.', 1)[-1]}.{fn.__name__}"
 
 
+def added(fn, name):
+  """What the test of the method defines as `name`: COLUMNS or KNOBS; nothing where it does not."""
+  path = f"tests.methods.{fn.__module__.rsplit('.', 1)[-1]}_test"
+  return vars(importlib.import_module(path)).get(name, {}) if util.find_spec(path) else {}
+
+
 def drawers(fn):
   """EXTRA, and what the test of the method adds."""
-  name = fn.__module__.rsplit(".", 1)[-1]
-  try:
-    module = importlib.import_module(f"tests.methods.{name}_test")
-  except ModuleNotFoundError:
-    return EXTRA
-  return {**EXTRA, **getattr(module, "COLUMNS", {})}
+  return {**EXTRA, **added(fn, "COLUMNS")}
 
 
 def bound(fn):
@@ -61,9 +63,11 @@ def bound(fn):
   parameters = inspect.signature(fn).parameters.values()
   needed = {p.name for p in parameters
             if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-  missing = needed - KNOBS.keys()
-  assert not missing, f"{label(fn)}: tests/probe.py has no value for knobs {missing}"
-  return term(fn, **{name: KNOBS[name] for name in needed})
+  values = {**KNOBS, **added(fn, "KNOBS")}
+  missing = needed - values.keys()
+  assert not missing, (f"{label(fn)}: no value for the hyper-parameters {sorted(missing)}, which "
+                       "have no default; add them as KNOBS = dict(...) to the method's test")
+  return term(fn, **{name: values[name] for name in needed})
 
 
 def objective(fn, **more):

@@ -13,7 +13,7 @@ from entrolab.rollout import draw, plain, sampler
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
 
-SAMPLES, LONGEST = 4, 18
+SAMPLES, MAX_TOKENS = 4, 18
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +31,20 @@ def setting():
   return dict(temperature=1.0, top_p=1.0, top_k=0, stop_ids=jnp.asarray([3], jnp.int32))
 
 
-def run(lab, examples, *, length=10, longest=LONGEST, step=0, samples=SAMPLES, **options):
+def run(lab, examples, *, length=10, max_tokens=MAX_TOKENS, step=0, samples=SAMPLES, **options):
   config, params, tokenizer = lab
   task = Countdown()
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], length, 0)
   ids = jnp.asarray([e.id for e in examples], jnp.int32)
   keys = sampler.row_keys(jax.random.key(7), step, ids, samples)
-  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, longest=longest,
+  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=max_tokens,
                        **{**setting(), **options})
   return prompt, mask, out
 
 
-def rows(out, prompts, samples=SAMPLES, longest=LONGEST):
+def rows(out, prompts, samples=SAMPLES, max_tokens=MAX_TOKENS):
   at = np.concatenate([np.arange(p * samples, (p + 1) * samples) for p in prompts])
-  return np.where(out.mask, out.tokens, 0)[at, :longest]
+  return np.where(out.mask, out.tokens, 0)[at, :max_tokens]
 
 
 def test_tokens_do_not_depend_on_what_else_is_in_the_batch(lab, examples):
@@ -58,9 +58,9 @@ def test_tokens_do_not_depend_on_padding_or_limit(lab, examples):
   whole = run(lab, examples)[2]
   np.testing.assert_array_equal(rows(run(lab, examples, length=23)[2], range(16)),
                                 rows(whole, range(16)))
-  short = run(lab, examples, longest=9)[2]
-  np.testing.assert_array_equal(rows(short, range(16), longest=9),
-                                rows(whole, range(16), longest=9))
+  short = run(lab, examples, max_tokens=9)[2]
+  np.testing.assert_array_equal(rows(short, range(16), max_tokens=9),
+                                rows(whole, range(16), max_tokens=9))
 
 
 def test_other_steps_and_samples_draw_other_tokens(lab, examples):
@@ -90,7 +90,7 @@ def test_trainer_and_sampler_agree(lab, examples):
 def test_a_row_ends_with_its_stop_token(lab, examples):
   out = run(lab, examples)[2]
   tokens, on, done = map(np.asarray, (out.tokens, out.mask, out.finished))
-  assert done.mean() > 0.8 and int(out.steps) <= LONGEST
+  assert done.mean() > 0.8 and int(out.steps) <= MAX_TOKENS
   for row, mask, finished in zip(tokens, on, done, strict=True):
     length = int(mask.sum())
     assert mask[:length].all() and not mask[length:].any()
@@ -141,7 +141,7 @@ def test_every_mesh_samples_the_same(lab, examples, shape):
   config, params, tokenizer = lab
   params = jax.tree.map(jnp.asarray, params)
   make = lambda mesh: plain.Sampler(config, tokenizer, Countdown(), mesh)
-  options = dict(samples=SAMPLES, longest=LONGEST)
+  options = dict(samples=SAMPLES, max_tokens=MAX_TOKENS)
   single = sharding.make_mesh(1, 1, 1)
   one = make(single).rollout(params, examples, jax.random.key(0), 3, **options)
   mesh = sharding.make_mesh(*shape)
@@ -161,7 +161,8 @@ def test_refills_replace_groups_without_a_signal(lab, examples):
     drawn.append([task.examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
-  sample = lambda ex: made.rollout(params, ex, jax.random.key(0), 0, samples=4, longest=LONGEST)
+  sample = lambda ex: made.rollout(params, ex, jax.random.key(0), 0, samples=4,
+                                   max_tokens=MAX_TOKENS)
   got = plain.filled(sample, fresh, 4, 5)
   assert plain.with_signal(got, 4).all() and got.refills == len(drawn) - 1 >= 1
   assert got.batch.tokens.shape[0] == 32 and got.sampled == 32 * len(drawn)

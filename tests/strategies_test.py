@@ -15,16 +15,16 @@ from entrolab.objective import Objective, term
 from entrolab.rollout import branch, plain, sampler
 from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.oversample import Oversample
-from entrolab.rollout.sft import Demonstrated
+from entrolab.rollout.sft import SFT
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
-from entrolab.rollout.votes import Votes, voted
+from entrolab.rollout.votes import Votes
 from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import loop
 
 pytestmark = pytest.mark.slow  # minutes on two cores
 
-LONGEST, KEY = 18, jax.random.key(7)
+MAX_TOKENS, KEY = 18, jax.random.key(7)
 WARM = {"temperature": jnp.asarray(1.2, jnp.float32)}
 
 
@@ -43,7 +43,8 @@ def draw(lab, examples, strategy, *, mesh=(1, 1, 1), samples=4, control=None, re
          **knobs):
   config, params, tokenizer = lab
   made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(*mesh))
-  knobs = {**dict(samples=samples, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0), **knobs}
+  knobs = {**dict(samples=samples, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0),
+           **knobs}
   fresh = examples if callable(examples) else lambda: examples
   ask = plain.Request(params, fresh, KEY, step, control or {}, knobs, refills)
   return strategy(made, ask)
@@ -148,7 +149,7 @@ def test_all_vote_and_the_first_are_kept(lab, examples):
     own = slice(4 * group, 4 * group + 4)
     assert [t == most for t in texts[:4]] == c["elected"][own].tolist()
     assert c["cluster"][own].tolist() == [texts.index(t) for t in texts[:4]]
-  np.testing.assert_array_equal(voted(got.batch.extra["elected"]), c["elected"])
+  np.testing.assert_array_equal(ttrl.voted(got.batch.extra["elected"]), c["elected"])
   # a vote among the kept ones alone is another vote
   assert (np.asarray(ttrl.agreement(got.batch.extra["cluster"], size=4)) != c["elected"]).any()
 
@@ -163,8 +164,8 @@ def test_votes_that_cannot_be(lab, examples):
 def test_a_stage_without_branches_is_plain(lab, examples, independent):
   got = draw(lab, examples, branch.Cure(4, 0))
   equal(got, independent)
-  np.testing.assert_array_equal(got.batch.prompt[:, LONGEST:], independent.batch.prompt)
-  assert not got.batch.prompt_mask[:, :LONGEST].any()
+  np.testing.assert_array_equal(got.batch.prompt[:, MAX_TOKENS:], independent.batch.prompt)
+  assert not got.batch.prompt_mask[:, :MAX_TOKENS].any()
   assert got.counts == {"prefill_tokens": int(independent.batch.prompt_mask[::4].sum()),
                         "reused_tokens": 0}
 
@@ -205,7 +206,7 @@ def test_the_switch_steers_what_is_drawn():
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     held = loop.Lab(made)
     state = held.learner.init(held.params)
-    knobs = dict(samples=4, longest=LONGEST, temperature=1.0, top_p=1.0, top_k=0)
+    knobs = dict(samples=4, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0)
     for step, temperature in enumerate((1.2, 0.8)):  # cold once the entropy is over the target
       params = jax.tree.map(jnp.copy, state.params)
       assert float(state.control["temperature"]) == np.float32(temperature)
@@ -241,7 +242,7 @@ def test_groups_without_a_signal_are_replaced_with_their_greedy_rewards(lab):
 
 
 def test_demonstrations_are_rows_that_nobody_sampled(lab, examples):
-  got = draw(lab, examples, Demonstrated(), samples=1)
+  got = draw(lab, examples, SFT(), samples=1)
   c, tokenizer = columns(got), lab[2]
   assert got.texts == [e.answer for e in examples] and got.sampled == 0
   assert (c["verdict"] == 1).all() and "old_logp" not in c
@@ -249,6 +250,7 @@ def test_demonstrations_are_rows_that_nobody_sampled(lab, examples):
     ids = tokens[mask].tolist()
     assert tokenizer.decode(ids[:-1]) == example.answer and ids[-1] in tokenizer.stop_ids
   with pytest.raises(ValueError, match=r"sampling.samples=4, .*: a prompt has one demonstration"):
-    draw(lab, examples, Demonstrated())
-  with pytest.raises(ValueError, match=r"the solution of example \d+ has 1\d tokens .*longest=8"):
-    draw(lab, examples, Demonstrated(), samples=1, longest=8)
+    draw(lab, examples, SFT())
+  with pytest.raises(ValueError,
+                     match=r"the solution of example \d+ has 1\d tokens .*max_tokens=8"):
+    draw(lab, examples, SFT(), samples=1, max_tokens=8)

@@ -19,7 +19,7 @@ OBJECTIVES = ("cispo", "corrected", "gmpo", "gpg", "lite_ppo", "opo", "opsm", "o
               "reinforce_pp", "remax", "rloo", "sapo")  # and gspo, the default
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.steps=2", "training.updates=2")
 ONE = ("mesh.data=1",)
-EPISODES = {f"experiments/{name}.py": ("model.steps=10", "sampling.longest=60",
+EPISODES = {f"experiments/{name}.py": ("model.steps=10", "sampling.max_tokens=60",
                                        "evaluation.ks=(1,)", "evaluation.samples=8")
             for name in ("empg", "epo", "form_curriculum")}  # whose model is made when it loads
 

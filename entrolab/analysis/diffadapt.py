@@ -52,11 +52,11 @@ def probe_loss(logits: Float[Array, "Q 3"], label: Int[Array, " Q"]) -> Float[Ar
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], 1).mean()
 
 
-def decide(label: Int[Array, " Q"], longest: int) -> tuple[np.ndarray, np.ndarray]:
-  """(temperature, token budget) of each question: floor(share x longest)."""
+def decide(label: Int[Array, " Q"], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+  """(temperature, token budget) of each question: floor(share x max_tokens)."""
   at = np.asarray(label)
   temperature = np.asarray([s.temperature for s in STRATEGIES])[at]
-  budget = np.asarray([int(s.budget * longest) for s in STRATEGIES])[at]
+  budget = np.asarray([int(s.budget * max_tokens) for s in STRATEGIES])[at]
   return temperature, budget
 
 

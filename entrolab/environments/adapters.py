@@ -41,9 +41,8 @@ class Gym(Spoken):
   stop: tuple[str, ...] = ()
 
   def __repr__(self) -> str:
-    name = lambda f: f"{f.__module__}.{f.__qualname__}"
-    return (f"Gym({name(self.make)}, act={name(self.act)}, show={name(self.show)}, "
-            f"size={self.size})")
+    make, act, show = map(name_of, (self.make, self.act, self.show))
+    return f"Gym({make}, act={act}, show={show}, size={self.size})"
 
   def examples(self, split: str, seed: int) -> Lazy:
     """Worlds by the seeds of their resets, which splits do not share."""

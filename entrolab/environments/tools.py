@@ -57,11 +57,11 @@ class Python:
   """What programs print, and the value of the expression that may be their last statement.
 
   limits: of a program, each in a process of its own that can reach neither files nor network;
-  longest: characters that are shown. A program that raises, ends early or is over a limit shows
-  `error: ` and why. Raises SandboxError where programs cannot be confined.
+  max_characters: how much of the output is shown. A program that raises, ends early or is over a
+  limit shows `error: ` and why. Raises SandboxError where programs cannot be confined.
   """
   limits: Limits = Limits(seconds=5.0)
-  longest: int = 400
+  max_characters: int = 400
 
   def __call__(self, programs: Sequence[str]) -> list[str]:
     """What every program shows; as many run at once as there are cores."""
@@ -89,7 +89,7 @@ class Python:
   def _start(self, box: Sandbox, text: str) -> Run:
     (calls, call), (answers, answer) = os.pipe(), os.pipe()
     lines = text.encode(errors="replace").decode().split("\n")
-    source = f"LINES = {lines!r}\nMOST = {self.longest}\n{_DRIVER}"
+    source = f"LINES = {lines!r}\nMOST = {self.max_characters}\n{_DRIVER}"
     orders = {"role": "program", "text": source, "inbox": calls, "outbox": answer}
     run = Run([], answers, inside.LARGEST)
     try:
@@ -112,8 +112,8 @@ class Python:
       output, failed = (str(x).encode(errors="replace").decode() for x in (output, failed))
     except Exception:                            # whatever it sent
       return f"{ERROR}the program ended early"
-    error = f"{ERROR}{failed}"[:self.longest] if failed else ""
-    return "\n".join(filter(None, (output[:self.longest].rstrip(), error)))
+    error = f"{ERROR}{failed}"[:self.max_characters] if failed else ""
+    return "\n".join(filter(None, (output[:self.max_characters].rstrip(), error)))
 
 
 def _ended(active: dict[int, tuple[Run, float]], seconds: float) -> list[tuple[int, str]]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab.ranks import grouped
-from entrolab.typing import Array, Bool, Float, Int
+from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 
 def admissible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
@@ -89,3 +89,23 @@ def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:
   groups = grouped(original, originals)
   more = grouped(continued, continued.shape[0] // groups.shape[0])
   return jnp.concatenate([groups, more], axis=1).reshape(-1, *original.shape[1:])
+
+
+def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
+                     row_kind: Int[Array, " B"], parent: Int[Array, " B"],
+                     branch: Int[Array, " B"], *, size: int) -> Advantage:
+  """On tokens of an original that continuations share, the mean A of all rows that hold them.
+
+  A tree counts a shared prefix once: in the row of the original, at the advantage that k copies of
+  it in k rows would have with weights 1 / k. Equal to those for surrogates that are linear in A,
+  and for clipped ones where no ratio is clipped. Stands last in a chain that gives every token of
+  a row the same A; CURE itself teaches a prefix by its original's outcome alone.
+  """
+  rows = grouped(adv[:, 0], size)  # every response begins at position 0
+  held = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
+  held = grouped(real(held & (row_kind == 1)[:, None]), size).astype(adv.dtype)
+  of = grouped(parent, size)[:, :, None] == jnp.arange(size, dtype=jnp.int32)[None, None]
+  family = lambda x: jnp.einsum("pjr,pjt->prt", of.astype(adv.dtype), x, precision="highest")
+  mean = (rows[..., None] + family(held * rows[..., None])) / (1.0 + family(held))
+  shared = jnp.where((row_kind == 0)[:, None], mean.reshape(adv.shape), adv)
+  return jnp.where(mask, shared, 0.0)

@@ -14,16 +14,17 @@ from entrolab.ranks import grouped
 from entrolab.typing import Array, Bool, Float, Reward, Weight, real
 
 
-def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, longest: int, buffer: int,
+def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, max_tokens: int, buffer: int,
              factor: float = 1.0) -> Reward:
-  """R + min(-(n - (longest - buffer)) / buffer * factor, 0), arXiv:2503.14476 equation 13.
+  """R + min(-(n - (max_tokens - buffer)) / buffer * factor, 0), arXiv:2503.14476 equation 13.
 
-  n: valid tokens of the response; longest, buffer: tokens (never characters). -factor at the
-  longest length. Raises ValueError when the buffer is not inside (0, longest].
+  n: valid tokens of the response; max_tokens, buffer: tokens (never characters). -factor at the
+  max_tokens length. Raises ValueError when the buffer is not inside (0, max_tokens].
   """
-  if not 0 < buffer <= longest:
-    raise ValueError(f"overlong(longest={longest}, buffer={buffer}): 0 < buffer <= longest")
-  over = real(mask).sum(-1) - (longest - buffer)
+  if not 0 < buffer <= max_tokens:
+    raise ValueError(f"overlong(max_tokens={max_tokens}, buffer={buffer}): needs 0 < buffer <= "
+                     "max_tokens")
+  over = real(mask).sum(-1) - (max_tokens - buffer)
   return rewards + jnp.minimum(-over / buffer * factor, 0.0)
 
 

@@ -10,15 +10,8 @@ Differs from that code: steps come from explicit segment ids (`phase`), not from
 import jax
 import jax.numpy as jnp
 
-from entrolab.ranks import replicated
+from entrolab.ranks import replicated, step_sums
 from entrolab.typing import Advantage, Array, Bool, Float, Int, real
-
-
-def step_sums(x: Float[Array, "B T"], phase: Int[Array, "B T"], mask: Bool[Array, "B T"], *,
-              steps: int) -> Float[Array, "S B"]:
-  """Sum of x over the valid tokens of every step s < steps of every row."""
-  one = lambda s: jnp.where(mask & (phase == s), x, 0.0).sum(-1)
-  return jax.vmap(one)(jnp.arange(steps, dtype=phase.dtype))
 
 
 def gains(entropy: Float[Array, "S B"], valid: Bool[Array, "S B"], *, sharpness: float = 1.0,

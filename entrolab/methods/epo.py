@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from entrolab.control import Controller, State
-from entrolab.ranks import replicated
+from entrolab.ranks import replicated, step_sums
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
 
@@ -99,3 +99,15 @@ class History(Controller):
     return {"history": total / count, "history_sum": total, "history_count": count,
             "smooth": self.strength * phase_weight(count, gamma=self.gamma, middle=middle)}
 
+
+def turn_mean(mask: Bool[Array, "B T"], phase: Int[Array, "B T"], *, steps: int) -> Scale:
+  """Token mean in every turn, mean over the turns of an episode, mean over episodes.
+
+  EPO's aggregation (arXiv:2509.22576, section 3.1), a row being an episode. steps: the most turns
+  that a row may have. Turns without a token, and rows without one, are left out.
+  """
+  count = step_sums(jnp.ones_like(mask, real(mask).dtype), phase, mask, steps=steps)
+  turns = real(count > 0).sum(0)
+  length = jnp.take_along_axis(count.T, jnp.clip(phase, 0, steps - 1), 1)
+  share = real(mask) / jnp.maximum(length, 1.0) / jnp.maximum(turns, 1.0)[:, None]
+  return share / jnp.maximum(real(turns > 0).sum(), 1.0)

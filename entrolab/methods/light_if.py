@@ -80,20 +80,20 @@ def pull(logp: Float[Array, "B T"]) -> Penalty:
   return logp - jax.lax.stop_gradient(logp)
 
 
-def length_reward(score: Array, length: Array, *, longest: int = 8192,
+def length_reward(score: Array, length: Array, *, max_tokens: int = 8192,
                   passing: float = 0.2) -> Array:
-  """2 score f where score >= passing, else -f; -2 from `longest` tokens on.
+  """2 score f where score >= passing, else -f; -2 from `max_tokens` tokens on.
 
-  f = (1 - cos(pi length / longest)) / 2: a good response gains by its length, a bad one pays.
+  f = (1 - cos(pi length / max_tokens)) / 2: a good response gains by its length, a bad one pays.
   """
-  f = (1.0 - jnp.cos(math.pi * length / longest)) / 2.0
-  return jnp.where(length >= longest, -2.0, jnp.where(score >= passing, 2.0 * score * f, -f))
+  f = (1.0 - jnp.cos(math.pi * length / max_tokens)) / 2.0
+  return jnp.where(length >= max_tokens, -2.0, jnp.where(score >= passing, 2.0 * score * f, -f))
 
 
 def with_length(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *,
-                longest: int = 8192) -> Reward:
+                max_tokens: int = 8192) -> Reward:
   """R + `length_reward`(R, tokens)."""
-  return rewards + length_reward(rewards, real(mask).sum(-1), longest=longest)
+  return rewards + length_reward(rewards, real(mask).sum(-1), max_tokens=max_tokens)
 
 
 def _softmax(x: Float[Array, "B T"], mask: Bool[Array, "B T"], rows: bool) -> Array:

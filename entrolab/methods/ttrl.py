@@ -13,7 +13,7 @@ and `kl.k3`. The classes come from `verify.vote`.
 import jax.numpy as jnp
 
 from entrolab.ranks import grouped
-from entrolab.typing import Array, Float, Int, Reward, real
+from entrolab.typing import Array, Bool, Float, Int, Reward, real
 
 
 def votes(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Int[Array, "P G"]:
@@ -46,3 +46,9 @@ def majority_share(cluster: Int[Array, " B"], *, size: int,
                    silent: bool = False) -> Float[Array, " P"]:
   """Largest number of votes over G: 1 when everybody agrees. A collapse shows here first."""
   return real(votes(cluster, size=size, silent=silent).max(1)) / size
+
+
+def voted(elected: Bool[Array, " B"]) -> Reward:
+  """1 where the response's answer won the vote of all samples, 0 elsewhere: `agreement` when
+  more vote than are kept."""
+  return real(elected)

@@ -149,9 +149,10 @@ class Live:
   """
 
   def __init__(self, owner: "Trees", asked: plain.Asked, rows: turns.Rows, samples: int,
-               longest: int, keys: Callable[..., Any], speak: Callable[..., Any], branch: int = 0):
+               max_tokens: int, keys: Callable[..., Any], speak: Callable[..., Any],
+               branch: int = 0):
     self.owner, self.asked, self.rows, self.samples = owner, asked, rows, samples
-    self.longest, self.speak, self._keys = longest, speak, keys
+    self.max_tokens, self.speak, self._keys = max_tokens, speak, keys
     count = len(asked.examples) * samples
     self.episodes = [Episode(None, ending="not begun") for _ in range(count)]
     self.sample, self.cut = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -203,8 +204,9 @@ class Live:
     self.observed, self.drawn = self.observed + int(on.sum()), self.drawn + int(mask.sum())
     self.steps, self.calls, begin = self.steps + int(out[0].steps), self.calls + 1, time.time()
     if said := [self.episodes[slot] for slot in slots if self.owner._hear(
-        self.episodes[slot], tokens[slot][mask[slot]].tolist(), bool(stopped[slot]), self.longest)]:
-      self.owner._act(said, self.longest)
+        self.episodes[slot], tokens[slot][mask[slot]].tolist(), bool(stopped[slot]),
+        self.max_tokens)]:
+      self.owner._act(said, self.max_tokens)
     self.seconds += time.time() - begin
     numbers: dict[int, Iterator] = {slot: iter(chance[slot].tolist()) for slot in slots}
     # at the limit of turns it is the rule that ends a rollout
@@ -218,7 +220,7 @@ class Trees(multiturn.Episodes):
   strategy: "Agentic"
 
   def grown(self, tree: "Agentic", params: Any, examples: Sequence[Example], key: jax.Array,
-            step: int, *, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+            step: int, *, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
             top_k: int = 0, slots: int = 0) -> plain.Rollout:
     """P examples -> B = P x rule.samples verified episodes, a tree or several to an example.
 
@@ -231,13 +233,14 @@ class Trees(multiturn.Episodes):
     keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
     speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
     rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, longest=longest, width=self.environment.max_observation)
+                          samples=samples, max_tokens=max_tokens,
+                          width=self.environment.max_observation)
     initial, probe = [tree.initial] * len(examples), None
     if not tree.initial:
-      probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, longest, keys,
+      probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, max_tokens, keys,
                    functools.partial(speak, trials=0), PROBE)
       initial = budgets(probe, samples, tree.sharpness)
-    live = Live(self, asked, rows, samples, longest, keys,
+    live = Live(self, asked, rows, samples, max_tokens, keys,
                 functools.partial(speak, trials=rule.beam - 1))
     grow(rule, initial, live)
     both = [live, probe] if probe else [live]

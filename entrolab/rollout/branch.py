@@ -15,11 +15,9 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.methods import cure
-from entrolab.ranks import grouped
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
 from entrolab.rollout.sampler import Samples, resume
 from entrolab.tasks.task import Example
-from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 CUT = 2**31 - 2  # folded into a row's key for the choice of its cut: no position reaches it
 Choose = Literal["entropy", "random"]
@@ -32,26 +30,6 @@ def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
   allowed = np.asarray([bool(text.strip()) for text in texts], bool)
   allowed[list(special)] = False
   return allowed
-
-
-def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
-                     row_kind: Int[Array, " B"], parent: Int[Array, " B"],
-                     branch: Int[Array, " B"], *, size: int) -> Advantage:
-  """On tokens of an original that continuations share, the mean A of all rows that hold them.
-
-  A tree counts a shared prefix once: in the row of the original, at the advantage that k copies of
-  it in k rows would have with weights 1 / k. Equal to those for surrogates that are linear in A,
-  and for clipped ones where no ratio is clipped. Stands last in a chain that gives every token of
-  a row the same A; CURE itself teaches a prefix by its original's outcome alone.
-  """
-  rows = grouped(adv[:, 0], size)  # every response begins at position 0
-  held = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
-  held = grouped(real(held & (row_kind == 1)[:, None]), size).astype(adv.dtype)
-  of = grouped(parent, size)[:, :, None] == jnp.arange(size, dtype=jnp.int32)[None, None]
-  family = lambda x: jnp.einsum("pjr,pjt->prt", of.astype(adv.dtype), x, precision="highest")
-  mean = (rows[..., None] + family(held * rows[..., None])) / (1.0 + family(held))
-  shared = jnp.where((row_kind == 0)[:, None], mean.reshape(adv.shape), adv)
-  return jnp.where(mask, shared, 0.0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,19 +124,20 @@ class Cure:
     asked, n1, n2 = sampler.asked(examples), self.originals, self.branches
     fold = functools.partial(row_keys, ask.key, np.int32(ask.step), asked.ids, n1)
     knobs = {name: ask.knobs[name] for name in ("temperature", "top_p", "top_k")}
-    longest, keys = ask.knobs["longest"], fold()
-    out = sampler.sample(ask.params, asked, keys, samples=n1, longest=longest, keep=n2 > 0,
+    max_tokens, keys = ask.knobs["max_tokens"], fold()
+    out = sampler.sample(ask.params, asked, keys, samples=n1, max_tokens=max_tokens, keep=n2 > 0,
                          slots=ask.knobs.get("slots", 0), **knobs)
     special = tuple(int(t) for t in (*sampler.stop, sampler.tokenizer.pad_id) if t >= 0)
     cut, own, longer = _cut(
         dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys,
         _table(sampler.tokenizer, special, self.admissible), most=self.most, choose=self.choose,
-        overflow=self.overflow, width=asked.prompt.shape[1] + (self.room or longest))
+        overflow=self.overflow, width=asked.prompt.shape[1] + (self.room or max_tokens))
     first = (dataclasses.replace(out, trunk=None, steps=None), keys, *own, jnp.zeros_like(cut))
     second, steps = None, int(out.steps)
     if n2:
       more = jnp.stack([fold(branch=np.int32(1 + j)) for j in range(n2)], 1).reshape(-1)
-      new = resume(sampler.config, ask.params, out.trunk, cut, more, copies=n2, longest=longest,
+      new = resume(sampler.config, ask.params, out.trunk, cut, more, copies=n2,
+                   max_tokens=max_tokens,
                    **sampler.limits(**knobs))
       steps += int(new.steps)
       second = (dataclasses.replace(new, steps=None), more,

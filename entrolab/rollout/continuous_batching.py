@@ -130,10 +130,10 @@ def _compacted(s: _Slots, size: int) -> _Slots:
 def _decoded(config, params, s, queue, stop_ids, pad_id, go):
   """Ticks of all slots while `go`."""
   own = jax.tree.map(lambda x: x[s.row], queue.own)
-  longest = s.ring["token"].shape[1]
+  max_tokens = s.ring["token"].shape[1]
 
   def tick(s: _Slots) -> _Slots:
-    at = s.clock % longest
+    at = s.clock % max_tokens
     logits = transformer.logits(config, params, s.hidden)
     drawn = draw(logits, sampler.noise(own["keys"], s.length), own["temperature"], own["top_p"],
                  own["top_k"])
@@ -147,22 +147,22 @@ def _decoded(config, params, s, queue, stop_ids, pad_id, go):
     ring = {name: put(s.ring[name], value) for name, value in drawn._asdict().items()}
     hidden, cache = transformer.extend(
         config, params, token[:, None], (own["offset"] + s.length)[:, None], ~s.idle[:, None],
-        s.cache, s.cache.valid.shape[1] - longest + at)
+        s.cache, s.cache.valid.shape[1] - max_tokens + at)
     now = ~s.idle & (token[:, None] == stop_ids[None]).any(1)
     length = s.length + (~s.idle).astype(jnp.int32)
     return dataclasses.replace(
         s, clock=s.clock + 1, length=length, stopped=s.stopped | now,
-        idle=s.idle | now | (length >= longest), hidden=hidden[:, 0], cache=cache, ring=ring)
+        idle=s.idle | now | (length >= max_tokens), hidden=hidden[:, 0], cache=cache, ring=ring)
 
   return jax.lax.while_loop(go, tick, s)
 
 
-def _begin(config, queue, slots, longest) -> tuple[dict[str, Array], _Slots]:
+def _begin(config, queue, slots, max_tokens) -> tuple[dict[str, Array], _Slots]:
   """(empty outputs of B rows, S idle slots)."""
   rows, zeros = queue.rows, lambda *shape: jnp.zeros(shape, jnp.int32)
   kinds = {name: jnp.int32 if name == "token" else jnp.float32 for name in Draw._fields}
-  lines = lambda n: {name: jnp.zeros((n, longest), kind) for name, kind in kinds.items()}
-  cache = transformer.empty_cache(config, slots, queue.cache.valid.shape[1] + longest)
+  lines = lambda n: {name: jnp.zeros((n, max_tokens), kind) for name, kind in kinds.items()}
+  cache = transformer.empty_cache(config, slots, queue.cache.valid.shape[1] + max_tokens)
   hidden = jnp.zeros((slots, queue.hidden.shape[1]), queue.hidden.dtype)
   out = {**lines(rows), "length": zeros(rows), "stopped": jnp.zeros(rows, bool)}
   return out, _Slots(zeros(), zeros(), jnp.arange(slots, dtype=jnp.int32), zeros(slots),
@@ -181,7 +181,7 @@ def check(slots: int, rows: int, ways: int) -> None:
                      f"each of which refills its own; nearest: {' or '.join(map(str, near))}")
 
 
-def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, longest, slots):
+def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, max_tokens, slots):
   """`Samples` of the rows of one device; steps [1]."""
   hidden, cache = sampler._prefill(config, params, prompt, prompt_mask, 1, 0)
   offset = prompt_mask.sum(1).astype(jnp.int32)
@@ -198,12 +198,12 @@ def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, long
     return out, decoded(_filled(s, queue), go)
 
   waits = lambda carry: (carry[1].queued < rows) | (live(carry[1]) > stages[1])
-  out, s = jax.lax.while_loop(waits, round_, _begin(config, queue, slots, longest))
+  out, s = jax.lax.while_loop(waits, round_, _begin(config, queue, slots, max_tokens))
   for size, fewer in zip(stages[1:-1], stages[2:], strict=True):
     out = _flushed(out, s)
     s = decoded(_compacted(s, size), lambda s, fewer=fewer: live(s) > fewer)
   out = _flushed(out, s)
-  mask = jnp.arange(longest)[None] < out["length"][:, None]
+  mask = jnp.arange(max_tokens)[None] < out["length"][:, None]
   number = lambda name: jnp.where(mask, out[name], 0.0)
   return sampler.Samples(
       jnp.where(mask, out["token"], pad_id).astype(jnp.int32), mask, number("logp"),
@@ -211,9 +211,10 @@ def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, long
       s.clock[None])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "longest", "slots", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "samples", "max_tokens", "slots", "mesh"))
 def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
-           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int, longest: int,
+           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int,
+           max_tokens: int,
            slots: int, temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
            pad_id: Array | int = 0, mesh: Mesh | None = None) -> sampler.Samples:
   """`sampler.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
@@ -224,13 +225,13 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   """
   rows, ways = prompt.shape[0] * samples, 1 if mesh is None else sharding.row_devices(mesh)
   check(slots, rows, ways)
-  sampler.TRACES.append((*prompt.shape, samples, longest, slots))
+  sampler.TRACES.append((*prompt.shape, samples, max_tokens, slots))
   spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
   own = {"keys": keys, "temperature": spread(temperature, jnp.float32),
          "top_p": spread(top_p, jnp.float32), "top_k": spread(top_k, jnp.int32)}
   if ways > 1:  # the layout places rows, and each device has its own
     config = dataclasses.replace(config, layout=None)
-  run = functools.partial(_sampled, config, longest=longest, slots=slots // ways)
+  run = functools.partial(_sampled, config, max_tokens=max_tokens, slots=slots // ways)
   if ways > 1:
     # nothing is exchanged between rows, so that loops of other lengths never wait for each other;
     # "tensor" is left to the compiler, as in `sampler.sample`

@@ -19,11 +19,9 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
-from entrolab.methods import empg
 from entrolab.objective import Batch
 from entrolab.rollout import plain, turns
 from entrolab.tasks.task import Example
-from entrolab.typing import Array, Bool, Int, Scale, real
 from entrolab.verify import codes
 
 DONE, TURNS, TOKENS = "done", "turn limit", "token budget"  # how an episode ends
@@ -76,7 +74,7 @@ class Episodes(plain.Sampler):
     self.strategy, self.environment = strategy, self.task.as_environment()
 
   def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
-              samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+              samples: int, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
               top_k: int = 0, slots: int = 0) -> plain.Rollout:
     """P examples -> B = P x samples verified episodes, those of an example one after another.
 
@@ -87,7 +85,8 @@ class Episodes(plain.Sampler):
     keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
     limits = self.limits(temperature, top_p, top_k)
     rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, longest=longest, width=self.environment.max_observation)
+                          samples=samples, max_tokens=max_tokens,
+                          width=self.environment.max_observation)
     everyone = [example for example in examples for _ in range(samples)]
     episodes = [Episode(self.environment.reset(example)[0]) for example in everyone]
     most, steps, calls, seconds = self.strategy.action, 0, 0, 0.0
@@ -98,7 +97,7 @@ class Episodes(plain.Sampler):
       tokens, on, stopped = sharding.local((said.tokens, said.mask, said.stopped))
       steps, calls, begin = steps + int(said.steps), calls + 1, time.perf_counter()
       self._act([e for row, e in enumerate(episodes) if act[row] and self._hear(
-          e, tokens[row][on[row]].tolist(), bool(stopped[row]), longest)], longest)
+          e, tokens[row][on[row]].tolist(), bool(stopped[row]), max_tokens)], max_tokens)
       seconds += time.perf_counter() - begin
     texts = [BETWEEN.join(e.actions) for e in episodes]
     verdicts = [judge(e.total, len(e.actions), e.ending) for e in episodes]
@@ -121,17 +120,17 @@ class Episodes(plain.Sampler):
     return (seen, on, act, np.asarray([len(e.actions) for e in episodes], np.int32),
             np.asarray([len(e.said) for e in episodes], np.int32))
 
-  def _hear(self, e: Episode, new: list[int], stopped: bool, longest: int) -> bool:
+  def _hear(self, e: Episode, new: list[int], stopped: bool, max_tokens: int) -> bool:
     """The row's new tokens; whether they end an action."""
     e.length += len(e.reads) + len(new)
     e.said, e.reads = e.said + new, []
     if not stopped and len(e.said) < self.strategy.action:
-      e.ending = TOKENS if e.length >= longest else ""
+      e.ending = TOKENS if e.length >= max_tokens else ""
       return False
     e.cut_actions += not stopped
     return True
 
-  def _act(self, episodes: Sequence[Episode], longest: int) -> None:
+  def _act(self, episodes: Sequence[Episode], max_tokens: int) -> None:
     """Actions that have ended, and the environment's answers to them."""
     texts = [self.tokenizer.decode(e.said) for e in episodes]
     steps = self.environment.steps([e.state for e in episodes], texts)
@@ -144,7 +143,7 @@ class Episodes(plain.Sampler):
       ids = self.tokenizer.encode(self.strategy.frame.replace("{}", observation))
       e.reads = ids[:self.environment.max_observation]
       e.cut_observations += len(ids) > len(e.reads)
-      if e.length + len(e.reads) >= longest:
+      if e.length + len(e.reads) >= max_tokens:
         e.reads, e.ending = [], TOKENS
 
 
@@ -159,22 +158,9 @@ def _counts(episodes: Sequence[Episode]) -> dict[str, int]:
           "cut_observations": sum(e.cut_observations for e in episodes)}
 
 
-def turn_mean(mask: Bool[Array, "B T"], phase: Int[Array, "B T"], *, steps: int) -> Scale:
-  """Token mean in every turn, mean over the turns of an episode, mean over episodes.
-
-  EPO's aggregation (arXiv:2509.22576, section 3.1), a row being an episode. steps: the most turns
-  that a row may have. Turns without a token, and rows without one, are left out.
-  """
-  count = empg.step_sums(jnp.ones_like(mask, real(mask).dtype), phase, mask, steps=steps)
-  turns = real(count > 0).sum(0)
-  length = jnp.take_along_axis(count.T, jnp.clip(phase, 0, steps - 1), 1)
-  share = real(mask) / jnp.maximum(length, 1.0) / jnp.maximum(turns, 1.0)[:, None]
-  return share / jnp.maximum(real(turns > 0).sum(), 1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class MultiTurn:
-  """Episodes: at most `turns` actions of at most `action` tokens each; sampling.longest is the
+  """Episodes: at most `turns` actions of at most `action` tokens each; sampling.max_tokens is the
   token budget of an episode, observations included.
 
   chunk: tokens that a call of the sampler draws of a row at most, 0 for a whole action; an action

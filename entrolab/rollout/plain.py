@@ -75,7 +75,7 @@ class Request:
   """What a strategy is asked for at one step.
 
   draw: the next prompts of the data; control: the controlled values by name; knobs: samples,
-  longest, temperature, top_p, top_k, slots of `Sampler.rollout`; refills: further draws that are
+  max_tokens, temperature, top_p, top_k, slots of `Sampler.rollout`; refills: further draws that are
   allowed;
   host: what the strategy kept of earlier steps, empty at first.
   """
@@ -111,13 +111,13 @@ class Sampler:
     return self.judged(*self.drawn(params, examples, key, step, **knobs), knobs["samples"])
 
   def drawn(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
-            samples: int, longest: int, temperature: float = 1.0, top_p: float = 1.0,
+            samples: int, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
             top_k: int = 0, slots: int = 0) -> Drawn:
     """The rows of `rollout` before anybody reads them: returns while the devices draw."""
     asked = self.asked(examples)
     keys = row_keys(key, np.int32(step), asked.ids, samples)
     return Drawn(asked, keys, self.sample(
-        params, asked, keys, samples=samples, longest=longest, temperature=temperature,
+        params, asked, keys, samples=samples, max_tokens=max_tokens, temperature=temperature,
         top_p=top_p, top_k=top_k, slots=slots))
 
   def place(self, local: Any) -> Any:
@@ -131,7 +131,7 @@ class Sampler:
     ids = np.asarray([example.id for example in examples], np.int32)
     return Asked(list(examples), *self.place((prompt, mask, ids)))
 
-  def sample(self, params: Any, asked: Asked, keys: jax.Array, *, samples: int, longest: int,
+  def sample(self, params: Any, asked: Asked, keys: jax.Array, *, samples: int, max_tokens: int,
              temperature: Any = 1.0, top_p: float = 1.0, top_k: int = 0, keep: bool = False,
              slots: int = 0) -> sampler.Samples:
     """`samples` responses to every prompt; temperature: a number, or [B] on the mesh; slots: as in
@@ -139,7 +139,7 @@ class Sampler:
 
     Raises ValueError for slots and keep, and as `refill.check`.
     """
-    limits = dict(samples=samples, longest=longest, **self.limits(temperature, top_p, top_k))
+    limits = dict(samples=samples, max_tokens=max_tokens, **self.limits(temperature, top_p, top_k))
     args = (self.config, params, asked.prompt, asked.mask, keys)
     if not slots:
       return sampler.sample(*args, keep=keep, **limits)

@@ -53,16 +53,18 @@ class Said:
   steps: Any
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "longest", "width"))
+@functools.partial(jax.jit, static_argnames=("config", "samples", "max_tokens", "width"))
 def begin(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
-          prompt_mask: Bool[Array, "P L"], pad_id: Array | int, *, samples: int, longest: int,
+          prompt_mask: Bool[Array, "P L"], pad_id: Array | int, *, samples: int, max_tokens: int,
           width: int) -> Rows:
-  """B = P x samples rows after their prompts, each prompt run once; longest: T; width: tokens that
-  an observation may have."""
-  sampler.TRACES.append((*prompt.shape, samples, longest, width))
+  """B = P x samples rows after their prompts, each prompt run once.
+
+  max_tokens: T, the length of a response; width: the most tokens of an observation.
+  """
+  sampler.TRACES.append((*prompt.shape, samples, max_tokens, width))
   rows = prompt.shape[0] * samples
-  hidden, cache = sampler._prefill(config, params, prompt, prompt_mask, samples, longest + width)
-  empty = lambda dtype: jnp.zeros((rows, longest), dtype)
+  hidden, cache = sampler._prefill(config, params, prompt, prompt_mask, samples, max_tokens + width)
+  empty = lambda dtype: jnp.zeros((rows, max_tokens), dtype)
   return Rows(tokens=empty(jnp.int32) + jnp.asarray(pad_id, jnp.int32), present=empty(bool),
               mask=empty(bool), phase=empty(jnp.int32), at=jnp.zeros(rows, jnp.int32),
               hidden=hidden, cache=cache,

@@ -12,13 +12,6 @@ from entrolab.methods import ttrl
 from entrolab.ranks import grouped
 from entrolab.rollout import plain
 from entrolab.rollout.oversample import sliced
-from entrolab.typing import Array, Bool, Reward, real
-
-
-def voted(elected: Bool[Array, " B"]) -> Reward:
-  """1 where the response's answer won the vote of all samples, 0 elsewhere: `ttrl.agreement` when
-  more vote than are kept."""
-  return real(elected)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, part_of
+from entrolab.typing import name_of
 from entrolab.verify import Verdict
 from entrolab.verify import math as mathematics
 
@@ -51,10 +52,10 @@ class FewShot:
 
 
 def _shown(task: Any) -> str:
-  """A dataclass's repr with functions by name, so that it has no addresses in it."""
-  name = lambda f: f"{f.__module__.split('.')[-1]}.{f.__qualname__}"
+  """A dataclass's repr with functions by name: checkpoints hold it, so that neither addresses,
+  which change from process to process, nor folders of the code may stand in it."""
   values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-  text = [f"{key}={name(v) if hasattr(v, '__qualname__') else repr(v)}"
+  text = [f"{key}={name_of(v) if hasattr(v, '__qualname__') else repr(v)}"
           for key, v in values.items()]
   return f"{type(task).__name__}({', '.join(text)})"
 

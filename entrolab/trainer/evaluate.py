@@ -87,7 +87,7 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
     part = list(own[at:at + chunk])
     fill = part + list(part or problems)[:1] * (chunk - len(part))  # one shape, one compilation
     many = sampler.rollout(params, fill, key, 0, samples=e.samples,
-                           longest=experiment.sampling.longest, temperature=e.temperature,
+                           max_tokens=experiment.sampling.max_tokens, temperature=e.temperature,
                            top_p=e.top_p, slots=slots)
     rows = len(part) * e.samples
     verdicts = many.verdicts[:rows]
@@ -96,7 +96,8 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
     texts += many.texts[:rows]
     h, on = plain.local_rows(many.batch, rows)
     entropy, tokens = entropy + float(h[on].sum()), tokens + int(on.sum())
-    one = sampler.rollout(params, fill, key, 0, samples=1, longest=experiment.sampling.longest,
+    one = sampler.rollout(params, fill, key, 0, samples=1,
+                          max_tokens=experiment.sampling.max_tokens,
                           temperature=0.0)
     greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
   matrix = np.asarray(right, bool).reshape(-1, e.samples)

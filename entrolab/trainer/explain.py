@@ -33,7 +33,7 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
   s, t = experiment.sampling, experiment.training
   width = 2 if t.dtype == "bfloat16" else 4
   rows = s.prompts * s.samples
-  held = (s.slots or rows) * (prompt_length + s.longest)
+  held = (s.slots or rows) * (prompt_length + s.max_tokens)
   held += s.prompts * prompt_length if s.slots else 0  # the queue's
   learned = rows // t.updates + replay.further_rows(experiment.rollout, s.samples, t.updates,
                                                     t.micro)
@@ -41,7 +41,7 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
   count = parameter_count(config)
   return {"parameters": 4 * count, "optimiser": 8 * count,
           "key-value cache": token * held,
-          "logits never kept": 4 * learned // t.micro * s.longest * config.vocab_size}
+          "logits never kept": 4 * learned // t.micro * s.max_tokens * config.vocab_size}
 
 
 def parameter_count(config) -> int:
@@ -99,7 +99,7 @@ def warnings(experiment: Experiment) -> list[str]:
       said.append(f"{objective.surrogate.name}: every ratio is exactly 1 with one update a "
                   "rollout, so no clip acts")
   rows = s.prompts * s.samples // t.updates
-  tokens = rows * s.longest
+  tokens = rows * s.max_tokens
   for slot, bound in objective.terms():
     defaults = {n: p for n, p in _keywords(bound).items()}
     fraction = dict(bound.knobs).get("fraction", defaults.get("fraction"))
@@ -136,7 +136,7 @@ def plan(experiment: Experiment, config, prompt_length: int) -> str:
   lines = [f"{experiment.name}: {batch_sentence(experiment)}",
            f"model: {parameter_count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
            f"width {config.width}, vocabulary {config.vocab_size}",
-           f"lengths: prompt {prompt_length} + response {experiment.sampling.longest} tokens "
+           f"lengths: prompt {prompt_length} + response {experiment.sampling.max_tokens} tokens "
            + ("(packed into bins of 1, 2 or 4 rows)" if experiment.training.packing else
               "(one bucket)"),
            "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in

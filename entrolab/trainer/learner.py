@@ -161,13 +161,13 @@ class Learner:
   def plan(self, batch: Batch, parts: int) -> tuple[packing.Plan | None, float]:
     """(where rows lie in `parts` parts, None without packing; padded share of all positions)."""
     real, counted = np.asarray(self.lengths(batch))
-    length, longest = batch.prompt.shape[1] + batch.tokens.shape[1], batch.tokens.shape[1]
+    length, max_tokens = batch.prompt.shape[1] + batch.tokens.shape[1], batch.tokens.shape[1]
     if not self.experiment.training.packing:
       return None, 1.0 - float(real.sum()) / (len(real) * length)
     ways = sharding.row_devices(self.mesh)
     c = self.config
     made = packing.make(
-        real, counted, length=length, longest=longest, ways=ways, parts=parts,
+        real, counted, length=length, max_tokens=max_tokens, ways=ways, parts=parts,
         # numbers that a layer keeps: scores and weights beside states
         attention=2.0 * c.heads / (8.0 * c.width + 3.0 * c.mlp_width),
         balanced=self.objective.scope == "batch")

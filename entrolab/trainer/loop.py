@@ -65,7 +65,8 @@ class Lab:
   def request(self, state: State, step: int) -> plain.Request:
     """What the strategy of the experiment is asked for at one step."""
     s = self.experiment.sampling
-    knobs = dict(samples=s.samples, longest=s.longest, temperature=s.temperature, top_p=s.top_p,
+    knobs = dict(samples=s.samples, max_tokens=s.max_tokens, temperature=s.temperature,
+                 top_p=s.top_p,
                  top_k=s.top_k, slots=s.slots)
     return plain.Request(self.learner.serve_rollouts(state.params), lambda: next(self.data),
                          self.key, step, state.control, knobs, s.refills, self.host)

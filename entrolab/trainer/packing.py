@@ -44,12 +44,13 @@ class Plan:
     return self.bins, self.width, self.tokens
 
 
-def make(real: np.ndarray, counted: np.ndarray, *, length: int, longest: int, ways: int, parts: int,
+def make(real: np.ndarray, counted: np.ndarray, *, length: int, max_tokens: int, ways: int,
+         parts: int,
          attention: float, balanced: bool) -> Plan:
   """The plan of B rows in `parts` parts over `ways` devices, by first fit of the longest rows.
 
   real, counted [B]: tokens of a row in all, and those of its response that count; length: L + T;
-  longest: T; attention: cost of one attended position beside all else of a position. balanced:
+  max_tokens: T; attention: cost of one attended position beside all else of a position. balanced:
   rows are dealt so that parts have nearly equal numbers of tokens; otherwise they keep the order
   of `microbatch.split`. The bins are as wide as costs least, at most what rows with their padding
   cost. Raises ValueError for a row that is longer than `length`.
@@ -71,7 +72,7 @@ def make(real: np.ndarray, counted: np.ndarray, *, length: int, longest: int, wa
     found.append((bins * k * (1.0 + attention * k * length), k * length, bins, start))
   _, width, bins, start = min(found, key=lambda x: x[:2])
   most = int(counted[cells].sum(1).max())
-  return Plan(start, order.astype(np.int32), bins, width, rounded(most, size * longest))
+  return Plan(start, order.astype(np.int32), bins, width, rounded(most, size * max_tokens))
 
 
 def dealt(lengths: np.ndarray, parts: int) -> np.ndarray:
@@ -123,7 +124,7 @@ class Laid:
 def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: Bool[Array, "B S"],
         mask: Bool[Array, "B T"]) -> Laid:
   """Rows of one part [B, L + T] -> bins. A token that counts must follow a real one."""
-  ways, size, longest = plan.order.shape[0], plan.bins * plan.width, mask.shape[1]
+  ways, size, max_tokens = plan.order.shape[0], plan.bins * plan.width, mask.shape[1]
 
   def device(start, tokens, valid, mask):
     rank = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
@@ -131,7 +132,8 @@ def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: B
     row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], rank.shape)
     bins = _scattered(size, valid, slot, tokens, rank, row)
     place = (jnp.cumsum(mask.ravel(), dtype=jnp.int32) - 1).reshape(mask.shape)
-    picked = _scattered(plan.tokens, mask, place, slot[:, -longest:] - 1, tokens[:, -longest:])
+    picked = _scattered(plan.tokens, mask, place, slot[:, -max_tokens:] - 1, tokens[:,
+                                                                                    -max_tokens:])
     return bins, picked, jnp.where(mask, place, 0)
 
   split = lambda x: x.reshape(ways, -1, *x.shape[1:])

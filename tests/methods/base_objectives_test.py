@@ -282,7 +282,7 @@ def _misc(case):
   cfg, lengths = case.text("overlong_cfg"), case.raw("overlong_lengths")
   rows = jnp.arange(max(lengths.max(), 1))[None] < jnp.asarray(lengths)[:, None]
   case.compare("overlong_penalty", dapo.overlong(
-      jnp.zeros(len(lengths)), rows, longest=cfg["max_resp_len"], buffer=cfg["buffer_len"],
+      jnp.zeros(len(lengths)), rows, max_tokens=cfg["max_resp_len"], buffer=cfg["buffer_len"],
       factor=cfg["penalty_factor"]))
   cfg = case.text("akl_cfg")
   control = kl.Adaptive(cfg["target"], start=cfg["init"], rows=cfg["n_steps"],

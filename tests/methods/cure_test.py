@@ -12,6 +12,10 @@ from entrolab.objective import Batch, Objective, term
 from entrolab.ranks import masked_mean
 from tests import adapters
 
+# of a group of four: two originals, and a continuation of each; `parent` is a place in the group
+COLUMNS = dict(row_kind=lambda rng: np.tile(np.int32([0, 0, 1, 1]), 4),
+               parent=lambda rng: np.tile(np.int32([0, 1, 0, 1]), 4),
+               branch=lambda rng: np.tile(np.int32([0, 0, 3, 5]), 4))
 DAPO = dict(surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=10.0))
 
 

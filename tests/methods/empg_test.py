@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab import ranks
 from entrolab.methods import empg, grpo, ppo
 from entrolab.objective import Objective, term
 from tests import adapters
@@ -13,8 +14,8 @@ def golden(case):
   rows, index = case.raw("step_row"), case.raw("step_index")
   steps = int(case.raw("segment_id").max()) + 1
   entropy = case["old_entropy"]
-  count = empg.step_sums(jnp.ones(mask.shape), phase, mask, steps=steps)
-  mean = empg.step_sums(entropy, phase, mask, steps=steps) / jnp.maximum(count, 1.0)
+  count = ranks.step_sums(jnp.ones(mask.shape), phase, mask, steps=steps)
+  mean = ranks.step_sums(entropy, phase, mask, steps=steps) / jnp.maximum(count, 1.0)
   knobs = dict(sharpness=config["k"], clarity=config["k_prime"])
   n, g, f = empg.gains(mean, count > 0, **knobs)
   at = lambda x: np.asarray(x)[index, rows]
@@ -32,7 +33,7 @@ def golden(case):
   final = empg.modulate(adv, entropy, phase, mask, **knobs)
 
   def of_step(x):
-    return at(empg.step_sums(x, phase, mask, steps=steps) / jnp.maximum(count, 1.0))
+    return at(ranks.step_sums(x, phase, mask, steps=steps) / jnp.maximum(count, 1.0))
 
   case.compare("modulated", of_step(raw))
   case.compare("final_step_advantage", of_step(final))
@@ -49,8 +50,8 @@ def test_gains_have_mean_one_and_confident_steps_gain():
   rng = np.random.default_rng(0)
   phase = jnp.asarray(np.tile(np.arange(24) // 4, (8, 1)), jnp.int32)
   mask, entropy = jnp.ones((8, 24), bool), jnp.asarray(rng.gamma(2.0, size=(8, 24)), jnp.float32)
-  count = empg.step_sums(jnp.ones((8, 24)), phase, mask, steps=6)
-  mean = empg.step_sums(entropy, phase, mask, steps=6) / count
+  count = ranks.step_sums(jnp.ones((8, 24)), phase, mask, steps=6)
+  mean = ranks.step_sums(entropy, phase, mask, steps=6) / count
   _, g, _ = empg.gains(mean, count > 0)
   assert abs(float(g.mean()) - 1.0) < 1e-6
   adv = empg.modulate(jnp.ones((8, 24)), entropy, phase, mask, steps=6, zeta=0.0, recentre=False)

@@ -23,7 +23,7 @@ def golden(case):
 def _length(case):
   case.compare("reward", light_if.length_reward(
       case["score"][None], case.raw("length")[:, None].astype(float),
-      longest=case.config["max_length"]))
+      max_tokens=case.config["max_length"]))
 
 
 def _reward(case):

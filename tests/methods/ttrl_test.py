@@ -9,7 +9,8 @@ from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
 from tests import adapters
 
-COLUMNS = dict(cluster=lambda rng: rng.integers(-1, 3, 16).astype(np.int32))
+COLUMNS = dict(cluster=lambda rng: rng.integers(-1, 3, 16).astype(np.int32),
+               elected=lambda rng: rng.random(16) < 0.5)
 
 
 def golden(case):
