@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from entrolab.objective import Batch, Columns, Objective
+from entrolab.batch import Batch
+from entrolab.objective import Columns, Objective
 from entrolab.typing import Array
 
 

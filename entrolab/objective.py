@@ -24,57 +24,11 @@ import jax.numpy as jnp
 from entrolab import aggregate as aggregates
 from entrolab import control as controls
 from entrolab import vocab as vocabulary
+from entrolab.batch import COLUMNS, Batch
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, name_of, real, slot_of
 
 Columns = Mapping[str, Any]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """The columns of a batch; None until a stage fills them, top to bottom.
-
-  prompt, prompt_mask [B, L]; tokens [B, T]; mask [B, T]: response tokens that count; present
-  [B, T]: response tokens that stand in the context (None: those of the mask); group [B] prompt
-  of the row; row [B, 2] uint32 key data of the row, its identity; finished [B];
-  old_logp, old_entropy [B, T] of the policy that sampled, untruncated at temperature 1;
-  sampled_logp [B, T] of the distribution that was drawn from; phase [B, T] segment ids;
-  ref_logp [B, T]; verdict [B] (1 right, 0 wrong, -1 unknown); rewards [B]; adv, scale [B, T];
-  noise [B, T] uniform numbers that break ties; extra: further columns of a rollout, by name.
-  """
-  tokens: Any = None
-  mask: Any = None
-  present: Any = None
-  prompt: Any = None
-  prompt_mask: Any = None
-  group: Any = None
-  row: Any = None
-  finished: Any = None
-  old_logp: Any = None
-  old_entropy: Any = None
-  sampled_logp: Any = None
-  phase: Any = None
-  ref_logp: Any = None
-  verdict: Any = None
-  rewards: Any = None
-  adv: Any = None
-  scale: Any = None
-  noise: Any = None
-  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-  def replace(self, **columns: Any) -> "Batch":
-    """A copy with these columns filled; a name that is no column goes to `extra`."""
-    extra = {k: columns.pop(k) for k in list(columns) if k not in COLUMNS}
-    return dataclasses.replace(self, **columns, extra={**self.extra, **extra})
-
-  def columns(self) -> dict[str, Any]:
-    """The filled columns by name."""
-    own = {name: getattr(self, name) for name in COLUMNS}
-    return {k: v for k, v in {**own, **self.extra}.items() if v is not None}
-
-
-COLUMNS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "extra")
 
 
 @dataclasses.dataclass(frozen=True)

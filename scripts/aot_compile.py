@@ -32,10 +32,10 @@ from jax.sharding import NamedSharding  # noqa: E402
 
 from entrolab import config, nucleus, sharding  # noqa: E402
 from entrolab import control as controls  # noqa: E402
+from entrolab.batch import Batch  # noqa: E402
 from entrolab.cost import chips, hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
-from entrolab.objective import Batch  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
 from entrolab.trainer.learner import Learner, State  # noqa: E402

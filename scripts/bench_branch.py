@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 
 from entrolab import sharding  # noqa: E402
 from entrolab.environments import Spoken  # noqa: E402
+from entrolab.keys import row_keys  # noqa: E402
 from entrolab.methods.aepo_agentic import Branching  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.rollout import agentic, branch, sampler  # noqa: E402
@@ -140,7 +141,7 @@ def variants(args):
   prompt = jnp.asarray(rng.integers(0, config.vocab_size, shape), jnp.int32)
   mask = jnp.asarray(np.arange(shape[1])[None] >= rng.integers(0, shape[1] // 2, shape[0])[:, None])
   ids = jnp.arange(shape[0], dtype=jnp.int32)
-  keys = lambda count, **more: sampler.row_keys(jax.random.key(0), 0, ids, count, **more)
+  keys = lambda count, **more: row_keys(jax.random.key(0), 0, ids, count, **more)
   limits = dict(max_tokens=args.max_tokens, temperature=np.float32(1.0), top_p=np.float32(1.0),
                 top_k=np.int32(0), stop_ids=np.asarray([-1], np.int32))
   more = jnp.stack([keys(n1, branch=1 + j) for j in range(n2)], 1).reshape(-1)

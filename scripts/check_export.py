@@ -18,6 +18,7 @@ import jax.numpy as jnp  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from entrolab.keys import row_keys  # noqa: E402
 from entrolab.models import huggingface  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
 
@@ -29,7 +30,7 @@ def ours(folder, prompt, max_tokens):
   config, params = huggingface.load(folder)
   tokenizer = huggingface.Tokenizer(folder)
   ids = tokenizer.encode(prompt)
-  keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(1), 1)
+  keys = row_keys(jax.random.key(0), 0, jnp.arange(1), 1)
   drawn = sampler.sample(config, params, jnp.asarray([ids]), jnp.ones((1, len(ids)), bool), keys,
                          samples=1, max_tokens=max_tokens, temperature=0.0, top_p=1.0, top_k=0,
                          stop_ids=jnp.asarray(tokenizer.stop_ids), pad_id=tokenizer.pad_id)

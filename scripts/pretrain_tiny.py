@@ -28,6 +28,7 @@ import sentencepiece  # noqa: E402
 from safetensors import numpy as safetensors  # noqa: E402
 
 from entrolab import vocab  # noqa: E402
+from entrolab.keys import row_keys  # noqa: E402
 from entrolab.models import tiny, transformer  # noqa: E402
 from entrolab.rollout import sampler  # noqa: E402
 from entrolab.tasks import prompts  # noqa: E402
@@ -103,7 +104,7 @@ def measure(config: transformer.Config, params, tokenizer, *, problems: int = 51
   examples = [task.examples("eval", seed)[i] for i in range(problems)]
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
-  keys = sampler.row_keys(jax.random.key(seed), 0, jnp.arange(problems), samples)
+  keys = row_keys(jax.random.key(seed), 0, jnp.arange(problems), samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=RESPONSE,
                        temperature=1.0, top_p=1.0, top_k=0,
                        stop_ids=jnp.asarray(tokenizer.stop_ids, jnp.int32))

@@ -24,8 +24,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from entrolab import config, sharding  # noqa: E402
+from entrolab.batch import Batch  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
-from entrolab.objective import Batch, Penalty  # noqa: E402
+from entrolab.objective import Penalty  # noqa: E402
 from entrolab.trainer import guards  # noqa: E402
 from entrolab.trainer.learner import Learner  # noqa: E402
 

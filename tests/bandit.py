@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import control, vocab
-from entrolab.objective import Batch, Objective
+from entrolab.batch import Batch
+from entrolab.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from entrolab import config, experiment, sharding
+from entrolab.keys import row_keys
 from entrolab.models import tiny
 from entrolab.rollout import branch, continuous_batching, multiturn, plain, sampler, tempered
 from entrolab.tasks import prompts
@@ -52,7 +53,7 @@ def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), max_tokens=MAX_TOKEN
   model, params, tokenizer = lab()
   task, some = Countdown(), [examples()[i] for i in chosen]
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in some], 12, 0)
-  keys = sampler.row_keys(jax.random.key(7), 0, jnp.arange(len(some)), SAMPLES)
+  keys = row_keys(jax.random.key(7), 0, jnp.arange(len(some)), SAMPLES)
   temperature, top_p, top_k = shape
   if "mesh" in options:
     model, params = served(options["mesh"])

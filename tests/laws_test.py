@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entrolab import microbatch, vocab
-from entrolab.objective import COLUMNS, Batch
+from entrolab.batch import COLUMNS, Batch
 from tests import adapters, probe
 
 FUNCTIONS = probe.functions()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from entrolab.keys import row_keys
 from entrolab.models import gguf, huggingface, tiny, transformer
 from entrolab.rollout import sampler
 
@@ -420,7 +421,7 @@ def test_smollm2_adds_digits(smollm2):
   asked = {(a, b): a + b for a in range(1, 5) for b in range(1, 5)}
   prompts = [tokenizer.encode(f"{shown}{a} + {b} =") for a, b in asked]
   assert len({len(p) for p in prompts}) == 1
-  keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(len(prompts)), 1)
+  keys = row_keys(jax.random.key(0), 0, jnp.arange(len(prompts)), 1)
   tokens = jnp.asarray(prompts)
   drawn = sampler.sample(config, jax.tree.map(jnp.asarray, params), tokens,
                          jnp.ones(tokens.shape, bool), keys, samples=1, max_tokens=4,

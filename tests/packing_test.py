@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from entrolab import config, microbatch, sharding, vocab
+from entrolab.batch import Batch
 from entrolab.cost import hlo
 from entrolab.experiment import Evaluation
 from entrolab.models import transformer
-from entrolab.objective import Batch
 from entrolab.trainer import checkpoint, loop, packing
 from entrolab.trainer.learner import BEFORE, Learner
 from tests import adapters, resume_test

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import aggregate, methods, vocab
+from entrolab.batch import COLUMNS
 from entrolab.methods import bonus, grpo, ppo
-from entrolab.objective import COLUMNS, Objective, Penalty, term
+from entrolab.objective import Objective, Penalty, term
 from entrolab.typing import Array, Float, Weight, slot_of
 
 G, B, T, V = 4, 16, 12, 16

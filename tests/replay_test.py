@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from entrolab import aggregate, config
+from entrolab.batch import Batch
 from entrolab.experiment import Evaluation
 from entrolab.methods import grpo, ppo, spear
-from entrolab.objective import Batch, Objective, term
+from entrolab.objective import Objective, term
 from entrolab.rollout.plain import Plain
 from entrolab.rollout.replay import Replay, packed, unpacked
 from entrolab.trainer import checkpoint, explain, loop

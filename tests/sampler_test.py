@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from entrolab import sharding, vocab
+from entrolab.keys import row_keys
 from entrolab.models import tiny, transformer
 from entrolab.rollout import draw, plain, sampler
 from entrolab.tasks import prompts
@@ -36,7 +37,7 @@ def run(lab, examples, *, length=10, max_tokens=MAX_TOKENS, step=0, samples=SAMP
   task = Countdown()
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], length, 0)
   ids = jnp.asarray([e.id for e in examples], jnp.int32)
-  keys = sampler.row_keys(jax.random.key(7), step, ids, samples)
+  keys = row_keys(jax.random.key(7), step, ids, samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=max_tokens,
                        **{**setting(), **options})
   return prompt, mask, out

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from entrolab.keys import row_keys
 from entrolab.models import tiny, transformer
 from entrolab.rollout import sampler
 from entrolab.tasks import prompts
@@ -76,7 +77,7 @@ def test_it_is_good_but_not_too_good_and_unsure(lab):
   examples = [task.examples("eval", 3)[i] for i in range(problems)]
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
-  keys = sampler.row_keys(jax.random.key(0), 0, jnp.arange(problems), samples)
+  keys = row_keys(jax.random.key(0), 0, jnp.arange(problems), samples)
   out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=18,
                        temperature=1.0, top_p=1.0, top_k=0,
                        stop_ids=jnp.asarray(prompts.stop_ids(task, tokenizer), jnp.int32))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrolab.environments import OfTask, Spoken
-from entrolab.tasks.task import Example, Lazy, Step, part_of
+from entrolab.tasks.task import Example, Lazy, Step, Task, part_of
+from entrolab.typing import name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ class AttemptsState:
 class Attempts(OfTask):
   """`tries` answers to each example of a task with one answer; the first right one ends the episode
   with reward 1, a wrong one is answered by `again`."""
-  task: Any
+  task: Task
   tries: int = 3
   again: str = "That is not right. Try again."
   max_observation: int = 32

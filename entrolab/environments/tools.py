@@ -15,10 +15,9 @@ import selectors
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from entrolab.environments import OfTask
-from entrolab.tasks.task import Example, Step
+from entrolab.tasks.task import Example, Step, Task
 from entrolab.verify import code
 from entrolab.verify.sandbox import inside
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
@@ -143,7 +142,7 @@ class ToolUseState:
 class ToolUse(OfTask):
   """A task with one answer and a tool. calls: at most; the text after them is the answer, whatever
   it is. shows: what stands around what the tool shows, at `{}`."""
-  task: Any
+  task: Task
   tool: Callable[[Sequence[str]], list[str]] = Python()
   calls: int = 4
   shows: str = "```output\n{}\n```\n"

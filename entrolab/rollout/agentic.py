@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
 from entrolab.methods import aepo_agentic
@@ -26,8 +27,7 @@ from entrolab.tasks.task import Example
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 TOP, FIRST = 10, 20  # tokens of a distribution, and positions of a segment, that its entropy counts
-TRIAL = 2**31 - 3  # folded into a row's key for the numbers that decide on branches
-PROBE = 2**31 - 4  # the branch id of the samples that a budget is made of
+keys_of_rows = jax.jit(key_scheme.keys_of_rows, static_argnames="samples")
 
 
 class Segment(NamedTuple):
@@ -108,15 +108,6 @@ def _first(rows: turns.Rows, prompts: Int[Array, " P"], *, count: int) -> turns.
   return _pick(rows, jnp.zeros((prompts.shape[0], count), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="samples")
-def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"],
-             sample: Int[Array, " B"], branch: Int[Array, " B"], *, samples: int
-             ) -> Key[Array, " B"]:
-  """Keys of rows with a sample and a branch id each, by the one scheme."""
-  one = lambda prompt, g, b: sampler.row_keys(key, step, prompt[None], 1, first=g, branch=b)[0]
-  return jax.vmap(one)(jnp.repeat(prompts, samples), sample, branch)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "action", "trials"), donate_argnames="rows")
 def _round(config: transformer.Config, params: Any, rows: turns.Rows, keys: Key[Array, " B"],
            seen: Int[Array, "B W"], seen_on: Bool[Array, "B W"], source: Int[Array, "P G"],
@@ -136,9 +127,7 @@ def _round(config: transformer.Config, params: Any, rows: turns.Rows, keys: Key[
   rows, said, entropy = turns.speak(
       config, params, rows, keys, act, turn, 0, first, chunk=action, action=action, width=width,
       how=turns.limits(count, temperature, top_p, top_k), stop_ids=stop_ids, pad_id=pad_id)
-  fold = jax.random.fold_in
-  chance = jax.vmap(lambda key, at: jax.random.uniform(fold(fold(key, TRIAL), at), (trials,)))
-  return rows, (said, entropy, chance(keys, rows.at))
+  return rows, (said, entropy, key_scheme.trial_uniform(keys, rows.at, trials))
 
 
 class Live:
@@ -230,7 +219,7 @@ class Trees(multiturn.Episodes):
     asked, rule = self.asked(examples), tree.rule
     samples = rule.samples
     limits = self.limits(temperature, top_p, top_k)
-    keys = functools.partial(row_keys, key, np.int32(step), asked.ids)
+    keys = functools.partial(keys_of_rows, key, np.int32(step), asked.ids)
     speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
     rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
                           samples=samples, max_tokens=max_tokens,
@@ -238,7 +227,7 @@ class Trees(multiturn.Episodes):
     initial, probe = [tree.initial] * len(examples), None
     if not tree.initial:
       probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, max_tokens, keys,
-                   functools.partial(speak, trials=0), PROBE)
+                   functools.partial(speak, trials=0), key_scheme.PROBE)
       initial = budgets(probe, samples, tree.sharpness)
     live = Live(self, asked, rows, samples, max_tokens, keys,
                 functools.partial(speak, trials=rule.beam - 1))

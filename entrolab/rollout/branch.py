@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.methods import cure
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
 from entrolab.rollout.sampler import Samples, resume
 from entrolab.tasks.task import Example
 
-CUT = 2**31 - 2  # folded into a row's key for the choice of its cut: no position reaches it
 Choose = Literal["entropy", "random"]
 Overflow = Literal["move", "skip"]
 
@@ -47,8 +47,7 @@ def _cut(out: Samples, prompt, mask, keys, allowed, *, width: int, most: int, ch
   temperature of the draw where nothing is cut off.
   """
   rows, length = out.tokens.shape
-  own = jax.vmap(lambda key: jax.random.fold_in(key, CUT))(keys)
-  uniform = jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(own)
+  uniform = key_scheme.cut_uniform(keys, length)
   level = out.sampled_entropy if choose == "entropy" else uniform[:, 1:]
   choices = cure.candidates(level, out.tokens, out.mask, allowed, most=most)
   at = cure.branch_point(choices, uniform[:, 0])

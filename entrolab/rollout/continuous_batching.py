@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.models import transformer
 from entrolab.rollout import sampler
@@ -135,8 +136,8 @@ def _decoded(config, params, s, queue, stop_ids, pad_id, go):
   def tick(s: _Slots) -> _Slots:
     at = s.clock % max_tokens
     logits = transformer.logits(config, params, s.hidden)
-    drawn = draw(logits, sampler.noise(own["keys"], s.length), own["temperature"], own["top_p"],
-                 own["top_k"])
+    uniform = key_scheme.token_uniform(own["keys"], s.length)
+    drawn = draw(logits, uniform, own["temperature"], own["top_p"], own["top_k"])
     token = jnp.where(s.idle, pad_id, drawn.token).astype(jnp.int32)
 
     def put(ring, value):  # a row that has ended stays as it is until it is flushed

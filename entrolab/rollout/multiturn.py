@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import sharding
+from entrolab.batch import Batch
 from entrolab.environments import BETWEEN, judge
-from entrolab.objective import Batch
 from entrolab.rollout import plain, turns
 from entrolab.tasks.task import Example
 from entrolab.verify import codes

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab import keys as key_scheme
 from entrolab import sharding
+from entrolab.batch import Batch
 from entrolab.models.transformer import Config
-from entrolab.objective import Batch
 from entrolab.rollout import continuous_batching, sampler
 from entrolab.tasks.prompts import padded, stop_ids
 from entrolab.tasks.task import Example, Task, Tokenizer
@@ -56,7 +57,7 @@ class Drawn(NamedTuple):
   out: sampler.Samples
 
 
-row_keys = jax.jit(sampler.row_keys, static_argnums=3)
+row_keys = jax.jit(key_scheme.row_keys, static_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))

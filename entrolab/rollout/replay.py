@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from entrolab import sharding
+from entrolab import keys, sharding
+from entrolab.batch import Batch
 from entrolab.methods import spear
-from entrolab.objective import Batch
 from entrolab.rollout.plain import Plain, Request, Rollout, Sampler
 
 Host = Mapping[str, np.ndarray]
@@ -78,8 +78,8 @@ class Replay:
     batch = made.batch.replace(**{name: sampler.place(x) for name, x in _flags(made).items()})
     state = unpacked(ask.host, self.buffer)
     stored = len(state["rows"].get("step", ()))
-    seed = [*np.asarray(jax.random.key_data(ask.key)).tolist(), ask.step]
-    due, state = self.buffer.replay(state, np.random.default_rng(seed).permutation)
+    rng = np.random.default_rng(keys.host_seed(ask.key, ask.step))
+    due, state = self.buffer.replay(state, rng.permutation)
     further = sampler.place(self.further(batch, due or {}, samples))
     counts = {"stored": stored, "replayed": len(due["step"]) if due else 0}
     return dataclasses.replace(

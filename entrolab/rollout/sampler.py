@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from entrolab import keys as key_scheme
 from entrolab.models import transformer
 from entrolab.rollout.draw import Draw, draw
-from entrolab.typing import Array, Bool, Float, Int, Key
+from entrolab.typing import Array, Bool, Int, Key
 
 # one entry a compiled shape: (prompts, prompt length, samples, max_tokens)
 TRACES: list[tuple] = []
@@ -47,25 +48,6 @@ class Trunk:
   offset: Any
 
 
-def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], samples: int, *,
-             first: Array | int = 0, branch: Array | int = 0) -> Key[Array, " B"]:
-  """Keys of P x samples rows: fold(run key, step, prompt id, sample index, branch id).
-
-  Sample indices count from `first`; branch: one for all, or one a prompt.
-  """
-  fold = jax.random.fold_in
-  stepped = fold(key, step)
-  of_prompt = jax.vmap(lambda prompt: fold(stepped, prompt))(prompts)
-  one = lambda k, b: jax.vmap(lambda g: fold(fold(k, g), b))(first + jnp.arange(samples))
-  return jax.vmap(one)(of_prompt, jnp.broadcast_to(branch, prompts.shape)).reshape(-1)
-
-
-def noise(keys: Key[Array, " B"], position: Array | int) -> Float[Array, " B"]:
-  """The uniform number of every row at a response position: one for all, or one a row."""
-  one = lambda key, at: jax.random.uniform(jax.random.fold_in(key, at))
-  return jax.vmap(one)(keys, jnp.broadcast_to(position, keys.shape))
-
-
 def _spread(cache, copies, max_tokens):
   """Every row `copies` times over, with room for `max_tokens` more tokens."""
   grow = lambda x, rows, slots: jnp.pad(jnp.repeat(x, copies, rows), [
@@ -95,7 +77,7 @@ def _decode(config, params, hidden, cache, offset, keys, max_tokens, temperature
     if keep:
       states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, t, 0))
     logits = transformer.logits(config, params, hidden)
-    drawn = draw(logits, noise(keys, t), temperature, top_p, top_k)
+    drawn = draw(logits, key_scheme.token_uniform(keys, t), temperature, top_p, top_k)
     drawn = Draw(jnp.where(done, pad_id, drawn.token).astype(jnp.int32),
                  *(jnp.where(done, 0.0, x) for x in drawn[1:]))
     out = {name: jax.lax.dynamic_update_slice(out[name], value[:, None], (0, t)) for name, value

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from entrolab import keys as key_scheme
 from entrolab.models import transformer
 from entrolab.rollout import sampler
 from entrolab.rollout.draw import draw
@@ -122,7 +123,7 @@ def speak(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, 
   def step(carry):
     t, rows, going, stopped, out, heard = carry
     logits = transformer.logits(config, params, rows.hidden)
-    drawn = draw(logits, sampler.noise(keys, rows.at), *how)
+    drawn = draw(logits, key_scheme.token_uniform(keys, rows.at), *how)
     token = jnp.where(going, drawn.token, pad_id).astype(jnp.int32)
     heard += hear(t, logits, going)
     place = jnp.where(going, rows.at, length)[:, None]

@@ -11,12 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from entrolab import sharding
+from entrolab import keys, sharding
 from entrolab.experiment import Experiment
 from entrolab.rollout import plain
 from entrolab.verify import UNKNOWN, vote
-
-STREAM = 2**30  # folded into the run's key: no training step reaches it
 
 
 def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
@@ -80,7 +78,7 @@ def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.A
   """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
   e, total, count = experiment.evaluation, len(problems), jax.process_count()
   chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
-  key = jax.random.fold_in(key, STREAM)
+  key = keys.evaluation(key)
   slots = min(experiment.sampling.slots, chunk * count * e.samples)
   right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
   for at in range(0, -(-total // count), chunk):  # as often on every process

@@ -9,8 +9,9 @@ import numpy as np
 
 from entrolab import control as controls
 from entrolab import vocab
+from entrolab.batch import COLUMNS
 from entrolab.experiment import Experiment
-from entrolab.objective import COLUMNS, Objective, Term
+from entrolab.objective import Objective, Term
 from entrolab.rollout import replay
 
 

@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from entrolab import config, sharding
+from entrolab.batch import Batch
 from entrolab.experiment import Experiment
-from entrolab.objective import Batch
 from entrolab.trainer.files import write_text
 from entrolab.verify import unknown_reasons
 

@@ -15,17 +15,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from entrolab import control as controls
-from entrolab import microbatch, sharding, vocab
+from entrolab import keys, microbatch, sharding, vocab
 from entrolab.analysis import entropy_change
+from entrolab.batch import Batch
 from entrolab.experiment import Experiment, Training
 from entrolab.models import transformer
-from entrolab.objective import Batch
 from entrolab.ranks import masked_mean
 from entrolab.rollout import replay
 from entrolab.trainer import packing
 from entrolab.typing import Array
 
-NOISE = 2**31 - 1
 # what the account of a step needs: of the policy that sampled, and of the one it became
 BEFORE = ("entropy", "logp", "nucleus_entropy", "sum_p2", "sum_p2_logp")
 AFTER = ("entropy", "logp")
@@ -59,17 +58,6 @@ def optimiser(t: Training) -> optax.GradientTransformation:
   clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
   return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, eps=t.eps,
                                        weight_decay=t.weight_decay))
-
-
-def row_noise(row: Array, step: Array, length: int) -> Array:
-  """[B, T] uniform numbers that belong to (row, optimiser step, position) and to nothing else."""
-  def one(data):
-    key = jax.random.wrap_key_data(data)
-    # the sampler folds positions 0, 1, ... into the same key; this stream is another one
-    key = jax.random.fold_in(jax.random.fold_in(key, NOISE), step)
-    return jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t)))(jnp.arange(length))
-
-  return jax.vmap(one)(row)
 
 
 def _on_policy(experiment: Experiment) -> bool:
@@ -243,7 +231,7 @@ class Learner:
     """With the numbers that break ties, where a term reads them."""
     if "noise" not in self.objective.reads:
       return batch
-    return batch.replace(noise=row_noise(batch.row, step, batch.tokens.shape[1]))
+    return batch.replace(noise=keys.tie_noise(batch.row, step, batch.tokens.shape[1]))
 
   def _select(self, batch: Batch, update: Array, replay: Batch | None = None) -> Batch:
     """Rows of one update: whole groups, every `updates`-th prompt, devices keep their rows; after

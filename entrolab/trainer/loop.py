@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from entrolab import config, sharding
+from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
-from entrolab.objective import Batch
 from entrolab.rollout import continuous_batching, one_step_off_policy, plain, replay, sampler
 from entrolab.tasks.prompts import fitting, iterator
 from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import vocab
+from entrolab.batch import Batch
 from entrolab.methods import cure, grpo, ppo
-from entrolab.objective import Batch, Objective, term
+from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
 from tests import adapters
 
