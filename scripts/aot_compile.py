@@ -37,7 +37,7 @@ from entrolab.cost import chips, hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
-from entrolab.rollout import sampler  # noqa: E402
+from entrolab.rollout import decode  # noqa: E402
 from entrolab.trainer.learner import Learner, State  # noqa: E402
 
 QWEN2: Any = dict(qkv_bias=True, norm_eps=1e-6)
@@ -184,15 +184,15 @@ def lower_sample(t: Target, learner: Learner) -> Any:
   s, task = t.experiment.sampling, t.experiment.task
   whole, on_rows = sharding.whole(learner.mesh), sharding.rows(learner.mesh)
   array = lambda shape, kind, place: jax.ShapeDtypeStruct(shape, kind, sharding=place)
-  number = lambda kind: array((), kind, whole)
   prompt = (s.prompts, task.max_prompt)
-  return sampler.sample.lower(
+  # the shapes of a run's own: one temperature, top_p, top_k and pad, two stop ids
+  decoding = jax.tree.map(lambda x: array(x.shape, x.dtype, whole),
+                          decode.Decoding.of(stop_ids=(-1, -1)))
+  return decode.sample.lower(
       learner.config, served(t, learner), array(prompt, jnp.int32, on_rows),
       array(prompt, bool, on_rows),
       array((s.prompts * s.samples,), jax.random.key(0).dtype, on_rows),
-      samples=s.samples, max_tokens=s.max_tokens, temperature=number(jnp.float32),
-      top_p=number(jnp.float32), top_k=number(jnp.int32), stop_ids=array((2,), jnp.int32, whole),
-      pad_id=number(jnp.int32))
+      decoding, samples=s.samples, max_tokens=s.max_tokens)
 
 
 def account(t: Target, mesh: Any, name: str, cost: hlo.Cost, memory: Any) -> dict[str, Any]:

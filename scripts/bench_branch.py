@@ -36,7 +36,7 @@ from entrolab.environments import Spoken  # noqa: E402
 from entrolab.keys import row_keys  # noqa: E402
 from entrolab.methods.aepo_agentic import Branching  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
-from entrolab.rollout import agentic, branch, sampler  # noqa: E402
+from entrolab.rollout import agentic, branch, decode  # noqa: E402
 from entrolab.rollout.multiturn import MultiTurn  # noqa: E402
 from entrolab.tasks.task import Example, Lazy, Step  # noqa: E402
 
@@ -142,32 +142,33 @@ def variants(args):
   mask = jnp.asarray(np.arange(shape[1])[None] >= rng.integers(0, shape[1] // 2, shape[0])[:, None])
   ids = jnp.arange(shape[0], dtype=jnp.int32)
   keys = lambda count, **more: row_keys(jax.random.key(0), 0, ids, count, **more)
-  limits = dict(max_tokens=args.max_tokens, temperature=np.float32(1.0), top_p=np.float32(1.0),
-                top_k=np.int32(0), stop_ids=np.asarray([-1], np.int32))
+  decoding, size = decode.Decoding.of(), dict(max_tokens=args.max_tokens)
   more = jnp.stack([keys(n1, branch=1 + j) for j in range(n2)], 1).reshape(-1)
   first, every = keys(n1), keys(n1 * (1 + n2))
   allowed = np.ones(config.vocab_size, bool)
   bare = int(mask.sum())
 
   def originals(keep):
-    out = sampler.sample(config, params, prompt, mask, first, samples=n1, keep=keep, **limits)
+    out = decode.sample(config, params, prompt, mask, first, decoding, samples=n1, keep=keep,
+                        **size)
     cut, _, longer = branch._cut(
         dataclasses.replace(out, trunk=None), prompt, mask, first, allowed, most=20,
         choose="entropy", overflow="move", width=shape[1] + args.max_tokens)
     return out, cut, longer
 
   def plain():
-    out = sampler.sample(config, params, prompt, mask, every, samples=n1 * (1 + n2), **limits)
+    out = decode.sample(config, params, prompt, mask, every, decoding, samples=n1 * (1 + n2),
+                        **size)
     return bare, 0, int(out.mask.sum())
 
   def branched():
     out, cut, longer = originals(True)
-    new = sampler.resume(config, params, out.trunk, cut, more, copies=n2, **limits)
+    new = decode.resume(config, params, out.trunk, cut, more, decoding, copies=n2, **size)
     return bare, n2 * int(longer[1].sum()), int(out.mask.sum()) + int(new.mask.sum())
 
   def again():
     out, _, longer = originals(False)
-    new = sampler.sample(config, params, *longer, more, samples=n2, **limits)
+    new = decode.sample(config, params, *longer, more, decoding, samples=n2, **size)
     return bare + int(longer[1].sum()), 0, int(out.mask.sum()) + int(new.mask.sum())
 
   return {"plain": plain, "branch": branched, "prefill again": again}

@@ -19,7 +19,8 @@ import numpy as np
 
 from entrolab import config, nucleus, presets, vocab
 from entrolab.models import huggingface, transformer
-from entrolab.rollout import draw, sampler
+from entrolab.rollout import draw
+from entrolab.rollout.decode import Decoding, sample
 from entrolab.tasks.task import Example, Lazy, Task
 from entrolab.trainer import loop
 from entrolab.verify import Verdict
@@ -195,19 +196,16 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, shape.vocab_size, (batch // samples, prompt)).astype(np.int32)
   keys = jax.random.split(jax.random.key(0), batch)
-  own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
-             stop_ids=np.asarray([-1], np.int32), samples=samples)
-  args = (params, tokens, np.ones_like(tokens, bool), keys)
-  dynamic = {k: v for k, v in own.items() if k != "samples"}
-  lower = lambda max_tokens: sampler.sample.lower(shape, *args, **own, max_tokens=max_tokens)
+  args = (params, tokens, np.ones_like(tokens, bool), keys, Decoding.of())
+  lower = lambda new: sample.lower(shape, *args, samples=samples, max_tokens=new)
   begin = time.perf_counter()
   full, one = (lower(n).compile() for n in (new, 1))
   facts = {"compile_s": (time.perf_counter() - begin) / 2, "temp_mb": temporaries(full)}
   def run():
     start = clock()
-    jax.block_until_ready(one(*args, **dynamic))
+    jax.block_until_ready(one(*args))
     middle = clock()
-    jax.block_until_ready(full(*args, **dynamic))
+    jax.block_until_ready(full(*args))
     end = clock()
     return {"seconds": (end - middle - (middle - start)) / (new - 1), "prefill": middle - start}
   return run, {**facts, "per_second": {"tokens/s": float(batch)},

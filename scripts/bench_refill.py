@@ -33,7 +33,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from entrolab.models import transformer  # noqa: E402
-from entrolab.rollout import continuous_batching, sampler  # noqa: E402
+from entrolab.rollout import continuous_batching, decode  # noqa: E402
 
 SAMPLES, PROMPT = 8, 16
 SMOLLM2 = transformer.Config(vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3,
@@ -54,20 +54,17 @@ def ways(preset: str, slots: int, batches: int, max_tokens: int):
   prompt = rng.integers(0, shape.vocab_size, (rows // SAMPLES, PROMPT)).astype(np.int32)
   stop = rng.permutation(shape.vocab_size)[:round(2.25 / max_tokens * shape.vocab_size)]
   keys = jax.random.split(jax.random.key(0), rows)
-  own = dict(temperature=np.float32(1.0), top_p=np.float32(1.0), top_k=np.int32(0),
-             stop_ids=stop.astype(np.int32))
+  decoding = decode.Decoding.of(stop_ids=stop)
   found = {}
   for name, fn, size, more in (
-      ("whole batches", sampler.sample, slots, {}),
+      ("whole batches", decode.sample, slots, {}),
       ("refilled slots", continuous_batching.sample, rows, {"slots": slots})):
     parts = [(params, prompt[at // SAMPLES:(at + size) // SAMPLES],
-              np.ones((size // SAMPLES, PROMPT), bool), keys[at:at + size])
+              np.ones((size // SAMPLES, PROMPT), bool), keys[at:at + size], decoding)
              for at in range(0, rows, size)]
     begin = time.perf_counter()
-    made = fn.lower(shape, *parts[0], **own, samples=SAMPLES, max_tokens=max_tokens,
-                    **more).compile()
-    run = lambda made=made, parts=parts: [jax.block_until_ready(made(*part, **own))
-                                          for part in parts]
+    made = fn.lower(shape, *parts[0], samples=SAMPLES, max_tokens=max_tokens, **more).compile()
+    run = lambda made=made, parts=parts: [jax.block_until_ready(made(*part)) for part in parts]
     found[name] = (run, time.perf_counter() - begin, bench_cases.temporaries(made))
   return found
 

@@ -20,7 +20,7 @@ import transformers  # noqa: E402
 
 from entrolab.keys import row_keys  # noqa: E402
 from entrolab.models import huggingface  # noqa: E402
-from entrolab.rollout import sampler  # noqa: E402
+from entrolab.rollout import decode  # noqa: E402
 
 PROMPT = "The capital of France is"
 
@@ -31,9 +31,10 @@ def ours(folder, prompt, max_tokens):
   tokenizer = huggingface.Tokenizer(folder)
   ids = tokenizer.encode(prompt)
   keys = row_keys(jax.random.key(0), 0, jnp.arange(1), 1)
-  drawn = sampler.sample(config, params, jnp.asarray([ids]), jnp.ones((1, len(ids)), bool), keys,
-                         samples=1, max_tokens=max_tokens, temperature=0.0, top_p=1.0, top_k=0,
-                         stop_ids=jnp.asarray(tokenizer.stop_ids), pad_id=tokenizer.pad_id)
+  greedy = decode.Decoding.of(temperature=0.0, stop_ids=tokenizer.stop_ids,
+                              pad_id=tokenizer.pad_id)
+  drawn = decode.sample(config, params, jnp.asarray([ids]), jnp.ones((1, len(ids)), bool), keys,
+                        greedy, samples=1, max_tokens=max_tokens)
   return ids, [int(t) for t in drawn.tokens[0][drawn.mask[0]]]
 
 

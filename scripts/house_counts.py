@@ -43,7 +43,7 @@ class Counts(NamedTuple):
 class Use(NamedTuple):
   """A private name of another module that a file uses."""
   line: int
-  name: str  # with its module: rollout.sampler._prefill
+  name: str  # with its module: rollout.decode._repeated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from safetensors import numpy as safetensors  # noqa: E402
 from entrolab import vocab  # noqa: E402
 from entrolab.keys import row_keys  # noqa: E402
 from entrolab.models import tiny, transformer  # noqa: E402
-from entrolab.rollout import sampler  # noqa: E402
+from entrolab.rollout import decode  # noqa: E402
 from entrolab.tasks import prompts  # noqa: E402
 from entrolab.tasks.countdown import Countdown  # noqa: E402
 
@@ -105,9 +105,9 @@ def measure(config: transformer.Config, params, tokenizer, *, problems: int = 51
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
   keys = row_keys(jax.random.key(seed), 0, jnp.arange(problems), samples)
-  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=RESPONSE,
-                       temperature=1.0, top_p=1.0, top_k=0,
-                       stop_ids=jnp.asarray(tokenizer.stop_ids, jnp.int32))
+  out = decode.sample(config, params, prompt, mask, keys,
+                      decode.Decoding.of(stop_ids=tokenizer.stop_ids), samples=samples,
+                      max_tokens=RESPONSE)
   tokens, on = np.asarray(out.tokens), np.asarray(out.mask)
   texts = [tokenizer.decode(row[live].tolist()) for row, live in zip(tokens, on, strict=True)]
   right = [v.status == "right"

@@ -14,7 +14,7 @@ from entrolab.methods import aepo_agentic, bonus, grpo, ppo
 from entrolab.methods.aepo_agentic import Branching, aepo_test, arpo_test
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
-from entrolab.rollout import agentic, plain, sampler
+from entrolab.rollout import agentic, compilations, plain
 from entrolab.rollout.multiturn import MultiTurn
 from entrolab.trainer import loop
 from tests import adapters
@@ -386,9 +386,9 @@ def test_refills_keep_trees_together():
 
 @pytest.mark.slow
 def test_another_temperature_does_not_recompile(whole):
-  before = len(sampler.TRACES)
+  before = compilations.total()
   run(temperature=0.7)
-  assert len(sampler.TRACES) == before
+  assert compilations.total() == before
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from entrolab import sharding, vocab
 from entrolab.methods import cure, ppo
 from entrolab.models import tiny, transformer
-from entrolab.rollout import branch, plain, sampler
+from entrolab.rollout import branch, decode, plain
 from entrolab.tasks.countdown import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
@@ -185,8 +185,8 @@ def test_going_on_from_the_cache_equals_prefilling_the_prefix(lab, whole):
   c = columns(whole)
   more = np.flatnonzero(c["row_kind"])
   keys = jax.random.wrap_key_data(jnp.asarray(c["row"][more]))
-  got = sampler.sample(config, params, c["prompt"][more], c["prompt_mask"][more], keys, samples=1,
-                       max_tokens=MAX_TOKENS, stop_ids=jnp.asarray([3], jnp.int32), **EVERYTHING)
+  got = decode.sample(config, params, c["prompt"][more], c["prompt_mask"][more], keys,
+                      decode.Decoding.of(stop_ids=[3]), samples=1, max_tokens=MAX_TOKENS)
   np.testing.assert_array_equal(got.mask, c["mask"][more])
   np.testing.assert_array_equal(got.tokens, c["tokens"][more])
   np.testing.assert_array_equal(got.finished, c["finished"][more])

@@ -13,7 +13,15 @@ import pytest
 from entrolab import config, experiment, sharding
 from entrolab.keys import row_keys
 from entrolab.models import tiny
-from entrolab.rollout import branch, continuous_batching, multiturn, plain, sampler, tempered
+from entrolab.rollout import (
+  branch,
+  compilations,
+  continuous_batching,
+  decode,
+  multiturn,
+  plain,
+  tempered,
+)
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import explain, loop
@@ -58,9 +66,8 @@ def run(fn, chosen=(0, 1, 2, 3), shape=PLAIN, stop=(3, -1), max_tokens=MAX_TOKEN
   if "mesh" in options:
     model, params = served(options["mesh"])
     prompt, mask, keys = jax.device_put((prompt, mask, keys), sharding.rows(options["mesh"]))
-  return fn(model, params, prompt, mask, keys, samples=SAMPLES, max_tokens=max_tokens,
-            temperature=np.asarray(temperature, np.float32), top_p=np.float32(top_p),
-            top_k=np.int32(top_k), stop_ids=np.asarray(stop, np.int32), pad_id=np.int32(0),
+  decoding = decode.Decoding.of(temperature, top_p, top_k, stop)
+  return fn(model, params, prompt, mask, keys, decoding, samples=SAMPLES, max_tokens=max_tokens,
             **options)
 
 
@@ -77,11 +84,11 @@ def test_responses_are_those_of_all_rows_at_once(slots, monkeypatch):
   monkeypatch.setattr(continuous_batching, "IDLE", 3)  # 8 slots: two are filled together
   lengths = set()
   for number, (chosen, stop, shape) in enumerate(SETTINGS):
-    want = run(sampler.sample, chosen, shape, stop)
-    traces = len(sampler.TRACES)
+    want = run(decode.sample, chosen, shape, stop)
+    before = compilations.total()
     got = run(continuous_batching.sample, chosen, shape, stop, slots=slots)
     # neither lengths nor prompts compile anew, only [B] temperatures beside numbers
-    assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
+    assert compilations.total() - before <= (number == 0 or np.ndim(shape[0]))
     same(got, want)
     length = np.asarray(got.mask).sum(1)
     lengths |= set(length.tolist())
@@ -105,9 +112,10 @@ def test_devices_refill_their_own_slots(axes, slots, settings, monkeypatch):
   mesh = sharding.make_mesh(*axes)
   ways, paces = sharding.row_devices(mesh), set()
   for number, (chosen, stop, shape) in enumerate(settings):
-    want, traces = run(sampler.sample, chosen, shape, stop), len(sampler.TRACES)
+    want = run(decode.sample, chosen, shape, stop)
+    before = compilations.total()
     got = run(continuous_batching.sample, chosen, shape, stop, slots=slots, mesh=mesh)
-    assert len(sampler.TRACES) - traces <= (number == 0 or np.ndim(shape[0]))
+    assert compilations.total() - before <= (number == 0 or np.ndim(shape[0]))
     assert got.tokens.sharding.is_equivalent_to(sharding.rows(mesh), 2)
     same(got, want)
     length = np.asarray(got.mask).sum(1).reshape(ways, -1)

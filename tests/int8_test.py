@@ -75,7 +75,7 @@ def test_the_sampler_reports_the_log_probs_of_what_it_drew_from():
   """Of the int8 policy; those of the model itself are near, and not the same."""
   made, params, tokenizer = tiny.load()
   served = transformer.serving(made, params, int8=True)
-  examples = [sampler_test.data.Countdown().examples("eval", 5)[i] for i in range(8)]
+  examples = [sampler_test.Countdown().examples("eval", 5)[i] for i in range(8)]
   prompt, mask, out = sampler_test.run((made, served, tokenizer), examples)
   again = jnp.concatenate([jnp.repeat(prompt, sampler_test.SAMPLES, 0), out.tokens], 1)
   valid = jnp.concatenate([jnp.repeat(mask, sampler_test.SAMPLES, 0), out.mask], 1)

@@ -123,7 +123,7 @@ def test_the_package_obeys_the_law_of_imports():
 
 
 @pytest.mark.parametrize("path, line, said", [
-    ("rollout/sampler.py", "from entrolab.rollout import plain", "circle: "),
+    ("rollout/decode.py", "from entrolab.rollout import plain", "circle: "),
     ("ranks.py", "def late():\n  from entrolab import microbatch", "circle: "),
     ("methods/steer.py", "from entrolab.methods import siren",
      "methods.steer imports methods.siren: no baseline"),

@@ -13,7 +13,7 @@ from safetensors import numpy as safetensors
 
 from entrolab.keys import row_keys
 from entrolab.models import gguf, huggingface, tiny, transformer
-from entrolab.rollout import sampler
+from entrolab.rollout import decode
 
 PARITY = pathlib.Path(__file__).parent / "parity"
 NAMES = ("llama", "llama_tied", "llama3", "qwen2", "qwen3")
@@ -423,11 +423,10 @@ def test_smollm2_adds_digits(smollm2):
   assert len({len(p) for p in prompts}) == 1
   keys = row_keys(jax.random.key(0), 0, jnp.arange(len(prompts)), 1)
   tokens = jnp.asarray(prompts)
-  drawn = sampler.sample(config, jax.tree.map(jnp.asarray, params), tokens,
-                         jnp.ones(tokens.shape, bool), keys, samples=1, max_tokens=4,
-                         temperature=0.0,
-                         top_p=1.0, top_k=0, stop_ids=jnp.asarray([198, *tokenizer.stop_ids]),
-                         pad_id=tokenizer.pad_id)
+  greedy = decode.Decoding.of(temperature=0.0, stop_ids=[198, *tokenizer.stop_ids],
+                              pad_id=tokenizer.pad_id)
+  drawn = decode.sample(config, jax.tree.map(jnp.asarray, params), tokens,
+                        jnp.ones(tokens.shape, bool), keys, greedy, samples=1, max_tokens=4)
   texts = [tokenizer.decode(np.asarray(row)[np.asarray(on)])
            for row, on in zip(drawn.tokens, drawn.mask, strict=True)]
   right = sum(text.strip() == str(total) for text, total in zip(texts, asked.values(), strict=True))

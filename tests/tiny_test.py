@@ -11,7 +11,7 @@ import pytest
 
 from entrolab.keys import row_keys
 from entrolab.models import tiny, transformer
-from entrolab.rollout import sampler
+from entrolab.rollout import decode
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
 
@@ -78,9 +78,8 @@ def test_it_is_good_but_not_too_good_and_unsure(lab):
   prompt, mask = prompts.padded([task.prompt(e, tokenizer) for e in examples], task.max_prompt,
                              tokenizer.pad_id)
   keys = row_keys(jax.random.key(0), 0, jnp.arange(problems), samples)
-  out = sampler.sample(config, params, prompt, mask, keys, samples=samples, max_tokens=18,
-                       temperature=1.0, top_p=1.0, top_k=0,
-                       stop_ids=jnp.asarray(prompts.stop_ids(task, tokenizer), jnp.int32))
+  decoding = decode.Decoding.of(stop_ids=prompts.stop_ids(task, tokenizer))
+  out = decode.sample(config, params, prompt, mask, keys, decoding, samples=samples, max_tokens=18)
   on = np.asarray(out.mask)
   texts = [tokenizer.decode(row[m]) for row, m in zip(np.asarray(out.tokens), on, strict=True)]
   verdicts = task.verify(texts, [e for e in examples for _ in range(samples)])

@@ -21,10 +21,12 @@ from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
 from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
-from entrolab.rollout import multiturn, plain, sampler, turns
+from entrolab.rollout import multiturn, plain, turns
+from entrolab.rollout.compilations import counted
+from entrolab.rollout.decode import Decoding
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
 from entrolab.tasks.task import Example
-from entrolab.typing import Array, Bool, Float, Int, Key
+from entrolab.typing import Array, Float, Int, Key
 
 TOP, FIRST = 10, 20  # tokens of a distribution, and positions of a segment, that its entropy counts
 keys_of_rows = jax.jit(key_scheme.keys_of_rows, static_argnames="samples")
@@ -108,25 +110,24 @@ def _first(rows: turns.Rows, prompts: Int[Array, " P"], *, count: int) -> turns.
   return _pick(rows, jnp.zeros((prompts.shape[0], count), jnp.int32))
 
 
+@counted
 @functools.partial(jax.jit, static_argnames=("config", "action", "trials"), donate_argnames="rows")
-def _round(config: transformer.Config, params: Any, rows: turns.Rows, keys: Key[Array, " B"],
-           seen: Int[Array, "B W"], seen_on: Bool[Array, "B W"], source: Int[Array, "P G"],
-           act: Bool[Array, " B"], turn: Int[Array, " B"], *, action: int, trials: int,
-           temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
-           pad_id: Array | int = 0) -> tuple[turns.Rows, Any]:
-  """`segments.advance` by a whole action, with copies made between what is seen and what is said.
+def _round(config: transformer.Config, params: Any, rows: turns.Rows, decoding: Decoding,
+           keys: Key[Array, " B"], turn: turns.Turn, source: Int[Array, "P G"], *, action: int,
+           trials: int) -> tuple[turns.Rows, Any]:
+  """`turns.advance` by a whole action, with copies made between what is seen and what is said.
 
   source: the row of its group that each row is a copy of, mostly itself. Beside what was drawn:
   entropy [B] of the segments, and u [B, trials], which decide on branches, by key and position.
   """
-  count, width = seen.shape
-  sampler.TRACES.append((count, width, rows.tokens.shape[1], action))
-  rows = _pick(turns._append(config, params, rows, seen, seen_on, turn, width), source)
+  count, width = turn.observation.shape
+  rows = _pick(turns.append(config, params, rows, turn.observation, turn.present, turn.number,
+                            width), source)
   first = lambda t, logits, going: jax.lax.cond(t < FIRST, lambda: jnp.where(
-      going, token_entropy(logits, temperature), 0.0), lambda: jnp.zeros(count, jnp.float32))
-  rows, said, entropy = turns.speak(
-      config, params, rows, keys, act, turn, 0, first, chunk=action, action=action, width=width,
-      how=turns.limits(count, temperature, top_p, top_k), stop_ids=stop_ids, pad_id=pad_id)
+      going, token_entropy(logits, decoding.temperature), 0.0),
+                                                lambda: jnp.zeros(count, jnp.float32))
+  rows, said, entropy = turns.act(config, params, rows, keys, turn, decoding, first, chunk=action,
+                                  action=action)
   return rows, (said, entropy, key_scheme.trial_uniform(keys, rows.at, trials))
 
 
@@ -183,14 +184,14 @@ class Live:
     """One action of each of these slots, and the environment's answers."""
     act = np.zeros(len(self.episodes), bool)
     act[list(slots)] = True
-    seen, on, _, turn, _ = self.owner._waiting(self.episodes, act)
+    turn = self.owner._waiting(self.episodes, act)
     source = self.source.reshape(-1, self.samples)
-    self.rows, out = self.speak(self.rows, self.keys,
-                                *self.owner.place((seen, on, source, act, turn)))
+    self.rows, out = self.speak(self.rows, self.keys, turn, self.owner.place(source))
     (tokens, mask, stopped), entropy, chance = sharding.local(
         ((out[0].tokens, out[0].mask, out[0].stopped), *out[1:]))
     self.source = np.arange(len(act), dtype=np.int32) % self.samples
-    self.observed, self.drawn = self.observed + int(on.sum()), self.drawn + int(mask.sum())
+    self.observed += sum(len(e.reads) for e in self.episodes)
+    self.drawn += int(mask.sum())
     self.steps, self.calls, begin = self.steps + int(out[0].steps), self.calls + 1, time.time()
     if said := [self.episodes[slot] for slot in slots if self.owner._hear(
         self.episodes[slot], tokens[slot][mask[slot]].tolist(), bool(stopped[slot]),
@@ -218,12 +219,13 @@ class Trees(multiturn.Episodes):
     multiturn.check_slots(slots)
     asked, rule = self.asked(examples), tree.rule
     samples = rule.samples
-    limits = self.limits(temperature, top_p, top_k)
+    decoding = self.decoding(temperature, top_p, top_k)
     keys = functools.partial(keys_of_rows, key, np.int32(step), asked.ids)
-    speak = functools.partial(_round, self.config, params, action=tree.action, **limits)
-    rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, max_tokens=max_tokens,
-                          width=self.environment.max_observation)
+    speak = lambda rows, *rest, trials: _round(self.config, params, rows, decoding, *rest,
+                                               action=tree.action, trials=trials)
+    rows = turns.begin(self.config, params, asked.prompt, asked.mask, decoding.pad_id,
+                       samples=samples, max_tokens=max_tokens,
+                       width=self.environment.max_observation)
     initial, probe = [tree.initial] * len(examples), None
     if not tree.initial:
       probe = Live(self, asked, _first(rows, asked.ids, count=2), 2, max_tokens, keys,

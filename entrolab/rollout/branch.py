@@ -16,8 +16,8 @@ import numpy as np
 from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.methods import cure
+from entrolab.rollout.decode import Samples, resume
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
-from entrolab.rollout.sampler import Samples, resume
 from entrolab.tasks.task import Example
 
 Choose = Literal["entropy", "random"]
@@ -135,9 +135,8 @@ class Cure:
     second, steps = None, int(out.steps)
     if n2:
       more = jnp.stack([fold(branch=np.int32(1 + j)) for j in range(n2)], 1).reshape(-1)
-      new = resume(sampler.config, ask.params, out.trunk, cut, more, copies=n2,
-                   max_tokens=max_tokens,
-                   **sampler.limits(**knobs))
+      new = resume(sampler.config, ask.params, out.trunk, cut, more, sampler.decoding(**knobs),
+                   copies=n2, max_tokens=max_tokens)
       steps += int(new.steps)
       second = (dataclasses.replace(new, steps=None), more,
                 *(jnp.repeat(x, n2, 0) for x in (*longer, cut)))

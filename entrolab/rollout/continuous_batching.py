@@ -1,68 +1,78 @@
 """Sampling through fewer slots than rows: a row that has ended makes room for the next one.
 
-B rows wait in a queue, S of them are decoded at once. Every prompt is run once; a slot that takes a
-row copies the keys and values of its prompt. Behind them lie T slots of a ring, which all rows
-write at the same place, clock mod T: a row lives at most T ticks, so it never meets itself, and
-attention does not ask in which order slots lie. Positions and noise count from a row's own birth,
-so that tokens are those of `sampler.sample`. When the queue is empty, what is left moves together
-into fewer slots.
+B rows wait in a queue, S of them are decoded at once, each in a slot. Every prompt is run once; a
+slot that takes a row copies the keys and values of its prompt. Behind them lie T places of a ring,
+which all slots write at the same place, clock mod T: a row lives at most T ticks, so it never meets
+itself, and attention does not depend on the order of places. Positions and noise count from a row's
+own birth, so that tokens are those of `decode.sample`. When the queue is empty, what is left moves
+together into fewer slots.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.models import transformer
-from entrolab.rollout import sampler
-from entrolab.rollout.draw import Draw, draw
-from entrolab.typing import Array, Bool, Int, Key
+from entrolab.rollout import decode
+from entrolab.rollout.compilations import counted
+from entrolab.rollout.decode import Decoding, Samples
+from entrolab.rollout.draw import DrawnToken
+from entrolab.typing import Array, Bool, Float, Int, Key
 
 IDLE = 16  # slots are filled again when one in so many is idle
-SIZES, FEWEST = 3, 8  # how many sizes, each a program of its own; slots that are not halved again
+SIZES = 3  # how many numbers of slots a call goes through at most, each a program of its own
+FEWEST = 8  # slots that are not halved again
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Slots:
-  """S rows in work. clock: ticks so far; queued: the first row that still waits; row [S]: whose
-  slot it is; birth [S]: the tick of its first token; length [S]: tokens so far; stopped, idle [S];
-  hidden [S, D]: the state its next token is drawn from; ring: `Draw` of [S, T]."""
-  clock: Any
-  queued: Any
-  row: Any
-  birth: Any
-  length: Any
-  stopped: Any
-  idle: Any
-  hidden: Any
-  cache: Any
-  ring: Any
+  """S slots and the rows in them."""
+  clock: Int[Array, ""]  # ticks so far
+  queued: Int[Array, ""]  # the first row that still waits
+  row: Int[Array, " S"]  # the row in the slot
+  birth: Int[Array, " S"]  # the tick of its first token
+  length: Int[Array, " S"]  # its tokens so far
+  stopped: Bool[Array, " S"]  # whether it was ended by a stop token
+  idle: Bool[Array, " S"]  # whether it has ended, or no row was ever here
+  hidden: Float[Array, "S D"]  # the state that its next token is drawn from
+  cache: transformer.Cache  # L places of its prompt, T of the ring
+  ring: DrawnToken  # [S, T], the token of tick c at c mod T
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Queue:
-  """P prompts that have been run, hidden [P, D] and cache, and what B rows draw by."""
-  hidden: Any
-  cache: Any
-  own: Any
+  """P prompts that have been run, and what their B rows are drawn with."""
+  hidden: Float[Array, "P D"]  # the state after each prompt
+  cache: transformer.Cache  # of the prompts, L places
+  keys: Key[Array, " B"]
+  offset: Int[Array, " B"]  # tokens of each row's prompt
+  decoding: Decoding  # with a temperature, top_p and top_k for each row
 
   @property
   def rows(self) -> int:
     """B."""
-    return self.own["keys"].shape[0]
+    return self.keys.shape[0]
 
   @property
   def samples(self) -> int:
     """G."""
     return self.rows // self.hidden.shape[0]
+
+
+class _Outputs(NamedTuple):
+  """What is known of all B rows, each from its first token on."""
+  drawn: DrawnToken  # [B, T]
+  length: Int[Array, " B"]
+  stopped: Bool[Array, " B"]
 
 
 def sizes(slots: int) -> list[int]:
@@ -73,102 +83,120 @@ def sizes(slots: int) -> list[int]:
 
 def _copied(into: transformer.Cache, source: transformer.Cache, to: Array, of: Array, count: Array
             ) -> transformer.Cache:
-  """`into` with the keys and values of `source`, row of[i] in row to[i], for i < count. Row by row:
-  this is done in place."""
-  def one(i, held):
-    def put(x, y):
+  """`into` with the keys and values of `source`, row of[i] in row to[i], for i < count."""
+  def one(i: Array, keys_and_values: tuple[Array, Array]) -> tuple[Array, Array]:
+    def put(x: Array, y: Array) -> Array:
       part = jax.lax.dynamic_slice(y, (0, of[i], 0, 0, 0), (y.shape[0], 1, *y.shape[2:]))
       return jax.lax.dynamic_update_slice(x, part, (0, to[i], 0, 0, 0))
-    k, v = held
+
+    k, v = keys_and_values
     # a source that is `into` itself changes as rows move
     return (put(k, k), put(v, v)) if source is into else (put(k, source.k), put(v, source.v))
+
+  # row by row, the compiler updates the cache in place; a gather would make a second one
   k, v = jax.lax.fori_loop(0, count, one, (into.k, into.v))
   return dataclasses.replace(into, k=k, v=v)
 
 
-def _flushed(out: dict[str, Array], s: _Slots) -> dict[str, Array]:
-  """The outputs of all rows with what the slots hold of theirs so far."""
-  lines = jax.vmap(jnp.roll)  # from where a row was born
-  parts = {name: lines(value, -s.birth) for name, value in s.ring.items()}
-  parts |= {"length": s.length, "stopped": s.stopped}
-  return {name: x.at[s.row].set(parts[name]) for name, x in out.items()}
+def _flushed(out: _Outputs, slots: _Slots) -> _Outputs:
+  """The outputs with what the slots hold of their rows so far."""
+  # in the ring a row begins anywhere and wraps around: turned back, its first token is at 0
+  drawn = jax.tree.map(lambda ring: jax.vmap(jnp.roll)(ring, -slots.birth), slots.ring)
+  parts = _Outputs(drawn, slots.length, slots.stopped)
+  return jax.tree.map(lambda x, part: x.at[slots.row].set(part), out, parts)
 
 
-def _filled(s: _Slots, queue: _Queue) -> _Slots:
+def _filled(slots: _Slots, queue: _Queue) -> _Slots:
   """The next rows of the queue in the slots that are idle."""
-  slots, samples = s.idle.shape[0], queue.samples
-  place = s.queued + jnp.cumsum(s.idle, dtype=jnp.int32) - 1
-  new = s.idle & (place < queue.rows)
-  row = jnp.where(new, place, s.row)
-  to, = jnp.nonzero(new, size=slots, fill_value=0)
+  idle = slots.idle
+  waiting = slots.queued + jnp.cumsum(idle, dtype=jnp.int32) - 1  # each idle slot its own row
+  new = idle & (waiting < queue.rows)
+  row = jnp.where(new, waiting, slots.row)
+  prompt = row // queue.samples
+  to, = jnp.nonzero(new, size=idle.shape[0], fill_value=0)
   count = new.sum(dtype=jnp.int32)
-  cache = _copied(s.cache, queue.cache, to, row[to] // samples, count)
-  fresh = queue.cache.valid[row // samples]
+  cache = _copied(slots.cache, queue.cache, to, prompt[to], count)
+  # the prompt's places are valid, the ring's are not: that hides the tokens of the row before
+  fresh = queue.cache.valid[prompt]
   fresh = jnp.pad(fresh, ((0, 0), (0, cache.valid.shape[1] - fresh.shape[1])))
-  cache = dataclasses.replace(cache, valid=jnp.where(new[:, None], fresh, cache.valid))
+  valid = jnp.where(new[:, None], fresh, cache.valid)
   return dataclasses.replace(
-      s, queued=s.queued + count, row=row, birth=jnp.where(new, s.clock, s.birth),
-      length=jnp.where(new, 0, s.length), stopped=s.stopped & ~new, idle=s.idle & ~new,
-      hidden=jnp.where(new[:, None], queue.hidden[row // samples], s.hidden), cache=cache)
+      slots, queued=slots.queued + count, row=row, birth=jnp.where(new, slots.clock, slots.birth),
+      length=jnp.where(new, 0, slots.length), stopped=slots.stopped & ~new, idle=idle & ~new,
+      hidden=jnp.where(new[:, None], queue.hidden[prompt], slots.hidden),
+      cache=dataclasses.replace(cache, valid=valid))
 
 
-def _compacted(s: _Slots, size: int) -> _Slots:
-  """The live rows, at most `size` of them, in the first `size` slots; k and v keep their shape."""
-  first = jnp.arange(s.idle.shape[0]) < size
-  of, = jnp.nonzero(~s.idle & ~first, size=size, fill_value=0)
-  to, = jnp.nonzero(s.idle & first, size=size, fill_value=0)
-  count = (~s.idle & ~first).sum(dtype=jnp.int32)
+def _compacted(slots: _Slots, size: int) -> _Slots:
+  """The live rows, at most `size` of them, in the first `size` slots."""
+  live, first = ~slots.idle, jnp.arange(slots.idle.shape[0]) < size
+  # live rows further back move to idle slots in front, as many as there are
+  of, = jnp.nonzero(live & ~first, size=size, fill_value=0)
+  to, = jnp.nonzero(~live & first, size=size, fill_value=0)
+  count = (live & ~first).sum(dtype=jnp.int32)
   moved = jnp.where(jnp.arange(size) < count, to, size)
   order = jnp.arange(size).at[moved].set(of, mode="drop")
   take = lambda x: x[order]
-  cache = _copied(s.cache, s.cache, to, of, count)
-  kept = {name: take(getattr(s, name)) for name in (
-      "row", "birth", "length", "stopped", "idle", "hidden")}
-  return dataclasses.replace(s, **kept, ring=jax.tree.map(take, s.ring),
-                             cache=dataclasses.replace(cache, valid=take(cache.valid)))
+  cache = _copied(slots.cache, slots.cache, to, of, count)
+  # keys and values keep their shape, of which the first rows are in use: cut, they would be copied
+  return dataclasses.replace(
+      slots, row=take(slots.row), birth=take(slots.birth), length=take(slots.length),
+      stopped=take(slots.stopped), idle=take(slots.idle), hidden=take(slots.hidden),
+      ring=jax.tree.map(take, slots.ring),
+      cache=dataclasses.replace(cache, valid=take(cache.valid)))
 
 
-def _decoded(config, params, s, queue, stop_ids, pad_id, go):
-  """Ticks of all slots while `go`."""
-  own = jax.tree.map(lambda x: x[s.row], queue.own)
-  max_tokens = s.ring["token"].shape[1]
+def _decoded(config: transformer.Config, params: Any, slots: _Slots, queue: _Queue,
+             going: Callable[[_Slots], Array]) -> _Slots:
+  """Ticks of all slots while `going`: a token of every row that is not idle."""
+  keys, offset = queue.keys[slots.row], queue.offset[slots.row]
+  decoding = queue.decoding.of_rows(slots.row)
+  max_tokens = slots.ring.token.shape[1]
+  start = slots.cache.valid.shape[1] - max_tokens  # of the ring
 
   def tick(s: _Slots) -> _Slots:
     at = s.clock % max_tokens
-    logits = transformer.logits(config, params, s.hidden)
-    uniform = key_scheme.token_uniform(own["keys"], s.length)
-    drawn = draw(logits, uniform, own["temperature"], own["top_p"], own["top_k"])
-    token = jnp.where(s.idle, pad_id, drawn.token).astype(jnp.int32)
+    live = ~s.idle
+    drawn, _ = decode.next_token(config, params, s.hidden, keys, s.length, decoding, s.idle)
 
-    def put(ring, value):  # a row that has ended stays as it is until it is flushed
+    def put(ring: Array, new: Array) -> Array:
+      # an idle slot's ring stays as it is until it is flushed
       old = jax.lax.dynamic_slice(ring, (0, at), (ring.shape[0], 1))
-      return jax.lax.dynamic_update_slice(ring, jnp.where(s.idle[:, None], old, value[:, None]),
-                                          (0, at))
+      new = jnp.where(s.idle[:, None], old, new[:, None])
+      return jax.lax.dynamic_update_slice(ring, new, (0, at))
 
-    ring = {name: put(s.ring[name], value) for name, value in drawn._asdict().items()}
+    # all slots write the same place of the cache, but each at its row's own position
     hidden, cache = transformer.extend(
-        config, params, token[:, None], (own["offset"] + s.length)[:, None], ~s.idle[:, None],
-        s.cache, s.cache.valid.shape[1] - max_tokens + at)
-    now = ~s.idle & (token[:, None] == stop_ids[None]).any(1)
-    length = s.length + (~s.idle).astype(jnp.int32)
+        config, params, drawn.token[:, None], (offset + s.length)[:, None], live[:, None],
+        s.cache, start + at)
+    stopped = live & decoding.ends(drawn.token)
+    length = s.length + live.astype(jnp.int32)
     return dataclasses.replace(
-        s, clock=s.clock + 1, length=length, stopped=s.stopped | now,
-        idle=s.idle | now | (length >= max_tokens), hidden=hidden[:, 0], cache=cache, ring=ring)
+        s, clock=s.clock + 1, length=length, stopped=s.stopped | stopped,
+        idle=s.idle | stopped | (length >= max_tokens), hidden=hidden[:, 0], cache=cache,
+        ring=jax.tree.map(put, s.ring, drawn))
 
-  return jax.lax.while_loop(go, tick, s)
+  return jax.lax.while_loop(going, tick, slots)
 
 
-def _begin(config, queue, slots, max_tokens) -> tuple[dict[str, Array], _Slots]:
+def _begin(config: transformer.Config, queue: _Queue, slots: int, max_tokens: int
+           ) -> tuple[_Outputs, _Slots]:
   """(empty outputs of B rows, S idle slots)."""
-  rows, zeros = queue.rows, lambda *shape: jnp.zeros(shape, jnp.int32)
-  kinds = {name: jnp.int32 if name == "token" else jnp.float32 for name in Draw._fields}
-  lines = lambda n: {name: jnp.zeros((n, max_tokens), kind) for name, kind in kinds.items()}
-  cache = transformer.empty_cache(config, slots, queue.cache.valid.shape[1] + max_tokens)
-  hidden = jnp.zeros((slots, queue.hidden.shape[1]), queue.hidden.dtype)
-  out = {**lines(rows), "length": zeros(rows), "stopped": jnp.zeros(rows, bool)}
-  return out, _Slots(zeros(), zeros(), jnp.arange(slots, dtype=jnp.int32), zeros(slots),
-                     zeros(slots), jnp.zeros(slots, bool), jnp.ones(slots, bool), hidden, cache,
-                     lines(slots))
+  zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+
+  def tokens(rows: int) -> DrawnToken:
+    statistics = {name: jnp.zeros((rows, max_tokens), jnp.float32)
+                  for name in DrawnToken._fields if name != "token"}
+    return DrawnToken(token=zeros(rows, max_tokens), **statistics)
+
+  out = _Outputs(tokens(queue.rows), zeros(queue.rows), jnp.zeros(queue.rows, bool))
+  places = queue.cache.valid.shape[1] + max_tokens
+  # each idle slot has a row of its own from the start: the first flush writes zeros over zeros
+  return out, _Slots(
+      clock=zeros(), queued=zeros(), row=jnp.arange(slots, dtype=jnp.int32), birth=zeros(slots),
+      length=zeros(slots), stopped=jnp.zeros(slots, bool), idle=jnp.ones(slots, bool),
+      hidden=jnp.zeros((slots, queue.hidden.shape[1]), queue.hidden.dtype),
+      cache=transformer.empty_cache(config, slots, places), ring=tokens(slots))
 
 
 def check(slots: int, rows: int, ways: int) -> None:
@@ -182,43 +210,54 @@ def check(slots: int, rows: int, ways: int) -> None:
                      f"each of which refills its own; nearest: {' or '.join(map(str, near))}")
 
 
-def _sampled(config, params, prompt, prompt_mask, own, stop_ids, pad_id, *, max_tokens, slots):
-  """`Samples` of the rows of one device; steps [1]."""
-  hidden, cache = sampler._prefill(config, params, prompt, prompt_mask, 1, 0)
-  offset = prompt_mask.sum(1).astype(jnp.int32)
-  offset = jnp.repeat(offset, own["keys"].shape[0] // offset.shape[0])
-  queue = _Queue(hidden, cache, {**own, "offset": offset})
+def _all_rows(config: transformer.Config, params: Any, queue: _Queue, slots: int, max_tokens: int
+              ) -> tuple[_Outputs, Array]:
+  """(outputs of every row of a queue, ticks)."""
   live = lambda s: (~s.idle).sum()
-  decoded = lambda s, go: _decoded(config, params, s, queue, stop_ids, pad_id, go)
   rows, enough, stages = queue.rows, max(1, slots // IDLE), sizes(slots)
+  decoded = lambda s, going: _decoded(config, params, s, queue, going)
 
-  def round_(carry):
+  def refilled(carry: tuple[_Outputs, _Slots]) -> tuple[_Outputs, _Slots]:
     out, s = carry
-    out = _flushed(out, s)
-    go = lambda s: jnp.where(s.queued < rows, live(s) > slots - enough, live(s) > stages[1])
-    return out, decoded(_filled(s, queue), go)
+    out = _flushed(out, s)  # before their slots are taken, the rows that have ended are written
+    # filling costs a copy of prompts, so that it waits for `enough` idle slots; when no row waits
+    # any more, ticks go on until the rest fits into fewer slots
+    going = lambda s: jnp.where(s.queued < rows, live(s) > slots - enough, live(s) > stages[1])
+    return out, decoded(_filled(s, queue), going)
 
-  waits = lambda carry: (carry[1].queued < rows) | (live(carry[1]) > stages[1])
-  out, s = jax.lax.while_loop(waits, round_, _begin(config, queue, slots, max_tokens))
+  unfinished = lambda carry: (carry[1].queued < rows) | (live(carry[1]) > stages[1])
+  out, s = jax.lax.while_loop(unfinished, refilled, _begin(config, queue, slots, max_tokens))
   for size, fewer in zip(stages[1:-1], stages[2:], strict=True):
     out = _flushed(out, s)
     s = decoded(_compacted(s, size), lambda s, fewer=fewer: live(s) > fewer)
-  out = _flushed(out, s)
-  mask = jnp.arange(max_tokens)[None] < out["length"][:, None]
-  number = lambda name: jnp.where(mask, out[name], 0.0)
-  return sampler.Samples(
-      jnp.where(mask, out["token"], pad_id).astype(jnp.int32), mask, number("logp"),
-      number("entropy"), number("sampled_logp"), number("sampled_entropy"), out["stopped"],
-      s.clock[None])
+  return _flushed(out, s), s.clock
 
 
+def _sampled(config: transformer.Config, params: Any, prompt: Array, prompt_mask: Array,
+             keys: Array, decoding: Decoding, *, max_tokens: int, slots: int) -> Samples:
+  """`Samples` of the rows of one device; steps [1]."""
+  # prompts alone: their cache is copied to a slot whenever one takes a row
+  prefix = decode.prefill(config, params, prompt, prompt_mask, samples=1, room=0)
+  offset = jnp.repeat(prefix.offset, keys.shape[0] // prompt.shape[0])
+  queue = _Queue(prefix.hidden, prefix.cache, keys, offset, decoding)
+  out, ticks = _all_rows(config, params, queue, slots, max_tokens)
+  # behind a row's end the ring has tokens of the slot's earlier rows
+  mask = jnp.arange(max_tokens)[None] < out.length[:, None]
+  statistic = lambda x: jnp.where(mask, x, 0.0)
+  return Samples(
+      tokens=jnp.where(mask, out.drawn.token, decoding.pad_id).astype(jnp.int32), mask=mask,
+      logp=statistic(out.drawn.logp), entropy=statistic(out.drawn.entropy),
+      sampled_logp=statistic(out.drawn.sampled_logp),
+      sampled_entropy=statistic(out.drawn.sampled_entropy), finished=out.stopped,
+      steps=ticks[None])
+
+
+@counted
 @functools.partial(jax.jit, static_argnames=("config", "samples", "max_tokens", "slots", "mesh"))
 def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
-           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], *, samples: int,
-           max_tokens: int,
-           slots: int, temperature: Array, top_p: Array, top_k: Array, stop_ids: Int[Array, " s"],
-           pad_id: Array | int = 0, mesh: Mesh | None = None) -> sampler.Samples:
-  """`sampler.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
+           prompt_mask: Bool[Array, "P L"], keys: Key[Array, " B"], decoding: Decoding, *,
+           samples: int, max_tokens: int, slots: int, mesh: Mesh | None = None) -> Samples:
+  """`decode.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
   of the prompts once more.
 
   mesh: prompts and rows lie over its axes of rows, and so do the slots: every device refills its
@@ -226,18 +265,17 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   """
   rows, ways = prompt.shape[0] * samples, 1 if mesh is None else sharding.row_devices(mesh)
   check(slots, rows, ways)
-  sampler.TRACES.append((*prompt.shape, samples, max_tokens, slots))
-  spread = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (rows,))
-  own = {"keys": keys, "temperature": spread(temperature, jnp.float32),
-         "top_p": spread(top_p, jnp.float32), "top_k": spread(top_k, jnp.int32)}
+  decoding = decoding.spread(rows)
   if ways > 1:  # the layout places rows, and each device has its own
     config = dataclasses.replace(config, layout=None)
   run = functools.partial(_sampled, config, max_tokens=max_tokens, slots=slots // ways)
   if ways > 1:
     # nothing is exchanged between rows, so that loops of other lengths never wait for each other;
-    # "tensor" is left to the compiler, as in `sampler.sample`
-    rows_of = P(sharding.ROWS)
-    run = jax.shard_map(run, mesh=mesh, in_specs=(P(), rows_of, rows_of, rows_of, P(), P()),
-                        out_specs=rows_of, axis_names={*sharding.ROWS}, check_vma=False)
-  out = run(params, prompt, prompt_mask, own, stop_ids, jnp.asarray(pad_id, jnp.int32))
-  return dataclasses.replace(out, steps=out.steps.max())
+    # "tensor" is left to the compiler, as in `decode.sample`
+    of_rows, whole = P(sharding.ROWS), P()
+    specs: Any = dataclasses.replace(decoding, temperature=of_rows, top_p=of_rows, top_k=of_rows,
+                                     stop_ids=whole, pad_id=whole)
+    run = jax.shard_map(run, mesh=mesh, in_specs=(whole, of_rows, of_rows, of_rows, specs),
+                        out_specs=of_rows, axis_names={*sharding.ROWS}, check_vma=False)
+  out = run(params, prompt, prompt_mask, keys, decoding)
+  return dataclasses.replace(out, steps=jnp.max(out.steps))

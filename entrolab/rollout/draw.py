@@ -16,30 +16,35 @@ from entrolab.nucleus import inside
 from entrolab.typing import Array, Bool, Float, Int
 
 
-class Draw(NamedTuple):
-  """A token [B] with its log-prob and the entropy, nats [B]: of the untruncated distribution at
-  temperature 1 (logp, entropy), and of the one drawn from (sampled_logp, sampled_entropy)."""
-  token: Array
-  logp: Array
-  entropy: Array
-  sampled_logp: Array
-  sampled_entropy: Array
+class DrawnToken(NamedTuple):
+  """A token a row with statistics in nats, [B]; [B, T] where a loop has gathered those of T steps.
+
+  The untruncated distribution at temperature 1 is the policy, which training needs; the one drawn
+  from differs from it in temperature and truncation.
+  """
+  token: Int[Array, "B *T"]
+  logp: Float[Array, "B *T"]  # of the token under the policy
+  entropy: Float[Array, "B *T"]  # of the policy
+  sampled_logp: Float[Array, "B *T"]  # of the token under the distribution drawn from
+  sampled_entropy: Float[Array, "B *T"]  # of the distribution drawn from
 
 
 def first_max(x: Float[Array, "B V"]) -> Int[Array, " B"]:
   """Lowest index of the row maximum; several times faster than argmax on a CPU."""
-  slots = jnp.arange(x.shape[-1], dtype=jnp.int32)[None]
-  return jnp.where(x == x.max(-1, keepdims=True), slots, x.shape[-1]).min(-1)
+  ids = jnp.arange(x.shape[-1], dtype=jnp.int32)[None]
+  return jnp.where(x == x.max(-1, keepdims=True), ids, x.shape[-1]).min(-1)
 
 
 def _first(on: Bool[Array, "B N"]) -> Int[Array, " B"]:
-  slots = jnp.arange(on.shape[-1], dtype=jnp.int32)[None]
-  return jnp.where(on, slots, on.shape[-1]).min(-1)
+  """Index of the first that is on; N where none is."""
+  indices = jnp.arange(on.shape[-1], dtype=jnp.int32)[None]
+  return jnp.where(on, indices, on.shape[-1]).min(-1)
 
 
 def _last(on: Bool[Array, "B N"]) -> Int[Array, " B"]:
-  slots = jnp.arange(on.shape[-1], dtype=jnp.int32)[None]
-  return jnp.where(on, slots, -1).max(-1)
+  """Index of the last that is on; -1 where none is."""
+  indices = jnp.arange(on.shape[-1], dtype=jnp.int32)[None]
+  return jnp.where(on, indices, -1).max(-1)
 
 
 def _search(weight: Float[Array, "B N"], target: Float[Array, " B"]) -> tuple[Array, Array]:
@@ -82,10 +87,11 @@ def kept(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
 
   Found by search, without sorting; a row that asks for neither takes one round.
   """
-  size, slots = logits.shape[-1], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-  within = lambda z, cut: inside(z, slots, jax.tree.map(lambda x: x[:, None], cut))
-  some = (logits > -jnp.inf).sum(-1)  # a token of mass 0 is none of the k
-  most = jnp.clip(jnp.where(top_k > 0, top_k, 1), 1, some).astype(logits.dtype)
+  size = logits.shape[-1]
+  ids = jnp.arange(size, dtype=jnp.int32)[None]
+  within = lambda z, cut: inside(z, ids, jax.tree.map(lambda x: x[:, None], cut))
+  possible = (logits > -jnp.inf).sum(-1)  # a token of mass 0 is none of the k
+  most = jnp.clip(jnp.where(top_k > 0, top_k, 1), 1, possible).astype(logits.dtype)
   ones = jnp.ones_like(logits)
   x = jnp.exp(logits - logits.max(-1, keepdims=True))
   counts = nucleus.edge_at(logits, x, ones, jnp.ones_like, most, jnp.zeros_like(most),
@@ -104,7 +110,7 @@ def _statistics(x: Float[Array, "B V"], e: Float[Array, "B V"], z: Float[Array, 
 
 
 def draw(logits: Float[Array, "B V"], u: Float[Array, " B"], temperature: Float[Array, " B"],
-         top_p: Float[Array, " B"], top_k: Int[Array, " B"]) -> Draw:
+         top_p: Float[Array, " B"], top_k: Int[Array, " B"]) -> DrawnToken:
   """A token a row. temperature 0 takes the lowest index of the maximum; top_p 1, top_k 0: off."""
   logits = logits.astype(jnp.float32)
   x = logits - logits.max(-1, keepdims=True)
@@ -113,7 +119,7 @@ def draw(logits: Float[Array, "B V"], u: Float[Array, " B"], temperature: Float[
   def plain():
     token, z = inverse_cdf(e, u)
     logp, entropy = _statistics(x, e, z, token)
-    return Draw(token, logp, entropy, logp, entropy)
+    return DrawnToken(token, logp, entropy, logp, entropy)
 
   def shaped():
     greedy = temperature <= 0.0
@@ -124,10 +130,12 @@ def draw(logits: Float[Array, "B V"], u: Float[Array, " B"], temperature: Float[
     weight = jnp.where(mask, jnp.exp(tempered), 0.0)
     token, mass = inverse_cdf(weight, u)
     token = jnp.where(greedy, first_max(x), token)
-    logp, entropy = _statistics(x, e, inverse_cdf(e, u)[1], token)
-    own_logp, own_entropy = _statistics(tempered, weight, mass, token)
-    return Draw(token, logp, entropy, jnp.where(greedy, 0.0, own_logp),
-                jnp.where(greedy, 0.0, own_entropy))
+    total = inverse_cdf(e, u)[1]  # summed as in `plain`, so that other rows' settings move no bit
+    logp, entropy = _statistics(x, e, total, token)
+    sampled_logp, sampled_entropy = _statistics(tempered, weight, mass, token)
+    # a greedy token is certain under what it was drawn from
+    return DrawnToken(token, logp, entropy, jnp.where(greedy, 0.0, sampled_logp),
+                      jnp.where(greedy, 0.0, sampled_entropy))
 
   other = jnp.any((temperature != 1.0) | (top_p < 1.0) | (top_k > 0))
   return jax.lax.cond(other, shaped, plain)

@@ -3,7 +3,7 @@
 The prompt opens the episode; then actions, drawn by the policy, and observations, which stand in
 the context (`present`) and count in no loss (`mask`), follow one another in T positions. `phase`
 numbers the turns: an observation and the action that it leads to. Rows at different turns share
-one call of the sampler (`segments`). An episode ends when the environment says so, at the limit of
+one call of the sampler (`turns`). An episode ends when the environment says so, at the limit of
 turns, or where T leaves no room for the next observation and a token of an action.
 """
 
@@ -83,17 +83,17 @@ class Episodes(plain.Sampler):
     check_slots(slots)
     asked = self.asked(examples)
     keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
-    limits = self.limits(temperature, top_p, top_k)
-    rows = turns.begin(self.config, params, asked.prompt, asked.mask, limits["pad_id"],
-                          samples=samples, max_tokens=max_tokens,
-                          width=self.environment.max_observation)
+    decoding = self.decoding(temperature, top_p, top_k)
+    rows = turns.begin(self.config, params, asked.prompt, asked.mask, decoding.pad_id,
+                       samples=samples, max_tokens=max_tokens,
+                       width=self.environment.max_observation)
     everyone = [example for example in examples for _ in range(samples)]
     episodes = [Episode(self.environment.reset(example)[0]) for example in everyone]
     most, steps, calls, seconds = self.strategy.action, 0, 0, 0.0
     while bool(_any(self.place(act := np.asarray([not e.ending for e in episodes])))):
       rows, said = turns.advance(
-          self.config, params, rows, keys, *self.place(self._waiting(episodes, act)),
-          chunk=self.strategy.chunk or most, action=most, **limits)
+          self.config, params, rows, keys, self._waiting(episodes, act), decoding,
+          chunk=self.strategy.chunk or most, action=most)
       tokens, on, stopped = sharding.local((said.tokens, said.mask, said.stopped))
       steps, calls, begin = steps + int(said.steps), calls + 1, time.perf_counter()
       self._act([e for row, e in enumerate(episodes) if act[row] and self._hear(
@@ -111,14 +111,15 @@ class Episodes(plain.Sampler):
     return plain.Rollout(batch, everyone, texts, verdicts, steps, sampled=batch.tokens.shape[0],
                          verify_seconds=seconds, counts={"calls": calls, **_counts(episodes)})
 
-  def _waiting(self, episodes: Sequence[Episode], act: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `segments.advance` asks of the host: seen, which of it is real, who acts, turn, said."""
+  def _waiting(self, episodes: Sequence[Episode], act: np.ndarray) -> turns.Turn:
+    """What `turns.advance` is told of every row."""
     shape = len(episodes), self.environment.max_observation
     seen, on = np.full(shape, self.tokenizer.pad_id, np.int32), np.zeros(shape, bool)
     for row, e in enumerate(episodes):
       seen[row, :len(e.reads)], on[row, :len(e.reads)] = e.reads, True
-    return (seen, on, act, np.asarray([len(e.actions) for e in episodes], np.int32),
-            np.asarray([len(e.said) for e in episodes], np.int32))
+    return turns.Turn(*self.place((
+        seen, on, act, np.asarray([len(e.actions) for e in episodes], np.int32),
+        np.asarray([len(e.said) for e in episodes], np.int32))))
 
   def _hear(self, e: Episode, new: list[int], stopped: bool, max_tokens: int) -> bool:
     """The row's new tokens; whether they end an action."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from entrolab import sharding
 from entrolab.experiment import Experiment
-from entrolab.rollout import plain, sampler
+from entrolab.rollout import decode, plain
 
 LEAF = "ahead."  # before the names of what a checkpoint holds
 
@@ -65,6 +65,6 @@ class Draws:
       place = lambda x: sharding.put(x, sharding.rows(mesh) if x.ndim else sharding.whole(mesh))
       asked, self.before = self.engine.asked(next(self.data)), position
       keys = plain.row_keys(key, np.int32(step), asked.ids, self.sampling.samples)
-      self.waiting = plain.Drawn(asked, keys, sampler.Samples(
+      self.waiting = plain.Drawn(asked, keys, decode.Samples(
           **{name: place(x) for name, x in mine.items()}))
     return {name: x for name, x in kept.items() if not name.startswith(LEAF)}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab.ranks import grouped
+from entrolab.rollout.decode import Samples
 from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
-from entrolab.rollout.sampler import Samples
 from entrolab.tasks.task import Example
 
 

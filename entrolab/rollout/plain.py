@@ -15,7 +15,7 @@ from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.batch import Batch
 from entrolab.models.transformer import Config
-from entrolab.rollout import continuous_batching, sampler
+from entrolab.rollout import continuous_batching, decode
 from entrolab.tasks.prompts import padded, stop_ids
 from entrolab.tasks.task import Example, Task, Tokenizer
 from entrolab.verify import Verdict, codes, vote
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
   """Responses that may still be on their way: what was asked, the keys of the rows, the samples."""
   asked: Asked
   keys: jax.Array
-  out: sampler.Samples
+  out: decode.Samples
 
 
 row_keys = jax.jit(key_scheme.row_keys, static_argnums=3)
@@ -134,34 +134,32 @@ class Sampler:
 
   def sample(self, params: Any, asked: Asked, keys: jax.Array, *, samples: int, max_tokens: int,
              temperature: Any = 1.0, top_p: float = 1.0, top_k: int = 0, keep: bool = False,
-             slots: int = 0) -> sampler.Samples:
+             slots: int = 0) -> decode.Samples:
     """`samples` responses to every prompt; temperature: a number, or [B] on the mesh; slots: as in
     `refill.sample`, 0 for all rows at once.
 
     Raises ValueError for slots and keep, and as `refill.check`.
     """
-    limits = dict(samples=samples, max_tokens=max_tokens, **self.limits(temperature, top_p, top_k))
-    args = (self.config, params, asked.prompt, asked.mask, keys)
+    args = (self.config, params, asked.prompt, asked.mask, keys,
+            self.decoding(temperature, top_p, top_k))
+    size = dict(samples=samples, max_tokens=max_tokens)
     if not slots:
-      return sampler.sample(*args, keep=keep, **limits)
+      return decode.sample(*args, keep=keep, **size)
     if keep:
       raise ValueError(f"sampling.slots={slots}: a slot does not keep the cache of a row that has "
                        "ended, and this strategy goes on from it; set sampling.slots=0")
-    return continuous_batching.sample(*args, slots=slots, mesh=self.mesh, **limits)
+    return continuous_batching.sample(*args, slots=slots, mesh=self.mesh, **size)
 
-  def limits(self, temperature: Any, top_p: float, top_k: int) -> dict[str, Any]:
-    """What a draw obeys, in the types that never recompile."""
-    if not isinstance(temperature, jax.Array):
-      temperature = np.float32(temperature)
-    return dict(temperature=temperature, top_p=np.float32(top_p), top_k=np.int32(top_k),
-                stop_ids=self.stop, pad_id=np.int32(self.tokenizer.pad_id))
+  def decoding(self, temperature: Any, top_p: float, top_k: int) -> decode.Decoding:
+    """How tokens are drawn, with the task's stop tokens and the tokenizer's pad."""
+    return decode.Decoding.of(temperature, top_p, top_k, self.stop, self.tokenizer.pad_id)
 
-  def rows(self, asked: Asked, keys: jax.Array, out: sampler.Samples, samples: int) -> Batch:
+  def rows(self, asked: Asked, keys: jax.Array, out: decode.Samples, samples: int) -> Batch:
     """The columns that need no verdict, `samples` rows a group."""
     return _assemble(dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys, samples,
                      sharding.rows(self.mesh))
 
-  def judged(self, asked: Asked, keys: jax.Array, out: sampler.Samples, samples: int, *,
+  def judged(self, asked: Asked, keys: jax.Array, out: decode.Samples, samples: int, *,
              texts: list[str] | None = None, rows: Batch | None = None) -> Rollout:
     """Verdicts, and the columns of a batch: B rows of the examples, `samples` a group.
 
@@ -180,7 +178,7 @@ class Sampler:
     return Rollout(batch, examples, texts, verdicts, int(out.steps), sampled=batch.tokens.shape[0],
                    verify_seconds=seconds)
 
-  def texts(self, out: sampler.Samples) -> list[str]:
+  def texts(self, out: decode.Samples) -> list[str]:
     """The responses as text, stop tokens left out where the tokenizer does."""
     tokens, mask = sharding.local((out.tokens, out.mask))
     return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]

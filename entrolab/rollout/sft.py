@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from entrolab.rollout import plain
-from entrolab.rollout.sampler import Samples
+from entrolab.rollout.decode import Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,6 @@ class SFT:
                          f"stop token, and sampling.max_tokens={max_tokens}")
       tokens[row, :len(ids)], mask[row, :len(ids)] = ids, True
     place = sampler.place
-    out = Samples(*place((tokens, mask)), logp=None, entropy=None, sampled_logp=None,
-                  sampled_entropy=None, finished=place(np.ones(len(texts), bool)), steps=0)
+    out = Samples(*place((tokens, mask)), finished=place(np.ones(len(texts), bool)), steps=0)
     keys = plain.row_keys(ask.key, np.int32(ask.step), asked.ids, 1)
     return dataclasses.replace(sampler.judged(asked, keys, out, 1, texts=texts), sampled=0)

@@ -18,7 +18,7 @@ from entrolab import config, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
-from entrolab.rollout import continuous_batching, one_step_off_policy, plain, replay, sampler
+from entrolab.rollout import compilations, continuous_batching, one_step_off_policy, plain, replay
 from entrolab.tasks.prompts import fitting, iterator
 from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report
 from entrolab.trainer.files import write_text
@@ -378,7 +378,7 @@ def recompiled(lab: Lab, metrics: dict[str, Any], warm: tuple[int, ...] | None
   """Counts compilations of sampler and step since `warm`, the counts after the first step: those
   of the step for a new shape of its plans, which only packing has, under a name of their own."""
   shapes = len(lab.learner.shapes)
-  now = (len(sampler.TRACES), lab.learner.traces - shapes, shapes)
+  now = (compilations.total(), lab.learner.traces - shapes, shapes)
   warm = warm or now
   names = ("rollout/recompilations", "train/recompilations", "train/recompilations_packing")
   counts = dict(zip(names, (n - w for n, w in zip(now, warm, strict=True)), strict=True))
