@@ -82,8 +82,8 @@ def kept(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
 
   Found by search, without sorting; a row that asks for neither takes one round.
   """
-  size, slots = logits.shape[-1], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-  within = lambda z, cut: inside(z, slots, jax.tree.map(lambda x: x[:, None], cut))
+  size, ids = logits.shape[-1], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+  within = lambda z, cut: inside(z, ids, jax.tree.map(lambda x: x[:, None], cut))
   some = (logits > -jnp.inf).sum(-1)  # a token of mass 0 is none of the k
   most = jnp.clip(jnp.where(top_k > 0, top_k, 1), 1, some).astype(logits.dtype)
   ones = jnp.ones_like(logits)
