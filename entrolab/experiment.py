@@ -1,98 +1,79 @@
-"""What a run is: one frozen value that names the objective, model, task, mesh and every number."""
+"""What a run is: one frozen value that holds all that its results depend on."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from entrolab.objective import Objective
+from entrolab.rollout.strategy import Sampling, Strategy, check
+from entrolab.tasks.task import Task
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How a step's responses are made.
+class Model(Protocol):
+  """Where a decoder comes from: a frozen dataclass."""
 
-  prompts, samples: P and G; max_tokens: T, tokens; temperature, top_p, top_k of the draw; refills:
-  further batches of P prompts that may be sampled to replace groups without a signal (0: none);
-  slots: rows that are decoded at once, of which one that has ended makes room for the next of the
-  P x G (0: all at once); devices that share the rows have equal parts of the slots and refill them
-  from their own rows. The tokens are the same, statistics to rounding;
-  weights: the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`;
-  ahead: 1 draws the responses of a step while the one before it is verified and learned from, so
-  that they are of the policy of one step ago, never an older one (0: of the current policy).
-  """
-  prompts: int = 16
-  samples: int = 8
-  max_tokens: int = 40
-  temperature: float = 1.0
-  top_p: float = 1.0
-  top_k: int = 0
-  refills: int = 0
-  slots: int = 0
-  weights: Literal["model", "int8"] = "model"
-  ahead: int = 0
+  def load(self) -> tuple[Any, Any, Any]:
+    """(model configuration, parameters, tokenizer)."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How a step's responses are learned from.
-
-  steps: rollouts; updates: optimiser steps a rollout; micro: micro-batches an optimiser step;
-  lr with `warmup` optimiser steps, then `schedule`; clip_norm: 0 for none; dtype of the forward
-  pass (parameters stay float32); remat: what layers compute again in the backward pass, nothing,
-  all, or all but the products with their matrices; old_logp: recomputed by the trainer before the
-  first update, or as the sampler reported it; measure_every: steps between measurements of the
-  entropy change; packing: rows side by side in bins of a few static shapes, and micro-batches of
-  nearly equal numbers of tokens (the same numbers up to rounding).
-  """
-  steps: int = 60
-  updates: int = 2
-  micro: int = 1
-  lr: float = 5e-5
-  warmup: int = 10
-  schedule: Literal["constant", "cosine", "linear"] = "constant"
-  clip_norm: float = 1.0
+  """How a step's responses are learned from."""
+  steps: int = 60  # rollouts
+  updates: int = 2  # optimiser steps a rollout
+  micro: int = 1  # micro-batches an optimiser step
+  lr: float = 5e-5  # after the warm-up
+  warmup: int = 10  # optimiser steps in which the learning rate rises from 0
+  schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the rate after the warm-up
+  clip_norm: float = 1.0  # of the whole gradient; 0: no clip
   weight_decay: float = 0.0
-  b1: float = 0.9
+  b1: float = 0.9  # AdamW's
   b2: float = 0.999
   eps: float = 1e-8
-  dtype: Literal["float32", "bfloat16"] = "float32"
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; parameters are float32
+  # what layers compute again in the backward pass: nothing, all, or all but the matmuls
   remat: Literal["none", "block", "dots"] = "none"
+  # recomputed by the trainer before the first update, or as the sampler reported it
   old_logp: Literal["trainer", "sampler"] = "trainer"
-  measure_every: int = 1
+  measure_every: int = 1  # steps between measurements of the entropy change; 0: none
+  # rows side by side in bins of a few static shapes, and micro-batches of nearly equal numbers of
+  # tokens; the same result up to rounding
   packing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Held-out problems before, after, and every `every` steps (0: only before and after)."""
-  problems: int = 64
-  samples: int = 16
-  every: int = 0
-  ks: tuple[int, ...] = (1, 2, 4, 8, 16)
+  """What the policy is measured on, before and after training and in between."""
+  problems: int = 64  # held-out ones
+  samples: int = 16  # responses to each of them, besides a greedy one
+  every: int = 0  # steps between evaluations; 0: only before and after
+  ks: tuple[int, ...] = (1, 2, 4, 8, 16)  # of pass@k
   temperature: float = 1.0
   top_p: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-  """Checkpoints every `every` steps (0: only at the end and on interruption), newest `keep`."""
-  every: int = 20
-  keep: int = 2
+  """When checkpoints are written."""
+  every: int = 20  # steps between them; 0: only at the end and on interruption
+  keep: int = 2  # how many of the newest stay
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis: data * fsdp * tensor of them; data=-1 takes all that are left."""
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  """Devices along each axis, data * fsdp * tensor of them."""
+  data: int = -1  # with copies of the parameters; -1: all that are left
+  fsdp: int = 1  # that share the parameters, and the rows of a batch
+  tensor: int = 1  # that share heads, the feed-forward width and the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """The policy behind `ref_logp`: frozen, a copy every `every` steps, or a moving average."""
+  """The policy behind `ref_logp`."""
+  # as at the start, a copy of the policy every `every` steps, or a moving average
   rule: Literal["frozen", "every", "ema"] = "frozen"
-  every: int = 0
-  decay: float = 0.99
+  every: int = 0  # steps
+  decay: float = 0.99  # of the average, at every optimiser step
 
   def __post_init__(self) -> None:
     if self.rule not in ("frozen", "every", "ema"):
@@ -103,15 +84,12 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run, whole; rollout is a strategy.
-
-  Raises ValueError where its numbers do not fit together.
-  """
+  """A run, whole. Raises ValueError where its parts do not fit together."""
   name: str
   objective: Objective
-  model: Any
-  task: Any
-  rollout: Any
+  model: Model
+  task: Task
+  rollout: Strategy
   sampling: Sampling = Sampling()
   training: Training = Training()
   evaluation: Evaluation = Evaluation()
@@ -129,6 +107,7 @@ class Experiment:
         raise ValueError(f"{name}={value}: at least 1")
     if s.weights not in ("model", "int8"):
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
+    check(self.rollout, s)
     self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "
@@ -153,18 +132,11 @@ class Experiment:
                          "the samples of one prompt")
 
   def _check_ahead(self) -> None:
-    """Raises ValueError for responses of the step before that nothing corrects or that cannot be
-    drawn without its verdicts."""
+    """Raises ValueError for responses of the step before that nothing corrects."""
     s, t = self.sampling, self.training
     if s.ahead not in (0, 1):
       raise ValueError(f"sampling.ahead={s.ahead}; choices: 0 (responses of the current policy), 1")
-    if not s.ahead:
-      return
-    if not hasattr(self.rollout, "begin") or s.refills:
-      raise ValueError(f"sampling.ahead=1 with {type(self.rollout).__name__} and sampling.refills="
-                       f"{s.refills}: only `Plain` without refills draws responses without the "
-                       "verdicts of the step before")
-    if t.old_logp == "trainer" and not any(
+    if s.ahead and t.old_logp == "trainer" and not any(
         slot == "weight" and "sampled_logp" in bound.reads
         for slot, bound in self.objective.terms()):
       raise ValueError("sampling.ahead=1: responses are of the policy of one step ago and nothing "

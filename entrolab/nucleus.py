@@ -15,31 +15,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab.typing import Array, Float
+from entrolab.typing import Array, Bool, Float, Int
 
-ROUNDS = 6  # of a search, between looks at what is left
+ROUNDS = 6  # of a search, between looks at the logits that are left
 SLACK = 64  # floats that a bound may be off by rounding
-SEARCH, TYPICAL = "nucleus_search", 2  # its name in compiled programs, how often it looks there
+SEARCH = "nucleus_search"  # the name of a search in compiled programs
+TYPICAL = 2  # how often a search looks at what is left, on random rows
+
+PerRow = Float[Array, " N"]
+Keys = Int[Array, " N"]  # floats as integers of the same order, see `_key`
+Rows = Float[Array, "N V"]  # V: the vocabulary, or a shard's part of it
 
 
 class Cut(NamedTuple):
-  """A token of logit z at index i is kept if z > high, or z >= low and i <= last.
-
-  low, high [N]: equal to the midpoint between kept and dropped logits where they differ (last is
-  -1 then); around the tied logit where the cut splits equal logits, the first ones being kept.
+  """A token of logit z and index i in the whole vocabulary is kept if z > high, or if z >= low and
+  i <= last. Where kept and dropped logits differ, low and high are the midpoint between them. Where
+  the cut splits equal logits, of which the first are kept, low and high lie around their value.
   """
-  low: Array
-  high: Array
-  last: Array
+  low: PerRow
+  high: PerRow
+  last: Int[Array, " N"]  # index of the last equal logit that is kept; -1 where none are split
 
 
-def inside(logits: Array, slots: Array, cut: Cut) -> Array:
-  """Membership, elementwise; slots are indices in the whole vocabulary."""
-  return (logits > cut.high) | ((logits >= cut.low) & (slots <= cut.last))
+def inside(logits: Array, ids: Array, cut: Cut) -> Array:
+  """Membership, elementwise; ids are indices in the whole vocabulary."""
+  return (logits > cut.high) | ((logits >= cut.low) & (ids <= cut.last))
 
 
 def summed(x: Array, axis: str | None) -> Array:
-  """Over the shards of the vocabulary, where it has an axis."""
+  """Sum over the shards of the vocabulary, where it has an axis."""
   return x if axis is None else jax.lax.psum(x, axis)
 
 
@@ -50,9 +54,12 @@ def highest(x: Array, axis: str | None) -> Array:
 
 def _next(logits: Array, bound: Array, up: Array, axis: str | None) -> Array:
   """Per row the smallest logit above `bound` where `up`, else the largest below it."""
-  bound, sign = bound[:, None], jnp.where(up, -1.0, 1.0).astype(logits.dtype)
-  side = jnp.where(up[:, None], logits > bound, logits < bound)
-  return sign * highest(jnp.where(side, sign[:, None] * logits, -jnp.inf).max(-1), axis)
+  bound = bound[:, None]
+  # the smallest is the largest of the negated: both directions in one reduction
+  sign = jnp.where(up, -1.0, 1.0).astype(logits.dtype)
+  beyond = jnp.where(up[:, None], logits > bound, logits < bound)
+  nearest = jnp.where(beyond, sign[:, None] * logits, -jnp.inf).max(-1)
+  return sign * highest(nearest, axis)
 
 
 def _key(x: Array) -> Array:
@@ -96,17 +103,41 @@ def _below(tau: Array, near: Array) -> Array:
   return jnp.where(near > -jnp.inf, _between(near, tau), tau - jnp.maximum(_band(tau), 1.0))
 
 
-class _Search(NamedTuple):
-  """The bracket, as keys: mass{x >= low} >= goal > above = mass{x >= high}; try_ is probed next;
-  under, over: what a secant takes for the distances of the two masses from the goal; rose: low
-  moved last."""
-  low: Array
-  high: Array
-  try_: Array
-  above: Array
-  under: Array
-  over: Array
-  rose: Array
+def _middle(low: Keys, high: Keys) -> Keys:
+  """floor((low + high) / 2), without the overflow of the sum."""
+  return (low >> 1) + (high >> 1) + (low & high & 1)
+
+
+class _Bracket(NamedTuple):
+  """Where a search stands: mass{x >= low} >= goal > mass{x >= high}, low and high being keys."""
+  low: Keys
+  high: Keys
+  probe: Keys  # where the mass is measured next
+  above: PerRow  # mass{x >= high}
+  under: PerRow  # goal - mass{x >= high} for the secant, which is halved while high stays
+  over: PerRow  # mass{x >= low} - goal for the secant, which is halved while low stays
+  rose: Bool[Array, " N"]  # whether low moved last, rather than high
+
+
+def _first_bracket(low: PerRow, high: PerRow, goal: PerRow, whole: PerRow) -> _Bracket:
+  """The bracket of a search between these values, wider by what they may be off by rounding."""
+  below = _key(low)
+  above = jnp.minimum(_key(high) + SLACK, _key(jnp.asarray(jnp.inf, high.dtype)))
+  # a goal of 0 is reached anywhere: a bracket at the upper end leaves nothing to search
+  below = jnp.where(goal > 0.0, jnp.minimum(below, above - 2 * SLACK), above - 2 * SLACK)
+  # rose: False in the shape of goal, since neither end has moved
+  return _Bracket(low=below, high=above, probe=above - 2 * SLACK, above=jnp.zeros_like(goal),
+                  under=goal, over=whole - goal, rose=goal < 0.0)
+
+
+def _next_probe(number: Array, low: Keys, high: Keys, under: PerRow, over: PerRow) -> Keys:
+  """Where the secant through both ends reaches the goal, or the middle between them."""
+  width = high.astype(under.dtype) - low.astype(under.dtype)
+  secant = high - (width * (under / (under + over))).astype(high.dtype)
+  # one round in ROUNDS halves the bracket whatever the masses are, which bounds their number
+  halves = (number == ROUNDS - 1) | (secant <= low) | (secant >= high)
+  probe = jnp.where(halves, _middle(low, high), secant)
+  return jnp.where(probe > low, probe, high)  # no float between: the ends stay as they are
 
 
 def _search(x: Array, mass: Array, logits: Array, goal: Array, low: Array, high: Array,
@@ -122,37 +153,35 @@ def _search(x: Array, mass: Array, logits: Array, goal: Array, low: Array, high:
   it again elsewhere may round it differently there.
   """
   value = lambda key: _float(key, x.dtype)[:, None]
-  middle = lambda a, b: (a >> 1) + (b >> 1) + (a & b & 1)
 
-  def one(number, s):
-    got = summed(jnp.where(x >= value(s.try_), mass, 0.0).sum(-1), axis)
-    up = got >= goal
-    a, b = jnp.where(up, s.try_, s.low), jnp.where(up, s.high, s.try_)
-    under = jnp.where(up, jnp.where(s.rose, s.under / 2.0, s.under), goal - got)
-    over = jnp.where(up, got - goal, jnp.where(s.rose, s.over, s.over / 2.0))
-    width = b.astype(x.dtype) - a.astype(x.dtype)
-    probe = b - (width * (under / (under + over))).astype(b.dtype)
-    halves = (number == ROUNDS - 1) | (probe <= a) | (probe >= b)
-    probe = jnp.where(halves, middle(a, b), probe)
-    probe = jnp.where(probe > a, probe, b)  # no float between: the ends stay as they are
-    return _Search(a, b, probe, jnp.where(up, s.above, got), under, over, up)
+  def one_round(number, s):
+    measured = summed(jnp.where(x >= value(s.probe), mass, 0.0).sum(-1), axis)
+    reached = measured >= goal
+    low = jnp.where(reached, s.probe, s.low)
+    high = jnp.where(reached, s.high, s.probe)
+    # the end that moves gets the measured distance; one that stays twice in a row gets half of what
+    # it had, else it might stay for good and the bracket shrink from one side alone (Illinois)
+    under = jnp.where(reached, jnp.where(s.rose, s.under / 2.0, s.under), goal - measured)
+    over = jnp.where(reached, measured - goal, jnp.where(s.rose, s.over, s.over / 2.0))
+    probe = _next_probe(number, low, high, under, over)
+    above = jnp.where(reached, s.above, measured)
+    return _Bracket(low, high, probe, above, under, over, rose=reached)
 
   def rounds(carry):
-    s = jax.lax.fori_loop(0, ROUNDS, one, carry[0])
-    held = (x >= value(s.low)) & (x < value(s.high))
-    ends = jnp.stack([jnp.where(held, -logits, -jnp.inf).max(-1),
-                      jnp.where(held, logits, -jnp.inf).max(-1)])
-    first, last = highest(ends, axis) * jnp.asarray([[-1.0], [1.0]], x.dtype)
-    more = (first < last) & (middle(s.low, s.high) > s.low)
-    return s, first, last, _anywhere(more, everywhere)
+    s = jax.lax.fori_loop(0, ROUNDS, one_round, carry[0])
+    between = (x >= value(s.low)) & (x < value(s.high))
+    # the smallest as the largest of the negated: one collective for both
+    ends = jnp.stack([jnp.where(between, -logits, -jnp.inf).max(-1),
+                      jnp.where(between, logits, -jnp.inf).max(-1)])
+    smallest, largest = highest(ends, axis) * jnp.asarray([[-1.0], [1.0]], x.dtype)
+    more = (smallest < largest) & (_middle(s.low, s.high) > s.low)
+    return s, smallest, largest, _anywhere(more, everywhere)
 
-  a, b = _key(low), jnp.minimum(_key(high) + SLACK, _key(jnp.asarray(jnp.inf, x.dtype)))
-  a = jnp.where(goal > 0.0, jnp.minimum(a, b - 2 * SLACK), b - 2 * SLACK)
-  start = _Search(a, b, b - 2 * SLACK, jnp.zeros_like(goal), goal, whole - goal, goal < 0.0)
+  start = _first_bracket(low, high, goal, whole)
   with jax.named_scope(SEARCH):
-    s, first, last, _ = jax.lax.while_loop(lambda carry: carry[-1], rounds,
-                                           (start, low, high, jnp.array(True)))
-  return first, last, s.above
+    s, smallest, largest, _ = jax.lax.while_loop(lambda carry: carry[-1], rounds,
+                                                 (start, low, high, jnp.array(True)))
+  return smallest, largest, s.above
 
 
 def _anywhere(on: Array, everywhere: tuple[str, ...]) -> Array:
@@ -162,16 +191,14 @@ def _anywhere(on: Array, everywhere: tuple[str, ...]) -> Array:
 
 
 class Edge(NamedTuple):
-  """Where a set of largest logits ends, per row: all above tau are in it, and `kept` of the `total`
-  logits that equal tau, the first ones."""
-  tau: Array
-  kept: Array
-  total: Array
+  """Where a set of largest logits ends: all above tau are in it, and the first that equal tau."""
+  tau: PerRow
+  kept: PerRow  # how many of the logits that equal tau are in the set
+  total: PerRow  # how many logits equal tau
 
 
-def edge_at(logits: Float[Array, "N V"], x: Float[Array, "N V"], mass: Float[Array, "N V"],
-            weigh: Callable[[Array], Array], goal: Float[Array, " N"], low: Float[Array, " N"],
-            whole: Float[Array, " N"], inclusive: bool, axis: str | None = None,
+def edge_at(logits: Rows, x: Rows, mass: Rows, weigh: Callable[[Array], Array], goal: PerRow,
+            low: PerRow, whole: PerRow, inclusive: bool, axis: str | None = None,
             everywhere: tuple[str, ...] = ()) -> Edge:
   """Where the mass of the largest logits reaches `goal`, of `whole` in all.
 
@@ -181,39 +208,43 @@ def edge_at(logits: Float[Array, "N V"], x: Float[Array, "N V"], mass: Float[Arr
   vocabulary, and all axes of its mesh.
   """
   count = lambda on: summed(jnp.where(on, jnp.ones_like(logits), 0.0).sum(-1), axis)
-  first, last, strictly = _search(x, mass, logits, goal, low, jnp.ones_like(goal), whole, axis,
-                                  everywhere)
-  these = (logits >= first[:, None]) & (logits <= last[:, None])
-  total, each = count(these), weigh(last)
+  smallest, largest, mass_above = _search(x, mass, logits, goal, low, jnp.ones_like(goal), whole,
+                                          axis, everywhere)
+  at_edge = (logits >= smallest[:, None]) & (logits <= largest[:, None])
+  total = count(at_edge)
+  each = weigh(largest)
   # how many of them it takes to reach the goal; the exclusive set stops one short
-  need = jnp.ceil((goal - strictly) / jnp.where(each > 0, each, 1.0))
+  need = jnp.ceil((goal - mass_above) / jnp.where(each > 0, each, 1.0))
   need = jnp.clip(need, 1.0, total) - (0.0 if inclusive else 1.0)
 
   def among():
     """Several logits have one exponential: a search by their number."""
-    own = jnp.where(these, logits, -jnp.inf)
-    _, tau, before = _search(own, jnp.where(these, jnp.ones_like(logits), 0.0), own,
-                             jnp.maximum(need, 1.0), first, last, total, axis, everywhere)
+    candidates = jnp.where(at_edge, logits, -jnp.inf)
+    ones = jnp.where(at_edge, jnp.ones_like(logits), 0.0)
+    _, tau, before = _search(candidates, ones, candidates, jnp.maximum(need, 1.0), smallest,
+                             largest, total, axis, everywhere)
     return Edge(tau, need - before, count(logits == tau[:, None]))
 
-  return jax.lax.cond(_anywhere(first < last, everywhere), among, lambda: Edge(last, need, total))
+  return jax.lax.cond(_anywhere(smallest < largest, everywhere), among,
+                      lambda: Edge(largest, need, total))
 
 
-def cut_of(logits: Float[Array, "N V"], edge: Edge, begin: int | Array = 0,
-           axis: str | None = None, everywhere: tuple[str, ...] = ()) -> Cut:
+def cut_of(logits: Rows, edge: Edge, begin: int | Array = 0, axis: str | None = None,
+           everywhere: tuple[str, ...] = ()) -> Cut:
   """The cut at an edge. begin: index in the whole vocabulary of the first logit; the rest as in
   `edge_at`."""
-  tau, none = edge.tau, edge.kept <= 0
+  none = edge.kept <= 0
   split = ~none & (edge.kept < edge.total)
-  near = _next(logits, tau, none, axis)
-  middle = jnp.where(none, _above(tau, near), _below(tau, near))
+  # with none of the logits that equal tau the cut lies above it, with all of them below
+  near = _next(logits, edge.tau, none, axis)
+  middle = jnp.where(none, _above(edge.tau, near), _below(edge.tau, near))
   even = Cut(middle, middle, jnp.full_like(none, -1, jnp.int32))
   return jax.lax.cond(_anywhere(split, everywhere),
                       lambda: _halved(logits, begin, edge, split, even, axis), lambda: even)
 
 
-def edge_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool,
-              axis: str | None = None, everywhere: tuple[str, ...] = ()) -> Edge:
+def edge_rows(logits: Rows, top_p: float | Array, inclusive: bool, axis: str | None = None,
+              everywhere: tuple[str, ...] = ()) -> Edge:
   """Where the nucleus of every row ends; top_p: a number, or [N] of them.
 
   exclusive: the largest prefix in descending order (ties by index) whose mass stays strictly
@@ -229,7 +260,7 @@ def edge_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool
                  axis, everywhere)
 
 
-def cut_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool) -> Cut:
+def cut_rows(logits: Rows, top_p: float | Array, inclusive: bool) -> Cut:
   """The cut of the nucleus of every row, gradient-free, as in `edge_rows`."""
   logits = jax.lax.stop_gradient(logits)
   return cut_of(logits, edge_rows(logits, top_p, inclusive))
@@ -238,16 +269,19 @@ def cut_rows(logits: Float[Array, "N V"], top_p: float | Array, inclusive: bool)
 def _halved(logits: Array, begin: int | Array, edge: Edge, split: Array, even: Cut,
             axis: str | None) -> Cut:
   """`even`, but where the cut splits equal logits: a band around them, and the last one kept."""
-  tau, yes = edge.tau, jnp.ones_like(split)
-  upper = _above(tau, _next(logits, tau, yes, axis))
-  lower, band = _next(logits, tau, ~yes, axis), _band(tau)
+  tau = edge.tau
+  up = jnp.ones_like(split)
+  upper = _above(tau, _next(logits, tau, up, axis))
+  lower = _next(logits, tau, ~up, axis)
+  band = _band(tau)
   middle = _below(tau, lower)
   middle = jnp.where(middle > lower, middle, tau)  # adjacent floats: low itself is kept
-  tied, kept = logits == tau[:, None], edge.kept.astype(jnp.int32)
-  if axis is not None:  # copies on the shards before this one come first
-    own = jax.lax.all_gather(tied.sum(-1, dtype=jnp.int32), axis)
-    mine = jnp.arange(own.shape[0])[:, None] < jax.lax.axis_index(axis)
-    kept = kept - jnp.where(mine, own, 0).sum(0)
+  tied = logits == tau[:, None]
+  kept = edge.kept.astype(jnp.int32)
+  if axis is not None:  # equal logits on the shards before this one come first
+    counts = jax.lax.all_gather(tied.sum(-1, dtype=jnp.int32), axis)
+    before = jnp.arange(counts.shape[0])[:, None] < jax.lax.axis_index(axis)
+    kept = kept - jnp.where(before, counts, 0).sum(0)
   place = _place_of(tied, kept)
   last = highest(jnp.where(place < 0, -1, begin + place), axis)
   return Cut(jnp.where(split, jnp.maximum(tau - band, middle), even.low),
@@ -259,10 +293,10 @@ def _place_of(on: Array, number: Array) -> Array:
   """The place of the `number`-th true entry of every row (the last one where there are fewer), -1
   without any: by halving the row, since a cumulative sum of it costs ten times as much."""
   def half(_, ends):
-    a, b = ends  # of the places before a, fewer than number are true; of those before b, enough
-    middle = (a + b) // 2
-    enough = (on & (place < middle[:, None])).sum(-1, dtype=jnp.int32) >= want
-    return jnp.where(enough, a, middle), jnp.where(enough, middle, b)
+    few, enough = ends  # before the place `few` fewer entries than wanted are true
+    middle = (few + enough) // 2
+    reached = (on & (place < middle[:, None])).sum(-1, dtype=jnp.int32) >= want
+    return jnp.where(reached, few, middle), jnp.where(reached, middle, enough)
 
   size = on.shape[-1]
   place = jnp.arange(size, dtype=jnp.int32)[None]
@@ -272,34 +306,42 @@ def _place_of(on: Array, number: Array) -> Array:
   return jnp.where(want > 0, end - 1, -1)
 
 
-def of_rows(logits: Float[Array, "N V"], top_p: float, inclusive: bool, begin: int | Array,
-            axis: str | None, everywhere: tuple[str, ...]) -> dict[str, Any]:
-  """cut; lse_nucleus, the log-sum-exp of the nucleus; nucleus_entropy."""
+def of_rows(logits: Rows, top_p: float, inclusive: bool, begin: int | Array, axis: str | None,
+            everywhere: tuple[str, ...]) -> dict[str, Any]:
+  """cut, a Cut; lse_nucleus [N], the log-sum-exp of the nucleus; nucleus_entropy [N], nats.
+
+  begin: index in the whole vocabulary of the first logit; the rest as in `edge_rows`.
+  """
   edge = edge_rows(logits, top_p, inclusive, axis, everywhere)
   peak = highest(logits.max(-1), axis)
-  on, far = logits > edge.tau[:, None], logits - peak[:, None]
-  x = jnp.exp(far)
-  s, u = summed(jnp.stack([jnp.where(on, x, 0.0).sum(-1),
-                           jnp.where(on, x * far, 0.0).sum(-1)]), axis)
-  each = jnp.exp(edge.tau - peak)  # of the equal logits at the edge
-  s, u = s + edge.kept * each, u + edge.kept * each * (edge.tau - peak)
-  some = s > 0
-  s = jnp.where(some, s, 1.0)
-  return {"cut": cut_of(logits, edge, begin, axis, everywhere), "lse_nucleus": peak + jnp.log(s),
-          "nucleus_entropy": jnp.where(some, jnp.log(s) - u / s, 0.0)}
+  above = logits > edge.tau[:, None]
+  x = logits - peak[:, None]
+  e = jnp.exp(x)
+  sums = jnp.stack([jnp.where(above, e, 0.0).sum(-1), jnp.where(above, e * x, 0.0).sum(-1)])
+  sum_exp, sum_exp_x = summed(sums, axis)
+  # the equal logits at the edge are counted, not looked for: no mask of the nucleus is made
+  each = jnp.exp(edge.tau - peak)
+  sum_exp = sum_exp + edge.kept * each
+  sum_exp_x = sum_exp_x + edge.kept * each * (edge.tau - peak)
+  some = sum_exp > 0
+  sum_exp = jnp.where(some, sum_exp, 1.0)  # log and quotient stay finite where nothing is kept
+  return {"cut": cut_of(logits, edge, begin, axis, everywhere),
+          "lse_nucleus": peak + jnp.log(sum_exp),
+          "nucleus_entropy": jnp.where(some, jnp.log(sum_exp) - sum_exp_x / sum_exp, 0.0)}
 
 
 def by_rows(fn: Callable[[Array], Any], logits: Callable[[Array], Array],
             hidden: Float[Array, "N D"], *, size: int, whole: bool, few: int) -> Any:
   """fn(logits(hidden)) [N, ...] of `few` rows of `size` logits at a time, or of the whole at once.
 
-  The logits are made for up to 64 rows at a time: an efficient product, 24 MB at most.
+  The logits are made for up to 64 rows at a time: an efficient matmul, 24 MB at most.
   """
   if whole:
     return fn(logits(hidden))
   rows = hidden.shape[0]
   many = max(1, min(64, (24 << 20) // (4 * size), rows) // few) * few
   count = math.ceil(rows / many)
-  h = jnp.pad(hidden, ((0, count * many - rows), (0, 0))).reshape(count, many, -1)
-  out = jax.lax.map(lambda x: jax.lax.map(fn, logits(x).reshape(-1, few, size)), h)
-  return jax.tree.map(lambda x: x.reshape(-1)[:rows], out)
+  parts = jnp.pad(hidden, ((0, count * many - rows), (0, 0))).reshape(count, many, -1)
+  of_part = lambda part: jax.lax.map(fn, logits(part).reshape(-1, few, size))
+  out = jax.lax.map(of_part, parts)
+  return jax.tree.map(lambda x: x.reshape(-1)[:rows], out)  # without the rows of the padding

@@ -11,8 +11,11 @@ import os
 import pathlib
 from typing import Any
 
-from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
+from entrolab.experiment import Evaluation, Experiment, Mesh, Model, Saving, Training
+from entrolab.objective import Objective
 from entrolab.rollout.plain import Plain
+from entrolab.rollout.strategy import Sampling
+from entrolab.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,8 @@ class HuggingFace:
 @dataclasses.dataclass(frozen=True)
 class Preset:
   """All of an experiment but its name, objective and seed."""
-  model: Any
-  task: Any
+  model: Model
+  task: Task
   sampling: Sampling
   training: Training
   evaluation: Evaluation = Evaluation()
@@ -72,17 +75,17 @@ class Preset:
     """G, which advantages need to know."""
     return self.sampling.samples
 
-  def experiment(self, name: str, objective, *, seed: int = 0, steps: int = 0,
+  def experiment(self, name: str, objective: Objective, *, seed: int = 0, steps: int = 0,
                  training: dict | None = None, sampling: dict | None = None,
                  **rest: Any) -> Experiment:
     """The experiment, with its differences from the preset in sight at the call."""
     learn = dataclasses.replace(self.training, **(training or {}))
     if steps:
       learn = dataclasses.replace(learn, steps=steps)
-    own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    own |= dict(training=learn, sampling=dataclasses.replace(self.sampling, **(sampling or {})))
+    parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    parts |= dict(training=learn, sampling=dataclasses.replace(self.sampling, **(sampling or {})))
     return Experiment(name=name, objective=objective, seed=seed,
-                      **{"rollout": Plain(), **own, **rest})
+                      **{"rollout": Plain(), **parts, **rest})
 
 
 def _tiny() -> Preset:

@@ -38,6 +38,7 @@ from entrolab.methods.aepo_agentic import Branching  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.rollout import agentic, branch, decode  # noqa: E402
 from entrolab.rollout.multiturn import MultiTurn  # noqa: E402
+from entrolab.rollout.strategy import Sampling  # noqa: E402
 from entrolab.tasks.task import Example, Lazy, Step  # noqa: E402
 
 SMALL = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4, head_dim=32,
@@ -111,7 +112,7 @@ def agentic_variants(args):
   task = Endless(config.vocab_size, args.prompt_length)
   examples = [Example(at, "", "", "") for at in range(args.prompts)]
   length = turns * action + (turns - 1) * task.max_observation
-  limits = dict(key=jax.random.key(0), step=0, max_tokens=length)
+  sampling = Sampling(samples=n, max_tokens=length)
   made = lambda strategy: strategy.engine(config, Numbers(config.vocab_size), task,
                                           sharding.make_mesh(1, 1, 1), ())
   rule = Branching(samples=n, beam=1 + args.branches, calls=turns - 1, test=always, scope="own")
@@ -121,11 +122,12 @@ def agentic_variants(args):
   bare = args.prompts * args.prompt_length
 
   def grown():
-    got = tree.grown(strategy, params, examples, **limits).counts
+    got = tree.grown(strategy, params, examples, jax.random.key(0), 0, sampling).counts
     return got["prefill_tokens"], got["reused_tokens"], got["generated_tokens"]
 
   def alone(samples):
-    got = episodes.rollout(params, examples, samples=samples, **limits)
+    got = episodes.rollout(params, examples, jax.random.key(0), 0,
+                           dataclasses.replace(sampling, samples=samples))
     seen = got.batch.present & ~got.batch.mask
     return bare + int(seen.sum()), 0, int(got.batch.mask.sum())
 

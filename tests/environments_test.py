@@ -197,7 +197,7 @@ def test_a_problem_with_an_interpreter_as_its_tool(confined):
 
 @pytest.mark.slow
 def test_programs_run_under_limits_and_disturb_no_other(confined):
-  python = Python(Limits(seconds=20.0, memory=256 << 20), max_tokens=60)
+  python = Python(Limits(seconds=20.0, memory=256 << 20), max_characters=60)
   programs = {
       "6 * 7": "42", "print('hi')\n[1, 2]": "hi\n[1, 2]", "x = 3": "", "": "", "# nothing": "",
       "import math\nmath.isqrt(50)": "7", "def f(n):\n  return n + 1\n\nf(1)": "2",

@@ -13,10 +13,9 @@ import time
 import pytest
 
 from entrolab.verify import codes, math, unknown_share
-from entrolab.verify.canonical import canonical
+from entrolab.verify.canonical import MAX_CHARACTERS, canonical
 from entrolab.verify.extract import extract
 from entrolab.verify.symbolic import worker
-from entrolab.verify.symbolic.cost import MAX_TOKENS
 from entrolab.verify.symbolic.pool import Pool
 from tests.hostile_corpus import box, corpus
 
@@ -150,7 +149,7 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch):
 
 WORK = """
 import os, signal, sys, time
-from entrolab.verify import worker
+from entrolab.verify.symbolic import worker
 def work(kind):
   if kind == "memory": bytearray(1 << 30)
   if kind == "segfault": os.kill(os.getpid(), signal.SIGSEGV)
@@ -280,7 +279,7 @@ def test_hostile_answers_are_decided_and_none_is_right(pool):
 
 def test_hostile_answers_that_no_refusal_stops_end_at_the_deadline(pool):
   rng = random.Random(0)
-  jobs = [(gold, canonical(extract(text).text)[:MAX_TOKENS], 6) for _, text, gold in corpus()]
+  jobs = [(gold, canonical(extract(text).text)[:MAX_CHARACTERS], 6) for _, text, gold in corpus()]
   jobs = rng.sample([job for job in jobs if job[1]], 40)
   start = time.monotonic()
   verdicts = pool.run(jobs, seconds=0.3)

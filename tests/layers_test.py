@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CORE = ("typing", "objective", "vocab", "nucleus", "aggregate", "control", "ranks", "microbatch",
-        "keys", "batch")
+        "keys", "batch", "fused", "statistics")
 METHODS = sorted(p.stem for p in (ROOT / "entrolab/methods").glob("*.py") if p.stem != "__init__")
 VERIFY = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts)
                 for p in (ROOT / "entrolab/verify").rglob("*.py") if p.stem != "__init__")

@@ -11,7 +11,7 @@ import numpy as np
 from entrolab import aggregate, methods, vocab
 from entrolab.batch import COLUMNS
 from entrolab.methods import bonus, grpo, ppo
-from entrolab.objective import Objective, Penalty, term
+from entrolab.objective import Objective, Penalty, Term, term
 from entrolab.typing import Array, Float, Weight, slot_of
 
 G, B, T, V = 4, 16, 12, 16
@@ -48,9 +48,19 @@ def label(fn):
   return f"{fn.__module__.rsplit('.', 1)[-1]}.{fn.__name__}"
 
 
+def home(fn):
+  """The module of the method's test: where its KNOBS and COLUMNS belong."""
+  return f"tests.methods.{fn.__module__.rsplit('.', 1)[-1]}_test"
+
+
+def home_file(fn):
+  """The file of `home`, for messages."""
+  return home(fn).replace(".", "/") + ".py"
+
+
 def added(fn, name):
   """What the test of the method defines as `name`: COLUMNS or KNOBS; nothing where it does not."""
-  path = f"tests.methods.{fn.__module__.rsplit('.', 1)[-1]}_test"
+  path = home(fn)
   return vars(importlib.import_module(path)).get(name, {}) if util.find_spec(path) else {}
 
 
@@ -59,15 +69,22 @@ def drawers(fn):
   return {**EXTRA, **added(fn, "COLUMNS")}
 
 
+def computed(fn):
+  """The columns that the objective or the current policy fills, so that no batch holds them."""
+  slot = slot_of(inspect.signature(fn).return_annotation)
+  return {*vocab.NAMES, "rewards", "adv", *(("weight",) if slot == "scale" else ())}
+
+
 def bound(fn):
   """The function with its required knobs set."""
   parameters = inspect.signature(fn).parameters.values()
   needed = {p.name for p in parameters
             if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
   values = {**KNOBS, **added(fn, "KNOBS")}
-  missing = needed - values.keys()
-  assert not missing, (f"{label(fn)}: no value for the hyper-parameters {sorted(missing)}, which "
-                       "have no default; add them as KNOBS = dict(...) to the method's test")
+  missing = sorted(needed - values.keys())
+  assert not missing, (
+      f"{label(fn)}: no value for {', '.join(missing)}, hyper-parameters without a default. Add to "
+      f"{home_file(fn)}: KNOBS = dict({', '.join(f'{name}=...' for name in missing)})")
   return term(fn, **{name: values[name] for name in needed})
 
 
@@ -96,7 +113,7 @@ def objective(fn, **more):
 
 
 def batch(fn, seed=0, *, verdict=None, mask=None):
-  """(batch columns, logits): ragged rows, groups of G; numbers of a slightly moved policy."""
+  """(columns, logits): ragged rows, groups of G; the policy has moved a little since the draw."""
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(B, T, V)).astype(np.float32) * 1.5
   tokens = rng.integers(0, V, (B, T)).astype(np.int32)
@@ -117,4 +134,10 @@ def batch(fn, seed=0, *, verdict=None, mask=None):
   for name in inspect.signature(fn).parameters:
     if name in own:
       out[name] = own[name](rng)
+  missing = [name for name in Term(fn).reads if name not in out and name not in computed(fn)]
+  assert not missing, (
+      f"{label(fn)}: no values for the columns {', '.join(missing)}. Add to {home_file(fn)}: "
+      f"COLUMNS = dict({', '.join(f'{name}=lambda rng: ...' for name in missing)}), with rng a "
+      f"numpy generator and as value an array of [{B}], of [{B}, {T}], or a scalar where a "
+      "controller holds it; floats are float32. A hyper-parameter stands behind the *, and is none")
   return out, logits

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from scripts import house_counts, house_figures
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "entrolab").rglob("*.py"))
 METHODS = [p for p in FILES if p.parent.name == "methods" and p.stem != "__init__"]
@@ -13,16 +15,63 @@ RECIPES = sorted((ROOT / "experiments").glob("*.py"))
 name = lambda p: str(p.relative_to(ROOT))
 
 
+# modules and functions that are over a bound for now; each leaves the set when it has been cut
+EXCEPTIONS = {
+    "cost.hlo",
+    "microbatch.gradient",
+    "models.huggingface",
+    "models.huggingface._places",
+    "models.transformer.Block.__call__",
+    "nucleus._search",
+    "rollout.agentic",
+    "rollout.multiturn.Episodes.rollout",
+    "trainer.evaluate.evaluate",
+    "trainer.loop",
+    "trainer.loop.loop",
+    "trainer.loop.train_step",
+    "vocab",
+    "vocab._backward",
+}
+
+
+def over_bounds(package):
+  """Modules and functions that have more lines or nodes than scripts/house.py allows."""
+  found = {}
+  for module in package.modules:
+    counts = module.counts
+    if counts.lines > house_figures.FILE_LINES or counts.nodes > house_figures.FILE_NODES:
+      found[module.name] = f"{counts.lines} lines, {counts.nodes} AST nodes"
+    found |= {function.name: f"{function.nodes} AST nodes" for function in module.functions
+              if function.nodes > house_figures.FUNCTION_NODES}
+  return found
+
+
+def test_sizes():
+  found = over_bounds(house_counts.read_package(ROOT / "entrolab"))
+  new = {name: size for name, size in found.items() if name not in EXCEPTIONS}
+  assert not new, f"over the bounds of scripts/house.py: {new}"
+  cut = EXCEPTIONS - found.keys()
+  assert not cut, f"within the bounds, so no exceptions any more: {sorted(cut)}"
+
+
+def test_sizes_are_seen(tmp_path):
+  (tmp_path / "long.py").write_text("\n" * (house_figures.FILE_LINES + 1))
+  (tmp_path / "dense.py").write_text("x; x; x; x; x\n" * 201)
+  (tmp_path / "right.py").write_text("def small():\n" + "  x\n" * 174)
+  (tmp_path / "large.py").write_text("class A:\n  def large(self):\n" + "    x\n" * 175)
+  found = over_bounds(house_counts.read_package(tmp_path))
+  assert found.keys() == {"long", "dense", "large.A.large"}
+
+
+@pytest.mark.parametrize("path", METHODS, ids=name)
+def test_methods_are_short(path):
+  assert path.read_text().count("\n") <= 200
+
+
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_sizes_and_docstrings(path):
-  text = path.read_text()
-  tree = ast.parse(text)
-  assert text.count("\n") <= (200 if path in METHODS else 400)
+def test_docstrings(path):
+  tree = ast.parse(path.read_text())
   assert ast.get_docstring(tree), "a file says what it is"
-  for node in ast.walk(tree):
-    if isinstance(node, ast.FunctionDef):
-      doc = ast.get_docstring(node) or ""
-      assert (node.end_lineno or 0) - node.lineno + 1 - doc.count("\n") <= 60, node.name
   for node in tree.body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
       assert ast.get_docstring(node), node.name
@@ -60,10 +109,37 @@ def test_method_headers(path):
   assert "Differs from " in header
 
 
+MEASURED = r"pass@1 [01]\.\d{3} -> [01]\.\d{3}\b"
+
+
+def states_result(header):
+  """Whether a recipe's header says behind `Expect` what was measured, or that nothing was."""
+  _, expect, result = " ".join(header.split()).partition("Expect")
+  without_intervals = re.sub(r" \[[^\]]*\]", "", result)
+  return bool(expect) and bool(re.search(rf"{MEASURED}|\bunmeasured\b", without_intervals))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipes_are_short_and_state_measured_numbers(path):
+def test_recipes_are_short_and_state_their_result(path):
   text = path.read_text()
   assert text.count("\n") <= 50
   header = ast.get_docstring(ast.parse(text)) or ""
-  assert f"--config=experiments/{path.name}" in header and "Expect" in header
-  assert re.search(r"Expect.*\d", header, re.S) and "FIGURES" not in header
+  assert f"--config=experiments/{path.name}" in header
+  assert states_result(header), (
+      f"{name(path)}: write into its docstring `Expect (seed 0, 256 problems): pass@1 0.xxx -> "
+      "0.xxx`, out of your own run, or `Expect: unmeasured.`")
+
+
+@pytest.mark.parametrize("header, stated", [
+    ("Expect (seed 0, 256 problems): pass@1 0.400 -> 0.486, pass@16 0.863 -> 0.828", True),
+    ("Expect (seed 0): pass@1 0.318 [0.256, 0.381] ->\n0.454 [0.381, 0.527].", True),
+    ("Expect: unmeasured.", True),
+    ("Expect (seed 0): not measured", False),
+    ("Expect (seed 0): pass@1 0.4 -> 0.5", False),
+    ("Expect (seed 0): pass@1 0.xxx -> 0.xxx", False),
+    ("Expect (seed 0): pass@16 0.400 -> 0.486", False),
+    ("pass@1 0.400 -> 0.486, before anything is expected", False),
+    ("Unmeasured figures. Expect pass@1 to rise by 0.1.", False),
+])
+def test_a_result_that_is_not_stated_is_seen(header, stated):
+  assert states_result(header) == stated

@@ -9,8 +9,8 @@ included, goes through the model twice.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,12 @@ from entrolab import sharding
 from entrolab.environments import BETWEEN, judge
 from entrolab.methods import aepo_agentic
 from entrolab.models import transformer
-from entrolab.rollout import multiturn, plain, turns
+from entrolab.rollout import multiturn, turns
 from entrolab.rollout.compilations import counted
 from entrolab.rollout.decode import Decoding
+from entrolab.rollout.engine import refilled
 from entrolab.rollout.multiturn import DONE, TURNS, Episode
+from entrolab.rollout.strategy import Feature, Prompted, Request, Rollout, Sampling
 from entrolab.tasks.task import Example
 from entrolab.typing import Array, Float, Int, Key
 
@@ -138,7 +140,7 @@ class Live:
   of what a slot is a copy of, else its own; cut: tokens that it copied; drawn, observed: tokens.
   """
 
-  def __init__(self, owner: "Trees", asked: plain.Asked, rows: turns.Rows, samples: int,
+  def __init__(self, owner: "Trees", asked: Prompted, rows: turns.Rows, samples: int,
                max_tokens: int, keys: Callable[..., Any], speak: Callable[..., Any],
                branch: int = 0):
     self.owner, self.asked, self.rows, self.samples = owner, asked, rows, samples
@@ -210,20 +212,15 @@ class Trees(multiturn.Episodes):
   strategy: "Agentic"
 
   def grown(self, tree: "Agentic", params: Any, examples: Sequence[Example], key: jax.Array,
-            step: int, *, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
-            top_k: int = 0, slots: int = 0) -> plain.Rollout:
-    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example.
-
-    Raises NotImplementedError for slots.
-    """
-    multiturn.check_slots(slots)
-    asked, rule = self.asked(examples), tree.rule
+            step: int, sampling: Sampling) -> Rollout:
+    """P examples -> B = P x rule.samples verified episodes, a tree or several to an example."""
+    asked, rule, max_tokens = self.prompted(examples), tree.rule, sampling.max_tokens
     samples = rule.samples
-    decoding = self.decoding(temperature, top_p, top_k)
+    decoding = self.decoding(sampling)
     keys = functools.partial(keys_of_rows, key, np.int32(step), asked.ids)
     speak = lambda rows, *rest, trials: _round(self.config, params, rows, decoding, *rest,
                                                action=tree.action, trials=trials)
-    rows = turns.begin(self.config, params, asked.prompt, asked.mask, decoding.pad_id,
+    rows = turns.begin(self.config, params, asked.tokens, asked.mask, decoding.pad_id,
                        samples=samples, max_tokens=max_tokens,
                        width=self.environment.max_observation)
     initial, probe = [tree.initial] * len(examples), None
@@ -247,8 +244,8 @@ class Trees(multiturn.Episodes):
         "reused_tokens": int(copied[live.kind == 1].sum()), **multiturn._counts(live.episodes)}
     return self._judged(asked, live, samples, total("steps"), total("seconds"), counts)
 
-  def _judged(self, asked: plain.Asked, live: Live, samples: int, steps: int, seconds: float,
-              counts: dict[str, int]) -> plain.Rollout:
+  def _judged(self, asked: Prompted, live: Live, samples: int, steps: int, seconds: float,
+              counts: dict[str, int]) -> Rollout:
     """Verdicts and columns of the rows."""
     episodes = live.episodes
     texts = [BETWEEN.join(e.actions) for e in episodes]
@@ -256,15 +253,14 @@ class Trees(multiturn.Episodes):
     known = self.place((np.asarray([v.code for v in verdicts], np.int32),
                         np.asarray([e.ending == DONE for e in episodes]),
                         np.asarray([e.total for e in episodes], np.float32)))
-    batch = multiturn._assemble(live.rows, asked.prompt, asked.mask, live.keys, *known,
+    batch = multiturn._assemble(live.rows, asked.tokens, asked.mask, live.keys, *known,
                                 samples=samples, on_rows=sharding.rows(self.mesh))
     kind, parent, branch = self.place((live.kind, live.parent, live.cut))
     batch = batch.replace(row_kind=kind, parent=parent, branch=branch)
-    batch = batch.replace(**{name: self.place(fill(self, texts, live.rows, samples))
-                             for name, fill in self.extra.items()})
+    batch = batch.replace(**self.filled(texts, live.rows.tokens, live.rows.mask, samples))
     everyone = [example for example in asked.examples for _ in range(samples)]
-    return plain.Rollout(batch, everyone, texts, verdicts, steps, sampled=len(episodes),
-                         verify_seconds=seconds, counts=counts)
+    return Rollout(batch, everyone, texts, verdicts, steps, sampled=len(episodes),
+                   verify_seconds=seconds, counts=counts)
 
 
 def budgets(probe: Live, samples: int, sharpness: float) -> list[int]:
@@ -300,8 +296,7 @@ class Agentic(multiturn.MultiTurn):
   action that is too long is cut and answered, and what an empty call does is up to the environment.
   Raises ValueError for numbers that do not fit together.
   """
-  columns: ClassVar[tuple[str, ...]] = (*multiturn.MultiTurn.columns, "row_kind", "parent",
-                                        "branch")
+  columns = (*multiturn.MultiTurn.columns, "row_kind", "parent", "branch")
   turns: int = 4
   rule: aepo_agentic.Branching = aepo_agentic.Branching(scope="own")
   initial: int = 0
@@ -314,22 +309,26 @@ class Agentic(multiturn.MultiTurn):
                        f"rule.samples = {self.rule.samples}, rule.beam >= 1")
 
   @property
-  def engine(self) -> Any:
-    """The sampler, with this rule."""
+  def engine(self) -> Callable[..., "Trees"]:
+    """What samples and verifies, with this rule."""
     return functools.partial(Trees, strategy=self)
 
-  def __call__(self, sampler: Any, ask: plain.Request) -> plain.Rollout:
-    """The verified trees of one step, refilled where the request allows it."""
-    if ask.knobs["samples"] != self.rule.samples:
-      raise ValueError(f"sampling.samples={ask.knobs['samples']}, but the rule fills groups of "
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """Also several processes, where the rule reads the rounds of all prompts."""
+    if self.rule.scope != "prompt":
+      return super().unsupported
+    return {**super().unsupported, "processes": 'Branching(scope="prompt") reads the rounds of all '
+            "prompts, of which a process knows its own alone; choices: own, path"}
+
+  def __call__(self, engine: "Trees", request: Request) -> Rollout:
+    """The verified trees of one step, replaced where the request allows it."""
+    if request.sampling.samples != self.rule.samples:
+      raise ValueError(f"sampling.samples={request.sampling.samples}, but the rule fills groups of "
                        f"{self.rule.samples}")
-    if self.rule.scope == "prompt" and jax.process_count() > 1:
-      raise NotImplementedError('Branching(scope="prompt") reads the rounds of all prompts, of '
-                                "which a process knows its own alone; choices: own, path")
-    made = sampler.strategy
+    made = engine.strategy
     if (made.turns, made.action) != (self.turns, self.action):
-      raise ValueError(f"{self!r} on a sampler with turns={made.turns}, action={made.action}")
-    knobs = {name: value for name, value in ask.knobs.items() if name != "samples"}
-    easier = lambda: self._eased(sampler.task, ask.draw(), ask.control)
-    grown = lambda examples: sampler.grown(self, ask.params, examples, ask.key, ask.step, **knobs)
-    return plain.filled(grown, easier, self.rule.samples, ask.refills)
+      raise ValueError(f"{self!r} on an engine with turns={made.turns}, action={made.action}")
+    return refilled(lambda examples: engine.grown(
+        self, request.params, examples, request.key, request.step, request.sampling),
+        self._with_eased(engine.task, request))

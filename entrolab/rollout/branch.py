@@ -6,8 +6,8 @@ cache of what it shares with its parent is copied, not computed again.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,25 @@ from entrolab import keys as key_scheme
 from entrolab import sharding
 from entrolab.methods import cure
 from entrolab.rollout.decode import Samples, resume
-from entrolab.rollout.plain import Asked, Request, Rollout, Sampler, filled, row_keys
-from entrolab.tasks.task import Example
+from entrolab.rollout.engine import Engine, SingleTurn, refilled, row_keys
+from entrolab.rollout.strategy import Drawn, Feature, Prompted, Request, Rollout
+from entrolab.tasks.task import Example, Tokenizer
+from entrolab.typing import Array, Bool, Int, Key
 
 Choose = Literal["entropy", "random"]
 Overflow = Literal["move", "skip"]
+Verify = Literal["continuation", "whole"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """N rows of one kind, originals or continuations."""
+  samples: Samples  # without what is of no row: its steps and its trunk
+  keys: Key[Array, " N"]
+  prompt: Int[Array, "N L"]  # what a response follows: of a continuation, with its prefix
+  prompt_mask: Bool[Array, "N L"]
+  branch: Int[Array, " N"]  # tokens of the prefix
 
 
 def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
@@ -33,35 +47,39 @@ def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _table(tokenizer: Any, special: tuple[int, ...], admissible: Callable) -> np.ndarray:
+def _table(tokenizer: Tokenizer, special: tuple[int, ...], admissible: Callable) -> np.ndarray:
+  """`admissible` of every token; read once, as a vocabulary may be large."""
   texts = [tokenizer.decode([at]) for at in range(tokenizer.vocab_size)]
   return admissible(texts, special)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "most", "choose", "overflow"))
-def _cut(out: Samples, prompt, mask, keys, allowed, *, width: int, most: int, choose: Choose,
-         overflow: Overflow):
+def _cut(samples: Samples, prompt: Array, mask: Array, keys: Array, allowed: Array, *, width: int,
+         most: int, choose: Choose, overflow: Overflow
+         ) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
   """Of every row: (where it is cut [B], its prompt and mask, those of its continuations [B, W]).
 
   Ranked by the entropy of the distribution drawn from: that of the untruncated one at the
   temperature of the draw where nothing is cut off.
   """
-  rows, length = out.tokens.shape
+  rows, length = samples.tokens.shape
   uniform = key_scheme.cut_uniform(keys, length)
-  level = out.sampled_entropy if choose == "entropy" else uniform[:, 1:]
-  choices = cure.candidates(level, out.tokens, out.mask, allowed, most=most)
+  level = samples.sampled_entropy if choose == "entropy" else uniform[:, 1:]
+  choices = cure.candidates(level, samples.tokens, samples.mask, allowed, most=most)
   at = cure.branch_point(choices, uniform[:, 0])
+  # all prompts get the width of the longest prefix, so that both kinds of rows have one shape
   wide = lambda x: jnp.pad(jnp.repeat(x, rows // x.shape[0], 0),
                            [(0, 0), (width - x.shape[1], 0)])
   prompt, mask = wide(prompt), wide(mask)
-  longer, valid, _ = cure.reprompt(prompt, mask, out.tokens, at, overflow=overflow)
+  longer, valid, _ = cure.reprompt(prompt, mask, samples.tokens, at, overflow=overflow)
   cut = valid.sum(1, dtype=jnp.int32) - mask.sum(1, dtype=jnp.int32)
   return cut, (prompt, mask), (longer, valid)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _groups(originals, continued, count, on_rows):
-  """Trees of rows [P n1, ...] and, if any, [P n1 n2, ...] -> the rows of whole groups."""
+def _groups(originals: _Rows, continued: _Rows | None, count: int,
+            on_rows: jax.sharding.NamedSharding) -> _Rows:
+  """Rows [P n1, ...] and, if any, [P n1 n2, ...] -> the rows of whole groups."""
   if continued is not None:
     join = functools.partial(cure.regroup, originals=count)
     originals = jax.tree.map(join, originals, continued)
@@ -69,7 +87,7 @@ def _groups(originals, continued, count, on_rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cure:
+class Cure(SingleTurn):
   """`originals` responses to every prompt and `branches` continuations of each of them, as one
   group of originals (1 + branches) rows, originals first.
 
@@ -91,77 +109,98 @@ class Cure:
   room: int = 0
   choose: Choose = "entropy"
   overflow: Overflow = "move"
-  verify: Literal["continuation", "whole"] = "continuation"
+  verify: Verify = "continuation"
   admissible: Callable[[Sequence[str], Iterable[int]], np.ndarray] = cure.admissible
-  engine: ClassVar[type[Sampler]] = Sampler
-  columns: ClassVar[tuple[str, ...]] = ("row_kind", "parent", "branch")
+  columns = ("row_kind", "parent", "branch")
 
   def __post_init__(self) -> None:
     if self.originals < 1 or self.branches < 0 or self.most < 1 or self.room < 0:
       raise ValueError(f"{self!r}: needs originals >= 1, branches >= 0, most >= 1, room >= 0")
-    for name, choices in (("choose", ("entropy", "random")), ("overflow", ("move", "skip")),
-                          ("verify", ("continuation", "whole"))):
-      if getattr(self, name) not in choices:
-        raise ValueError(f"Cure({name}={getattr(self, name)!r}); choices: {', '.join(choices)}")
+    for name, value, choices in (("choose", self.choose, get_args(Choose)),
+                                 ("overflow", self.overflow, get_args(Overflow)),
+                                 ("verify", self.verify, get_args(Verify))):
+      if value not in choices:
+        raise ValueError(f"Cure({name}={value!r}); choices: {', '.join(choices)}")
+
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """Also slots, where there are branches."""
+    if not self.branches:
+      return super().unsupported
+    return {**super().unsupported, "slots": "a slot does not keep the cache of a row that has ended"
+            ", from which branches go on; set sampling.slots=0"}
 
   @property
   def samples(self) -> int:
     """Rows of a group."""
     return self.originals * (1 + self.branches)
 
-  def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
-    """The verified groups of one step, refilled where the request allows it."""
-    if ask.knobs["samples"] != self.samples:
-      raise ValueError(f"sampling.samples={ask.knobs['samples']}, but {self.originals} originals "
-                       f"with {self.branches} branches each are groups of {self.samples}")
-    return filled(lambda examples: self.groups(sampler, ask, examples), ask.draw, self.samples,
-                  ask.refills)
+  def __call__(self, engine: Engine, request: Request) -> Rollout:
+    """The verified groups of one step, replaced where the request allows it.
 
-  def groups(self, sampler: Sampler, ask: Request, examples: Sequence[Example]) -> Rollout:
-    """The verified groups of some examples. counts: prefill_tokens that went through the model,
-    reused_tokens of a context whose cache was copied instead."""
-    asked, n1, n2 = sampler.asked(examples), self.originals, self.branches
-    fold = functools.partial(row_keys, ask.key, np.int32(ask.step), asked.ids, n1)
-    knobs = {name: ask.knobs[name] for name in ("temperature", "top_p", "top_k")}
-    max_tokens, keys = ask.knobs["max_tokens"], fold()
-    out = sampler.sample(ask.params, asked, keys, samples=n1, max_tokens=max_tokens, keep=n2 > 0,
-                         slots=ask.knobs.get("slots", 0), **knobs)
-    special = tuple(int(t) for t in (*sampler.stop, sampler.tokenizer.pad_id) if t >= 0)
-    cut, own, longer = _cut(
-        dataclasses.replace(out, trunk=None), asked.prompt, asked.mask, keys,
-        _table(sampler.tokenizer, special, self.admissible), most=self.most, choose=self.choose,
-        overflow=self.overflow, width=asked.prompt.shape[1] + (self.room or max_tokens))
-    first = (dataclasses.replace(out, trunk=None, steps=None), keys, *own, jnp.zeros_like(cut))
-    second, steps = None, int(out.steps)
-    if n2:
-      more = jnp.stack([fold(branch=np.int32(1 + j)) for j in range(n2)], 1).reshape(-1)
-      new = resume(sampler.config, ask.params, out.trunk, cut, more, sampler.decoding(**knobs),
-                   copies=n2, max_tokens=max_tokens)
-      steps += int(new.steps)
-      second = (dataclasses.replace(new, steps=None), more,
-                *(jnp.repeat(x, n2, 0) for x in (*longer, cut)))
-    rows = _groups(first, second, n1, sharding.rows(sampler.mesh))
-    return self._judged(sampler, asked, rows, steps)
+    counts: prefill_tokens that went through the model, reused_tokens of a context whose cache was
+    copied instead.
+    """
+    samples = request.sampling.samples
+    if samples != self.samples:
+      raise ValueError(f"sampling.samples={samples}, but {self.originals} originals with "
+                       f"{self.branches} branches each are groups of {self.samples}")
+    return refilled(lambda examples: self._grown(engine, request, examples), request)
 
-  def _judged(self, sampler: Sampler, asked: Asked, rows: Any, steps: int) -> Rollout:
+  def _grown(self, engine: Engine, request: Request, examples: Sequence[Example]) -> Rollout:
+    """The verified groups of some examples."""
+    prompted = engine.prompted(examples)
+    keys_of_branch = functools.partial(row_keys, request.key, np.int32(request.step), prompted.ids,
+                                       self.originals)
+    sampling = dataclasses.replace(request.sampling, samples=self.originals)
+    keys = keys_of_branch()
+    samples = engine.sample(request.params, prompted, keys, sampling, keep=self.branches > 0)
+    steps = int(samples.steps)
+    cut, prompts, longer = self._cut(engine, prompted, samples, keys, sampling.max_tokens)
+    bare = lambda x: dataclasses.replace(x, trunk=None, steps=None)
+    originals = _Rows(bare(samples), keys, *prompts, jnp.zeros_like(cut))
+    continued = None
+    if self.branches:
+      # branch ids count from 1, as an original has 0; those of a parent stand next to each other
+      more = jnp.stack([keys_of_branch(branch=np.int32(1 + b)) for b in range(self.branches)], 1)
+      more = more.reshape(-1)
+      grown = resume(engine.config, request.params, samples.trunk, cut, more,
+                     engine.decoding(sampling), copies=self.branches,
+                     max_tokens=sampling.max_tokens)
+      steps += int(grown.steps)
+      continued = _Rows(bare(grown), more,
+                        *(jnp.repeat(x, self.branches, 0) for x in (*longer, cut)))
+    rows = _groups(originals, continued, self.originals, sharding.rows(engine.mesh))
+    return self._judged(engine, prompted, rows, steps)
+
+  def _cut(self, engine: Engine, prompted: Prompted, samples: Samples, keys: Array,
+           max_tokens: int) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
+    """`_cut` of the originals, by the choices of this strategy."""
+    special = tuple(int(t) for t in (*engine.stop_ids, engine.tokenizer.pad_id) if t >= 0)
+    return _cut(dataclasses.replace(samples, trunk=None), prompted.tokens, prompted.mask, keys,
+                _table(engine.tokenizer, special, self.admissible), most=self.most,
+                choose=self.choose, overflow=self.overflow,
+                width=prompted.tokens.shape[1] + (self.room or max_tokens))
+
+  def _judged(self, engine: Engine, prompted: Prompted, rows: _Rows, steps: int) -> Rollout:
     """Verdicts and columns of the rows of whole groups."""
-    out, keys, prompt, mask, branch = rows
     kind, parent = cure.family(self.originals, self.branches)
-    texts = self._whole(sampler, out, branch, parent) if self.verify == "whole" else None
-    got = sampler.judged(asked._replace(prompt=prompt, mask=mask), keys,
-                         dataclasses.replace(out, steps=steps), self.samples, texts=texts)
-    groups = len(asked.examples)
-    tiled = lambda x: sampler.place(np.tile(x.astype(np.int32), groups))
-    batch = got.batch.replace(row_kind=tiled(kind), parent=tiled(parent), branch=branch)
-    reused = int(jnp.where(batch.extra["row_kind"] == 1, batch.prompt_mask.sum(1), 0).sum())
-    return dataclasses.replace(got, batch=batch, counts={
-        "prefill_tokens": int(asked.mask.sum()), "reused_tokens": reused})
+    texts = self._whole_texts(engine, rows, parent) if self.verify == "whole" else None
+    each = prompted._replace(tokens=rows.prompt, mask=rows.prompt_mask)  # a prompt a row
+    samples = dataclasses.replace(rows.samples, steps=steps)
+    rollout = engine.judged(Drawn(each, rows.keys, samples), texts=texts)
+    groups = len(prompted.examples)
+    tiled = lambda x: engine.place(np.tile(x.astype(np.int32), groups))
+    batch = rollout.batch.replace(row_kind=tiled(kind), parent=tiled(parent), branch=rows.branch)
+    reused = jnp.where(batch.extra["row_kind"] == 1, batch.prompt_mask.sum(1), 0).sum()
+    return dataclasses.replace(rollout, batch=batch, counts={
+        "prefill_tokens": int(prompted.mask.sum()), "reused_tokens": int(reused)})
 
-  def _whole(self, sampler: Sampler, out: Samples, branch: jax.Array, parent: np.ndarray
-             ) -> list[str]:
+  def _whole_texts(self, engine: Engine, rows: _Rows, parent: np.ndarray) -> list[str]:
     """The texts of prefix and continuation together."""
-    tokens, mask, branch = sharding.local((out.tokens, out.mask, branch))
-    of = np.arange(len(tokens)) // self.samples * self.samples + np.tile(
-        parent, len(tokens) // self.samples)
-    return [sampler.tokenizer.decode([*tokens[p][:at].tolist(), *row[on].tolist()])
-            for p, at, row, on in zip(of, branch, tokens, mask, strict=True)]
+    tokens, mask, branch = sharding.local((rows.samples.tokens, rows.samples.mask, rows.branch))
+    groups = len(tokens) // self.samples
+    # the row of this process that a row's parent is
+    parents = np.repeat(np.arange(groups) * self.samples, self.samples) + np.tile(parent, groups)
+    return [engine.tokenizer.decode([*tokens[of][:at].tolist(), *row[on].tolist()])
+            for of, at, row, on in zip(parents, branch, tokens, mask, strict=True)]

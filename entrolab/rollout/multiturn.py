@@ -10,8 +10,8 @@ turns, or where T leaves no room for the next observation and a token of an acti
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ import numpy as np
 from entrolab import sharding
 from entrolab.batch import Batch
 from entrolab.environments import BETWEEN, judge
-from entrolab.rollout import plain, turns
+from entrolab.rollout import turns
+from entrolab.rollout.engine import Engine, row_keys
+from entrolab.rollout.strategy import Feature, Request, Rollout, Sampling, Strategy
 from entrolab.tasks.task import Example
 from entrolab.verify import codes
 
@@ -56,14 +58,7 @@ def _assemble(rows, prompt, mask, keys, verdict, finished, returns, *, samples, 
 _any = jax.jit(jnp.any)  # over the rows of all processes
 
 
-def check_slots(slots: int) -> None:
-  """Raises NotImplementedError where rows are to take turns."""
-  if slots:
-    raise NotImplementedError(f"sampling.slots={slots}: an episode keeps its slot while its "
-                              "environment answers; set sampling.slots=0")
-
-
-class Episodes(plain.Sampler):
+class Episodes(Engine):
   """Sampling in an environment, which is the task, within the limits of a strategy.
 
   Raises TypeError for a task that is no environment.
@@ -73,18 +68,14 @@ class Episodes(plain.Sampler):
     super().__init__(*args)
     self.strategy, self.environment = strategy, self.task.as_environment()
 
-  def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int, *,
-              samples: int, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
-              top_k: int = 0, slots: int = 0) -> plain.Rollout:
-    """P examples -> B = P x samples verified episodes, those of an example one after another.
-
-    Raises NotImplementedError for slots.
-    """
-    check_slots(slots)
-    asked = self.asked(examples)
-    keys = plain.row_keys(key, np.int32(step), asked.ids, samples)
-    decoding = self.decoding(temperature, top_p, top_k)
-    rows = turns.begin(self.config, params, asked.prompt, asked.mask, decoding.pad_id,
+  def rollout(self, params: Any, examples: Sequence[Example], key: jax.Array, step: int,
+              sampling: Sampling) -> Rollout:
+    """P examples -> B = P x samples verified episodes, those of an example one after another."""
+    samples, max_tokens = sampling.samples, sampling.max_tokens
+    prompted = self.prompted(examples)
+    keys = row_keys(key, np.int32(step), prompted.ids, samples)
+    decoding = self.decoding(sampling)
+    rows = turns.begin(self.config, params, prompted.tokens, prompted.mask, decoding.pad_id,
                        samples=samples, max_tokens=max_tokens,
                        width=self.environment.max_observation)
     everyone = [example for example in examples for _ in range(samples)]
@@ -104,12 +95,11 @@ class Episodes(plain.Sampler):
     known = self.place((np.asarray(codes(verdicts), np.int32),
                         np.asarray([e.ending == DONE for e in episodes]),
                         np.asarray([e.total for e in episodes], np.float32)))
-    batch = _assemble(rows, asked.prompt, asked.mask, keys, *known, samples=samples,
+    batch = _assemble(rows, prompted.tokens, prompted.mask, keys, *known, samples=samples,
                       on_rows=sharding.rows(self.mesh))
-    batch = batch.replace(**{name: self.place(fill(self, texts, rows, samples))
-                             for name, fill in self.extra.items()})
-    return plain.Rollout(batch, everyone, texts, verdicts, steps, sampled=batch.tokens.shape[0],
-                         verify_seconds=seconds, counts={"calls": calls, **_counts(episodes)})
+    batch = batch.replace(**self.filled(texts, rows.tokens, rows.mask, samples))
+    return Rollout(batch, everyone, texts, verdicts, steps, sampled=batch.tokens.shape[0],
+                   verify_seconds=seconds, counts={"calls": calls, **_counts(episodes)})
 
   def _waiting(self, episodes: Sequence[Episode], act: np.ndarray) -> turns.Turn:
     """What `turns.advance` is told of every row."""
@@ -160,7 +150,7 @@ def _counts(episodes: Sequence[Episode]) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiTurn:
+class MultiTurn(Strategy):
   """Episodes: at most `turns` actions of at most `action` tokens each; sampling.max_tokens is the
   token budget of an episode, observations included.
 
@@ -169,7 +159,7 @@ class MultiTurn:
   turn of a chat template. level: the controlled value by which training examples are made easier
   (`task.eased`); evaluation is on the examples as they are.
   """
-  columns: ClassVar[tuple[str, ...]] = ("phase", "returns")
+  columns = ("phase", "returns")
   turns: int = 30
   action: int = 8
   chunk: int = 0
@@ -177,14 +167,24 @@ class MultiTurn:
   level: str = ""
 
   @property
-  def engine(self) -> Any:
-    """The sampler, with these limits."""
+  def engine(self) -> Callable[..., Engine]:
+    """What samples and verifies, with these limits."""
     return functools.partial(Episodes, strategy=self)
 
-  def __call__(self, sampler: plain.Sampler, ask: plain.Request) -> plain.Rollout:
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """Also slots."""
+    return {**super().unsupported, "slots": "an episode keeps its slot while its environment "
+                                            "answers; set sampling.slots=0"}
+
+  def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The verified episodes of one step, eased where a level is controlled."""
-    return plain.answered(sampler, dataclasses.replace(
-        ask, draw=lambda: self._eased(sampler.task, ask.draw(), ask.control)))
+    return engine.answer(self._with_eased(engine.task, request))
+
+  def _with_eased(self, task: Any, request: Request) -> Request:
+    """The request, with prompts of the level that is controlled."""
+    return dataclasses.replace(request, next_prompts=lambda: self._eased(
+        task, request.next_prompts(), request.control))
 
   def _eased(self, task: Any, examples: Sequence[Example], control: Mapping[str, Any]
              ) -> Sequence[Example]:

@@ -7,16 +7,16 @@ trained on is admitted. Shapes never change: a step without a replay has the sam
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from entrolab import keys, sharding
 from entrolab.batch import Batch
 from entrolab.methods import spear
-from entrolab.rollout.plain import Plain, Request, Rollout, Sampler
+from entrolab.rollout.plain import Plain
+from entrolab.rollout.strategy import Feature, Request, Rollout, Strategy
 
 Host = Mapping[str, np.ndarray]
 AGAIN = ("adv", "ref_logp")  # columns that belong to a step and not to a row
@@ -24,7 +24,7 @@ NARROW = {"int64": np.int32, "float64": np.float32}  # what a checkpoint would m
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
+class Replay(Strategy):
   """The rows of `inner`, and `prompts` further groups of G for what `buffer` replays.
 
   Columns [B] besides those of `inner`: replayed; usable, rows that ended, do not repeat themselves
@@ -33,16 +33,15 @@ class Replay:
 
   The buffer takes the rows and the mean rewards of groups that have an advantage: not of those that
   the objective left out, nor of those of equal rewards, whose means the official code keeps where
-  its filter has room. The draw of what is replayed is keyed by (run seed, step). Raises
-  NotImplementedError with several processes.
+  its filter has room. The draw of what is replayed is keyed by (run seed, step).
   """
-  inner: Any = Plain()
+  inner: Strategy = Plain()
   buffer: spear.Replay = spear.Replay(size=64, tools=False)
   prompts: int = 8
 
   @property
-  def engine(self) -> Any:
-    """What samples, in training and in evaluation."""
+  def engine(self) -> Callable[..., Any]:
+    """What samples and verifies, of `inner`."""
     return self.inner.engine
 
   @property
@@ -50,7 +49,18 @@ class Replay:
     """The columns that are filled here and by `inner`."""
     return tuple(dict.fromkeys((*self.inner.columns, "replayed", "usable", "tool_calls")))
 
-  def rows(self, samples: int, updates: int, micro: int) -> int:
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """What `inner` does not support, and several processes."""
+    return {**super().unsupported, **self.inner.unsupported,
+            "processes": "the buffer is on one host only; start one process, or train without a "
+                         "replay"}
+
+  def groups(self, prompts: int) -> int:
+    """Groups of new rows, as of `inner`."""
+    return self.inner.groups(prompts)
+
+  def further_rows(self, samples: int, updates: int, micro: int) -> int:
     """Rows that every update has for a replay.
 
     Raises ValueError where the further groups do not hold what may be replayed, or do not divide
@@ -66,25 +76,24 @@ class Replay:
                        f"rows, but buffer.size={self.buffer.size}")
     return rows // updates
 
-  def __call__(self, sampler: Sampler, ask: Request) -> Rollout:
+  def __call__(self, engine: Any, request: Request) -> Rollout:
     """The verified rows of one step; `replay`: the further rows, `learned`: the next host state.
 
     counts: stored, rows in the buffer before this step; replayed, how many of them come now.
     """
-    if jax.process_count() > 1:
-      raise NotImplementedError(f"Replay with {jax.process_count()} processes: the buffer is kept "
-                                "on one host only")
-    made, samples = self.inner(sampler, ask), ask.knobs["samples"]
-    batch = made.batch.replace(**{name: sampler.place(x) for name, x in _flags(made).items()})
-    state = unpacked(ask.host, self.buffer)
+    rollout, samples = self.inner(engine, request), request.sampling.samples
+    batch = rollout.batch.replace(
+        **{name: engine.place(x) for name, x in _flags(rollout).items()})
+    state = unpacked(request.host, self.buffer)
     stored = len(state["rows"].get("step", ()))
-    rng = np.random.default_rng(keys.host_seed(ask.key, ask.step))
+    # numpy's generator: the rule of the buffer runs on the host, between steps
+    rng = np.random.default_rng(keys.host_seed(request.key, request.step))
     due, state = self.buffer.replay(state, rng.permutation)
-    further = sampler.place(self.further(batch, due or {}, samples))
+    replay = engine.place(self.further(batch, due or {}, samples))
     counts = {"stored": stored, "replayed": len(due["step"]) if due else 0}
     return dataclasses.replace(
-        made, batch=batch, replay=further, counts={**made.counts, **counts},
-        learned=functools.partial(self.learned, state, ask.step, samples=samples))
+        rollout, batch=batch, replay=replay, counts={**rollout.counts, **counts},
+        learned=functools.partial(self.learned, state, request.step, samples=samples))
 
   def further(self, like: Batch, due: spear.Rows, samples: int) -> Batch:
     """`prompts` groups with the columns of `like`, rewards and adv: the rows that are due, dealt
@@ -96,11 +105,11 @@ class Replay:
     columns["adv"] = np.zeros((count, like.tokens.shape[1]), np.float32)
     if due:
       at = np.arange(len(due["step"]))
-      slots = at % self.prompts * samples + at // self.prompts
+      places = at % self.prompts * samples + at // self.prompts
       for name in columns.keys() - set(AGAIN):
-        columns[name][slots] = due[name]
-      columns["adv"][slots] = np.where(due["mask"], due["row_adv"][:, None], 0.0)
-      columns["replayed"][slots] = True
+        columns[name][places] = due[name]
+      columns["adv"][places] = np.where(due["mask"], due["row_adv"][:, None], 0.0)
+      columns["replayed"][places] = True
     columns["group"] = like.group.shape[0] // samples + np.arange(count, dtype=np.int32) // samples
     return Batch().replace(**columns)
 
@@ -123,18 +132,14 @@ class Replay:
     return packed(state, steps * len(mask), self.buffer.baseline + len(mask) // samples)
 
 
-def further_rows(strategy: Any, samples: int, updates: int, micro: int) -> int:
-  """`Replay.rows` of a strategy that replays, 0 of another one."""
-  return strategy.rows(samples, updates, micro) if isinstance(strategy, Replay) else 0
-
-
-def _flags(made: Rollout) -> dict[str, np.ndarray]:
+def _flags(rollout: Rollout) -> dict[str, np.ndarray]:
   """Columns of new rows."""
-  tokens, mask, finished = sharding.local((made.batch.tokens, made.batch.mask, made.batch.finished))
+  batch = rollout.batch
+  tokens, mask, finished = sharding.local((batch.tokens, batch.mask, batch.finished))
   fine = [not spear.repeats(row[on]) and "\N{REPLACEMENT CHARACTER}" not in text
-          for row, on, text in zip(tokens, mask, made.texts, strict=True)]
+          for row, on, text in zip(tokens, mask, rollout.texts, strict=True)]
   flags = {"replayed": np.zeros(len(mask), bool), "usable": finished & np.asarray(fine)}
-  if "tool_calls" not in made.batch.extra:
+  if "tool_calls" not in batch.extra:
     flags["tool_calls"] = np.zeros(len(mask), np.int32)
   return flags
 
@@ -162,7 +167,8 @@ def unpacked(host: Host, buffer: spear.Replay) -> dict[str, Any]:
   state = {}
   for part in ("rows", "groups"):
     count = int(host[f"count.{part}"])
-    held = {name.removeprefix(f"{part}."): x[:count] for name, x in host.items()
-            if name.startswith(f"{part}.")}
-    state[part] = held if count or part == "groups" else {}
+    arrays = {name.removeprefix(f"{part}."): x[:count] for name, x in host.items()
+              if name.startswith(f"{part}.")}
+    # the rule of the buffer knows that it is empty by rows without columns
+    state[part] = arrays if count or part == "groups" else {}
   return state

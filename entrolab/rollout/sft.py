@@ -1,42 +1,57 @@
 """Responses that are given, not sampled: supervised fine-tuning in the loop of everything else."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
 
 import numpy as np
 
-from entrolab.rollout import plain
 from entrolab.rollout.decode import Samples
+from entrolab.rollout.engine import Engine, SingleTurn, row_keys
+from entrolab.rollout.strategy import Drawn, Feature, Prompted, Request, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class SFT:
+class SFT(SingleTurn):
   """The solution of every prompt, `task.solution(example)`, and a stop token, as its one response.
 
   Nobody sampled them: the rows have no log-probs but those of the policy in training. Raises
-  TypeError for a task without solutions, ValueError for several samples a prompt, for refills, and
-  for a solution that is longer than a response may be.
+  TypeError for a task without solutions, ValueError for several samples a prompt, and for a
+  solution that is longer than a response may be.
   """
-  engine: ClassVar[type[plain.Sampler]] = plain.Sampler
-  columns: ClassVar[tuple[str, ...]] = ()
 
-  def __call__(self, sampler: plain.Sampler, ask: plain.Request) -> plain.Rollout:
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """Also refills and slots: nothing is drawn."""
+    return {**super().unsupported,
+            "refills": "a prompt has one demonstration, which is right; set sampling.refills=0",
+            "slots": "demonstrations are not decoded; set sampling.slots=0"}
+
+  def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The rows of one step; none of them counts as sampled."""
-    samples, max_tokens = ask.knobs["samples"], ask.knobs["max_tokens"]
-    if samples != 1 or ask.refills:
-      raise ValueError(f"sampling.samples={samples}, sampling.refills={ask.refills}: a prompt has "
-                       "one demonstration; set them to 1 and 0")
-    asked = sampler.asked(ask.draw())
-    texts = [sampler.task.solution(example) for example in asked.examples]
-    tokens = np.full((len(texts), max_tokens), sampler.tokenizer.pad_id, np.int32)
+    sampling = request.sampling
+    if sampling.samples != 1:
+      raise ValueError(f"sampling.samples={sampling.samples}: a prompt has one demonstration; set "
+                       "sampling.samples=1")
+    prompted = engine.prompted(request.next_prompts())
+    texts = [engine.task.solution(example) for example in prompted.examples]
+    tokens, mask = self._encoded(engine, prompted, texts, sampling.max_tokens)
+    samples = Samples(*engine.place((tokens, mask)),
+                      finished=engine.place(np.ones(len(texts), bool)), steps=0)
+    # the rows have the keys that sampled ones would have: ties of rankings are broken by them
+    keys = row_keys(request.key, np.int32(request.step), prompted.ids, 1)
+    rollout = engine.judged(Drawn(prompted, keys, samples), texts=texts)
+    return dataclasses.replace(rollout, sampled=0)
+
+  def _encoded(self, engine: Engine, prompted: Prompted, texts: list[str], max_tokens: int
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 and mask bool [P, T] of the solutions, each with a stop token."""
+    tokens = np.full((len(texts), max_tokens), engine.tokenizer.pad_id, np.int32)
     mask = np.zeros((len(texts), max_tokens), bool)
-    for row, (text, example) in enumerate(zip(texts, asked.examples, strict=True)):
-      ids = [*sampler.tokenizer.encode(text), int(sampler.stop[0])]
+    for row, (text, example) in enumerate(zip(texts, prompted.examples, strict=True)):
+      ids = [*engine.tokenizer.encode(text), int(engine.stop_ids[0])]
       if len(ids) > max_tokens:
         raise ValueError(f"the solution of example {example.id} has {len(ids)} tokens with its "
                          f"stop token, and sampling.max_tokens={max_tokens}")
-      tokens[row, :len(ids)], mask[row, :len(ids)] = ids, True
-    place = sampler.place
-    out = Samples(*place((tokens, mask)), finished=place(np.ones(len(texts), bool)), steps=0)
-    keys = plain.row_keys(ask.key, np.int32(ask.step), asked.ids, 1)
-    return dataclasses.replace(sampler.judged(asked, keys, out, 1, texts=texts), sampled=0)
+      tokens[row, :len(ids)] = ids
+      mask[row, :len(ids)] = True
+    return tokens, mask

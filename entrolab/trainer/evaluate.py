@@ -4,6 +4,7 @@ Every evaluation of a run asks the same problems with the same keys, so that bef
 differ by the policy alone.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from entrolab import keys, sharding
 from entrolab.experiment import Experiment
-from entrolab.rollout import plain
+from entrolab.rollout.engine import Engine
 from entrolab.verify import UNKNOWN, vote
 
 
@@ -73,33 +74,32 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
   return out
 
 
-def evaluate(sampler: plain.Sampler, params: Any, problems: Sequence, key: jax.Array,
+def evaluate(engine: Engine, params: Any, problems: Sequence, key: jax.Array,
              experiment: Experiment) -> tuple[dict[str, float], np.ndarray]:
   """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
   e, total, count = experiment.evaluation, len(problems), jax.process_count()
   chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
   key = keys.evaluation(key)
   slots = min(experiment.sampling.slots, chunk * count * e.samples)
+  sampling = dataclasses.replace(experiment.sampling, samples=e.samples, top_k=0, slots=slots,
+                                 temperature=e.temperature, top_p=e.top_p)
+  once = dataclasses.replace(sampling, samples=1, temperature=0.0, top_p=1.0, slots=0)
   right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
   for at in range(0, -(-total // count), chunk):  # as often on every process
     part = list(own[at:at + chunk])
     fill = part + list(part or problems)[:1] * (chunk - len(part))  # one shape, one compilation
-    many = sampler.rollout(params, fill, key, 0, samples=e.samples,
-                           max_tokens=experiment.sampling.max_tokens, temperature=e.temperature,
-                           top_p=e.top_p, slots=slots)
+    many = engine.rollout(params, fill, key, 0, sampling)
     rows = len(part) * e.samples
     verdicts = many.verdicts[:rows]
     right += [v.status == "right" for v in verdicts]
     unknown += sum(v.code == UNKNOWN for v in verdicts)
     texts += many.texts[:rows]
-    h, on = plain.local_rows(many.batch, rows)
+    h, on = (x[:rows] for x in sharding.local((many.batch.old_entropy, many.batch.mask)))
     entropy, tokens = entropy + float(h[on].sum()), tokens + int(on.sum())
-    one = sampler.rollout(params, fill, key, 0, samples=1,
-                          max_tokens=experiment.sampling.max_tokens,
-                          temperature=0.0)
+    one = engine.rollout(params, fill, key, 0, once)
     greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
   matrix = np.asarray(right, bool).reshape(-1, e.samples)
-  out = metrics(matrix, texts, e.ks, sampler.task.key, total)
+  out = metrics(matrix, texts, e.ks, engine.task.key, total)
   mean, low, high = interval(sharding.interleaved(np.asarray(greedy, float), total))
   matrix = sharding.interleaved(matrix, total)
   sums = sharding.interleaved(np.asarray([[entropy, tokens, unknown]]), count).sum(0)

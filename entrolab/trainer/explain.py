@@ -12,14 +12,13 @@ from entrolab import vocab
 from entrolab.batch import COLUMNS
 from entrolab.experiment import Experiment
 from entrolab.objective import Objective, Term
-from entrolab.rollout import replay
 
 
 def batch_sentence(experiment: Experiment) -> str:
   """'16 prompts x 8 samples = 128 rollouts, 2 updates of 64 rows in 1 micro-batch each'."""
   s, t = experiment.sampling, experiment.training
-  rows, further = s.prompts * s.samples, replay.further_rows(experiment.rollout, s.samples,
-                                                             t.updates, t.micro)
+  rows = s.prompts * s.samples
+  further = experiment.rollout.further_rows(s.samples, t.updates, t.micro)
   parts = "micro-batch" if t.micro == 1 else "micro-batches"
   again = f" and {further} for a replay" if further else ""
   taken = f" in {s.slots} slots" if s.slots else ""
@@ -36,8 +35,7 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
   rows = s.prompts * s.samples
   held = (s.slots or rows) * (prompt_length + s.max_tokens)
   held += s.prompts * prompt_length if s.slots else 0  # the queue's
-  learned = rows // t.updates + replay.further_rows(experiment.rollout, s.samples, t.updates,
-                                                    t.micro)
+  learned = rows // t.updates + experiment.rollout.further_rows(s.samples, t.updates, t.micro)
   token = 2 * config.layers * config.kv_heads * config.head_dim * width
   count = parameter_count(config)
   return {"parameters": 4 * count, "optimiser": 8 * count,

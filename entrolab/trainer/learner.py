@@ -21,7 +21,6 @@ from entrolab.batch import Batch
 from entrolab.experiment import Experiment, Training
 from entrolab.models import transformer
 from entrolab.ranks import masked_mean
-from entrolab.rollout import replay
 from entrolab.trainer import packing
 from entrolab.typing import Array
 
@@ -67,7 +66,7 @@ def _on_policy(experiment: Experiment) -> bool:
   t, objective = experiment.training, experiment.objective
   early = {name for slot, term in objective.terms() if slot in ("reward", "advantage")
            for name in term.reads}
-  others = replay.further_rows(experiment.rollout, experiment.sampling.samples, t.updates, t.micro)
+  others = experiment.rollout.further_rows(experiment.sampling.samples, t.updates, t.micro)
   return (t.old_logp == "trainer" and t.updates == 1 and t.measure_every != 1
           and (t.micro == 1 or objective.scope == "micro") and not experiment.sampling.ahead
           and not early & {"old_logp", "old_entropy"} and others == 0)

@@ -11,7 +11,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from entrolab import sharding
-from entrolab.rollout.plain import Rollout
+from entrolab.rollout.strategy import Rollout
 from entrolab.trainer.files import write_text
 
 # what begins like this in a line of metrics.jsonl is the clock's or the process's: two runs of the

@@ -18,7 +18,8 @@ from entrolab import config, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
-from entrolab.rollout import compilations, continuous_batching, one_step_off_policy, plain, replay
+from entrolab.rollout import compilations, continuous_batching, one_step_off_policy, strategy
+from entrolab.rollout.strategy import Request, Rollout
 from entrolab.tasks.prompts import fitting, iterator
 from entrolab.trainer import checkpoint, evaluate, explain, guards, log, report
 from entrolab.trainer.files import write_text
@@ -30,11 +31,12 @@ PATIENCE = 5  # updates in a row that were not finite before the run stops
 
 
 class Lab:
-  """What a run holds open: mesh, model, task, sampler, learner."""
+  """What a run holds open: mesh, model, task, engine, learner."""
 
   def __init__(self, experiment: Experiment):
     self.experiment = experiment
     m, s, t = experiment.mesh, experiment.sampling, experiment.training
+    strategy.check(experiment.rollout, s, jax.process_count())
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
     sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
@@ -42,12 +44,12 @@ class Lab:
       continuous_batching.check(s.slots, s.prompts * s.samples, sharding.row_devices(self.mesh))
     rows = s.prompts // t.updates * s.samples // t.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
-    rows = replay.further_rows(experiment.rollout, s.samples, t.updates, t.micro) // t.micro
+    rows = experiment.rollout.further_rows(s.samples, t.updates, t.micro) // t.micro
     sharding.check(self.config, self.mesh, rows, "rows of a micro-batch for a replay")
     self.learner = Learner(experiment, self.config, self.mesh)
     objective, made = experiment.objective, experiment.rollout.columns
     wanted = (*objective.extra, *(("phase",) if "phase" in objective.reads else ()))
-    self.sampler = experiment.rollout.engine(
+    self.engine = experiment.rollout.engine(
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         [name for name in wanted if name not in made])
     number = 1.0 if s.weights == "int8" else jax.dtypes.canonicalize_dtype(t.dtype).itemsize
@@ -58,22 +60,18 @@ class Lab:
     rank, count = jax.process_index(), jax.process_count()
     self.data = iterator(experiment.task, experiment.seed, s.prompts, tokenizer=self.tokenizer,
                          process_index=rank, process_count=count)
-    self.draws = one_step_off_policy.Draws(experiment, self.sampler, self.data)
+    self.draws = one_step_off_policy.Draws(experiment, self.engine, self.data)
     held = fitting(experiment.task, self.tokenizer, "eval", experiment.seed)
     self.problems = [held[i] for i in range(min(experiment.evaluation.problems, len(held)))]
 
-  def request(self, state: State, step: int) -> plain.Request:
+  def request(self, state: State, step: int) -> Request:
     """What the strategy of the experiment is asked for at one step."""
-    s = self.experiment.sampling
-    knobs = dict(samples=s.samples, max_tokens=s.max_tokens, temperature=s.temperature,
-                 top_p=s.top_p,
-                 top_k=s.top_k, slots=s.slots)
-    return plain.Request(self.learner.serve_rollouts(state.params), lambda: next(self.data),
-                         self.key, step, state.control, knobs, s.refills, self.host)
+    return Request(self.learner.serve_rollouts(state.params), lambda: next(self.data), self.key,
+                   step, state.control, self.experiment.sampling, self.host)
 
-  def rollout(self, state: State, step: int) -> plain.Rollout:
+  def rollout(self, state: State, step: int) -> Rollout:
     """The verified rows of one step, by the strategy of the experiment."""
-    return self.experiment.rollout(self.sampler, self.request(state, step))
+    return self.experiment.rollout(self.engine, self.request(state, step))
 
   def with_host(self, state: State) -> State:
     """The state of a checkpoint: with what the strategy keeps, and rows drawn ahead."""
@@ -82,7 +80,7 @@ class Lab:
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """eval/* on the held-out problems."""
-    return evaluate.evaluate(self.sampler, self.learner.serve(params), self.problems, self.key,
+    return evaluate.evaluate(self.engine, self.learner.serve(params), self.problems, self.key,
                              self.experiment)[0]
 
   def plan(self) -> str:
@@ -91,10 +89,10 @@ class Lab:
 
 
 def rolled_out(lab: Lab, state: State, step: int, measured: bool) -> tuple[
-    plain.Rollout, Plan | None, dict[str, Any] | None]:
+    Rollout, Plan | None, dict[str, Any] | None]:
   """(the verified rows of one step, where they lie, what the policy makes of them where it must be
   asked before its updates)."""
-  learner, samples = lab.learner, lab.experiment.sampling.samples
+  learner = lab.learner
   parts = lab.experiment.training.updates * lab.experiment.training.micro
 
   def scored(rows):
@@ -106,13 +104,13 @@ def rolled_out(lab: Lab, state: State, step: int, measured: bool) -> tuple[
   if (drawn := lab.draws.take(lambda: lab.request(state, step))) is None:
     rollout = lab.rollout(state, step)
     return rollout, *scored(rollout.batch)
-  rows = lab.sampler.rows(*drawn, samples)
+  rows = lab.engine.rows(drawn)
   told = scored(rows)  # the devices do this, and may draw the next rows, while the host verifies
-  return lab.sampler.judged(*drawn, samples, rows=rows), *told
+  return lab.engine.judged(drawn, rows=rows), *told
 
 
 def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
-               ) -> tuple[State, plain.Rollout, dict[str, Any]]:
+               ) -> tuple[State, Rollout, dict[str, Any]]:
   """One rollout and its updates: (state, rollout, metrics)."""
   experiment, learner = lab.experiment, lab.learner
   t, clock = experiment.training, Clock()
@@ -161,7 +159,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   return state, dataclasses.replace(rollout, batch=batch), metrics
 
 
-def speed(lab: Lab, batch: Batch, rollout: plain.Rollout, tokens: int, seconds: dict[str, float]
+def speed(lab: Lab, batch: Batch, rollout: Rollout, tokens: int, seconds: dict[str, float]
           ) -> dict[str, Any]:
   """Tokens a second, seconds of the phases, and their share of what the devices could do at best.
 

@@ -5,7 +5,7 @@ wrong    compared and different, or there is no answer to compare
 unknown  not compared: refused as too costly, over its deadline, a worker died, or the reference
          itself cannot be read
 
-A trainer may pay unknown like wrong, but it never gets to see one disguised as the other.
+A trainer may reward unknown like wrong, but it can always tell the two apart.
 """
 
 import collections
@@ -19,9 +19,9 @@ CODES = {"right": RIGHT, "wrong": WRONG, "unknown": UNKNOWN}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-  """What a verifier says of one response, and why. Raises ValueError for another status."""
+  """The decision on one response. Raises ValueError for a status that is none of the three."""
   status: Literal["right", "wrong", "unknown"]
-  why: str
+  why: str  # the reason, for logs and alarms; no reward depends on it
 
   def __post_init__(self) -> None:
     if self.status not in CODES:
@@ -45,6 +45,6 @@ def unknown_share(verdicts: Iterable[Verdict]) -> float:
 
 
 def unknown_reasons(verdicts: Iterable[Verdict], most: int = 5) -> list[tuple[str, int]]:
-  """The commonest reasons for unknown with their counts: the text of an alarm."""
+  """At most `most` reasons for unknown, the commonest first, with their counts."""
   reasons = collections.Counter(v.why for v in verdicts if v.status == "unknown")
   return reasons.most_common(most)

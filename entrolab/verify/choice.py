@@ -1,9 +1,9 @@
-r"""Multiple choice: the letter that a response commits to, compared with the right one.
+r"""Multiple choice: the letter that a response commits to, compared with the reference.
 
-Read in this order: the last \boxed{}; the last "answer is (B)" or "answer: B"; a letter that
-begins the response and stands for itself ("B", "(B)", "B. because ..."); the only letter that
-stands alone anywhere, in parentheses or as "option B". Two different letters at one of these
-places are no answer: hedging does not pay.
+Read in this order: the last \boxed{}; the last "answer is (B)" or "answer: B"; a letter at the
+start of the response ("B", "(B)", "B. because ..."); the only letter in parentheses or after
+"option"; the only letter that stands alone anywhere. Two different letters at the same place are
+no answer, so that hedging is not rewarded.
 """
 
 import re
@@ -13,7 +13,7 @@ from entrolab.verify import Verdict
 from entrolab.verify.extract import boxes, clean, strip_reasoning
 
 LETTERS = "ABCDE"
-_LONGEST = 20_000
+_MAX_CHARACTERS = 20_000  # of a response, from its end
 
 _WRAP = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{|[{}$*\\]")
 _ALONE = r"(?<![A-Za-z0-9'])\(?([{0}])\)?(?![A-Za-z0-9'])"
@@ -25,41 +25,44 @@ _MARKED = r"\(([{0}])\)|\b(?i:option|choice)\s([{0}])(?![A-Za-z])"
 
 
 def _only(found: Sequence[str]) -> str | None:
+  """The letter when all found are the same."""
   return found[0] if len(set(found)) == 1 else None
 
 
 def letter(text: str, letters: str = LETTERS) -> str | None:
-  """The letter of `letters` that a response answers with, or None.
+  """The letter of `letters` that a response commits to, or None.
 
   Raises ValueError unless `letters` are different capitals.
   """
   if not letters.isascii() or not letters.isupper() or len(set(letters)) != len(letters):
     raise ValueError(f"letters={letters!r}: different capital letters, such as {LETTERS!r}")
-  text = clean(strip_reasoning(text)[0][-_LONGEST:])
+  text = clean(strip_reasoning(text)[0][-_MAX_CHARACTERS:])
   found, _ = boxes(text)
   if found:
     inside = _WRAP.sub("", found[-1][2]).strip()
     return _only(re.findall(_ALONE.format(letters), inside))
-  text = text.replace("*", "")
+  text = text.replace("*", "")  # markdown around the letter
   phrases = re.findall(_PHRASE.format(letters), text)
   if phrases:
-    return _only([phrases[-1][0], *re.findall(f"[{letters}]", phrases[-1][1])])
+    first_letter, alternatives = phrases[-1]  # "answer is A or B" gives "A" and " or B"
+    return _only([first_letter, *re.findall(f"[{letters}]", alternatives)])
   first = re.match(_FIRST.format(letters), text)
   if first:
     return first[1]
   marked = re.findall(_MARKED.format(letters), text)
   if marked:
-    return _only([a or b for a, b in marked])
-  # "A" and "I" are words: a letter that merely stands alone must be another one.
-  return _only(re.findall(_ALONE.format(letters.translate({65: None, 73: None}) or letters), text))
+    return _only([bracketed or named for bracketed, named in marked])
+  # "A" and "I" are words, so a letter that merely stands alone must be another
+  unambiguous = letters.translate({ord("A"): None, ord("I"): None}) or letters
+  return _only(re.findall(_ALONE.format(unambiguous), text))
 
 
 def verify(texts: Sequence[str], answers: Sequence[str], *,
            letters: str = LETTERS) -> list[Verdict]:
-  """One verdict for each response against its right letter; no committed letter is wrong.
+  """A verdict for each response; one that commits to no letter is wrong.
 
-  letters: the choices, "ABCDE" unless a task has more. Raises ValueError when lengths differ or
-  an answer is not among `letters`.
+  answers: the reference letters; letters: the choices. Raises ValueError when lengths differ or an
+  answer is not among `letters`.
   """
   if len(texts) != len(answers):
     raise ValueError(f"{len(texts)} texts for {len(answers)} answers")

@@ -1,8 +1,8 @@
-r"""Instructions that can be checked: every one met or not, with partial credit.
+r"""Instructions that a program can check, with partial credit for each.
 
-A requirement is a mapping of the keys below, those of Light-IF (arXiv:2508.03178), English set;
-`points` adds up the credit of what is met, `right` means that everything is. Bounds come in pairs
-`low_*`, `max_*`; a missing one is -1:
+A requirement is a mapping of the keys below, the English set of Light-IF (arXiv:2508.03178).
+`Score.points` is the sum of the credit of the instructions that are met; `Score.right` says that
+all are. Bounds come in pairs `low_*`, `max_*`; an absent bound is -1:
 
     low > 0, max > low   a range          low = max > 0   exactly
     low > 0, max < low   at least low     low <= 0 < max  at most max     both <= 0  none at all
@@ -20,8 +20,8 @@ A requirement is a mapping of the keys below, those of Light-IF (arXiv:2508.0317
     end_phrase                              ends with it                                 0.1
     nth_paragraph, first_word               paragraph n begins with the word             0.1
 
-Counting tells capitals from small letters, and a keyword may stand inside a word. Nothing in a
-response can raise; a requirement that nobody can meet (an unknown separator) is unmet.
+Counting is case-sensitive, and a keyword may be part of a longer word. No response can raise an
+exception; a requirement that cannot be met, such as an unknown separator, is unmet.
 """
 
 import dataclasses
@@ -41,26 +41,27 @@ KEYS = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-  """One instruction: its key, whether the response meets it, what that is worth."""
-  name: str
+  """An instruction as one response meets it or not."""
+  name: str  # its key in the requirement; of keywords also the word
   met: bool
-  credit: float
+  credit: float  # added to the points if it is met
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-  """points: credit of what is met; right: all of it; total: points + 1 if right."""
-  points: float
-  right: bool
-  checks: tuple[Check, ...] = ()
+  """What a response is worth."""
+  points: float  # sum of the credit of the instructions that are met
+  right: bool  # whether all are met
+  checks: tuple[Check, ...] = ()  # empty for a response that does not end its reasoning
 
   @property
   def total(self) -> float:
+    """points, and 1 more if right."""
     return self.points + float(self.right)
 
 
 def within(count: int, low: int, high: int) -> bool:
-  """Whether a count keeps its bounds."""
+  """Whether a count lies within its bounds, by the five conventions of this file's header."""
   if low > 0 and high >= low:
     return low <= count <= high
   if low > 0:
@@ -69,10 +70,11 @@ def within(count: int, low: int, high: int) -> bool:
 
 
 def _credit(low: int, high: int) -> float:
+  """A range, which chance meets less often, is worth more than a single bound."""
   return 0.1 if 0 < low <= high else 0.05
 
 
-def _pair(require: Mapping[str, Any], name: str) -> tuple[int, int]:
+def _bounds(require: Mapping[str, Any], name: str) -> tuple[int, int]:
   return require.get(f"low_{name}", -1), require.get(f"max_{name}", -1)
 
 
@@ -81,33 +83,34 @@ def _parts(text: str, marks: str) -> list[str]:
 
 
 def _counts(answer: str, require: Mapping[str, Any]) -> Iterator[Check]:
-  """Words, capitals, keywords, sentences, letters."""
-  low, high = _pair(require, "word_cnt")
+  """Checks that count: words, capitals, keywords, sentences, letters."""
+  low, high = _bounds(require, "word_cnt")
   if low > 0 or high > 0:
     words = len(re.findall(r"\w+", answer))
     yield Check("word_cnt", within(words, low, high), _credit(low, high))
   if require.keys() & {"low_capital_cnt", "max_capital_cnt"}:
-    low, high = _pair(require, "capital_cnt")
+    low, high = _bounds(require, "capital_cnt")
     capitals = sum(len(w) > 1 and w.isupper() for w in re.findall(r"\w+", answer))
     yield Check("capital_cnt", within(capitals, low, high), _credit(low, high))
-  words, bounds = require.get("keywords", ()), require.get("keywords_num", ())
-  for word, (low, high) in zip(words, bounds, strict=True):
-    found = answer.count(word) if word else -1
+  keywords = require.get("keywords", ())
+  for word, (low, high) in zip(keywords, require.get("keywords_num", ()), strict=True):
+    found = answer.count(word) if word else -1  # an empty keyword is nowhere, not everywhere
     yield Check(f"keyword {word!r}", found >= 0 and within(found, low, high), _credit(low, high))
   if require.get("num_sentences", 0) > 0:
-    goal, found = require["num_sentences"], len(_parts(answer, "[.!?]+"))
+    goal = require["num_sentences"]
+    found = len(_parts(answer, "[.!?]+"))
     style = require.get("sentences_style", 0)
     met = {0: found == goal, 1: found < goal, 2: found > goal}.get(style, False)
     yield Check("num_sentences", met, 0.05 if style else 0.2)
   if "letter" in require:
-    low, high = _pair(require, "letter_num")
+    low, high = _bounds(require, "letter_num")
     found = answer.count(require["letter"]) if require["letter"] else -1
     yield Check("letter", found >= 0 and within(found, low, high),
                 0.2 if max(low, high) <= 0 else 0.05)
 
 
 def _format(answer: str, require: Mapping[str, Any], prompt: str) -> Iterator[Check]:
-  """Repetition of the prompt, marks, bullets, paragraphs, beginnings and endings."""
+  """Checks of form: repetition of the prompt, marks, bullets, paragraphs, first and last words."""
   if require.get("prompt_to_repeat"):
     yield Check("prompt_to_repeat", answer.startswith(prompt.strip()), 0.1)
   marks = (("num_highlights", r"\*[^*\n]+\*|_[^_\n]+_"), ("num_placeholders", r"\[[^\[\]]*\]"))
@@ -126,18 +129,19 @@ def _format(answer: str, require: Mapping[str, Any], prompt: str) -> Iterator[Ch
     yield Check("end_phrase", answer.endswith(require["end_phrase"].strip()), 0.1)
   if require.get("first_word"):
     n = require.get("nth_paragraph", 1)
-    own = paragraphs[n - 1] if 0 < n <= len(paragraphs) else ""
-    yield Check("first_word", own.startswith(require["first_word"]), 0.1)
+    paragraph = paragraphs[n - 1] if 0 < n <= len(paragraphs) else ""
+    yield Check("first_word", paragraph.startswith(require["first_word"]), 0.1)
 
 
 def score(answer: str, require: Mapping[str, Any], *, prompt: str = "") -> Score:
-  """What an answer is worth. Raises ValueError for an unknown key, or keywords without bounds."""
+  """The score of an answer. Raises ValueError for an unknown key, or keywords without bounds."""
   unknown = sorted(require.keys() - KEYS)
   if unknown:
     raise ValueError(f"requirement {unknown[0]!r}; choices: {', '.join(sorted(KEYS))}")
   answer = answer.strip()
   checks = (*_format(answer, require, prompt), *_counts(answer, require))
-  return Score(sum(c.credit for c in checks if c.met), all(c.met for c in checks), checks)
+  points = sum(check.credit for check in checks if check.met)
+  return Score(points, all(check.met for check in checks), checks)
 
 
 def answer_of(text: str) -> str | None:
@@ -148,10 +152,10 @@ def answer_of(text: str) -> str | None:
 
 def verify(texts: Sequence[str], requires: Sequence[Mapping[str, Any]],
            prompts: Sequence[str]) -> list[tuple[Verdict, Score]]:
-  """A verdict (right when everything is met) and the score of each response.
+  """A verdict, right when every instruction is met, and the score of each response.
 
-  A response that does not end its reasoning is wrong and worth nothing. Raises ValueError when
-  lengths differ, and as `score`.
+  A response that does not end its reasoning is wrong and has no points. Raises ValueError when
+  lengths differ, and as `score` does.
   """
   if not len(texts) == len(requires) == len(prompts):
     raise ValueError(f"{len(texts)} texts, {len(requires)} requirements, {len(prompts)} prompts")
@@ -161,8 +165,8 @@ def verify(texts: Sequence[str], requires: Sequence[Mapping[str, Any]],
     if answer is None:
       out.append((Verdict("wrong", "no </think>"), Score(0.0, False)))
       continue
-    worth = score(answer, require, prompt=prompt)
-    unmet = ", ".join(c.name for c in worth.checks if not c.met)
-    out.append((Verdict("right" if worth.right else "wrong", f"unmet: {unmet}" if unmet else
-                        f"{len(worth.checks)} met"), worth))
+    result = score(answer, require, prompt=prompt)
+    unmet = ", ".join(check.name for check in result.checks if not check.met)
+    why = f"unmet: {unmet}" if unmet else f"{len(result.checks)} met"
+    out.append((Verdict("right" if result.right else "wrong", why), result))
   return out

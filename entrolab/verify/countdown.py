@@ -1,9 +1,9 @@
 """Countdown: reach a target from given numbers with + - * / in exact rational arithmetic.
 
-An expression, "(3 + 4) * 2" or "(3+4)*2 = 14", is read by a recursive-descent parser: integers,
-parentheses, four operators with the usual precedence; no signs, no powers, nothing evaluated by
-Python. Steps, "3 * 4 = 12 , 12 + 5 = 17", take their operands from the numbers left and put each
-result back among them.
+An expression, "(3 + 4) * 2" or "(3+4)*2 = 14", is read by a recursive-descent parser of integers,
+parentheses and four operators with the usual precedence. It reads neither signs nor powers, and
+Python evaluates nothing. A chain of steps, "3 * 4 = 12 , 12 + 5 = 17", takes its operands from the
+numbers that are left and adds each result to them.
 """
 
 import operator
@@ -14,21 +14,22 @@ from typing import Literal
 
 from entrolab.verify import Verdict
 
-LONGEST = 400       # characters of an expression or of a chain of steps
-DEEPEST = 20        # parentheses inside parentheses
-DIGITS = 12         # of one integer
+MAX_CHARACTERS = 400  # of an expression or of a chain of steps
+MAX_DEPTH = 20  # of nested parentheses: the parser recurses
+MAX_DIGITS = 12  # of an integer
 
 Use = Literal["all", "any"]
 
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()=]))", re.ASCII)
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
-_OPERAND = r"(-?\d+(?:/\d+)?)"   # a fraction has no spaces around its bar
+_OPERAND = r"(-?\d+(?:/\d+)?)"  # no spaces around the bar of a fraction
 _STEP = re.compile(rf"\s*{_OPERAND}\s*([-+*/])\s*{_OPERAND}\s*=\s*{_OPERAND}\s*", re.ASCII)
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _MARK = re.compile(r"(?:<answer>|\banswer\b[^\n:=]{0,20}[:=])", re.IGNORECASE)
 
 
-class _Bad(Exception):
-  """What is wrong with an expression."""
+class _Invalid(Exception):
+  """What is wrong with an expression or a step: the reason of a verdict."""
 
 
 class _Parser:
@@ -36,10 +37,12 @@ class _Parser:
 
   def __init__(self, text: str) -> None:
     self.tokens = _tokens(text)
-    self.at, self.depth = 0, 0
-    self.used: list[int] = []
+    self.at = 0  # the next token
+    self.depth = 0  # open parentheses
+    self.used: list[int] = []  # the integers read so far
 
   def peek(self) -> str:
+    """The next token; empty at the end."""
     return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
   def take(self) -> str:
@@ -60,10 +63,10 @@ class _Parser:
       if self.take() == "*":
         value *= self.factor()
         continue
-      below = self.factor()
-      if below == 0:
-        raise _Bad("division by zero")
-      value /= below
+      divisor = self.factor()
+      if divisor == 0:
+        raise _Invalid("division by zero")
+      value /= divisor
     return value
 
   def factor(self) -> Fraction:
@@ -72,39 +75,41 @@ class _Parser:
       self.used.append(int(token))
       return Fraction(int(token))
     if token != "(":
-      raise _Bad(f"{token!r} where a number belongs" if token else "the expression ends early")
+      raise _Invalid(f"{token!r} where a number belongs" if token else "the expression ends early")
     self.depth += 1
-    if self.depth > DEEPEST:
-      raise _Bad(f"parentheses nested deeper than {DEEPEST}")
+    if self.depth > MAX_DEPTH:
+      raise _Invalid(f"parentheses nested deeper than {MAX_DEPTH}")
     value = self.expression()
     if self.take() != ")":
-      raise _Bad("a parenthesis is not closed")
+      raise _Invalid("a parenthesis is not closed")
     self.depth -= 1
     return value
 
 
 def _tokens(text: str) -> list[str]:
-  if len(text) > LONGEST:
-    raise _Bad(f"{len(text)} characters, at most {LONGEST} are read")
-  tokens, at, text = [], 0, text.translate(_SIGNS).rstrip()
+  if len(text) > MAX_CHARACTERS:
+    raise _Invalid(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
+  text = text.translate(_SIGNS).rstrip()
+  tokens = []
+  at = 0
   while at < len(text):
     match = _TOKEN.match(text, at)
     if not match:
-      raise _Bad(f"{text[at:].strip()[:1]!r} is neither a number nor an operator")
-    if match[1] and len(match[1]) > DIGITS:
-      raise _Bad(f"a number of {len(match[1])} digits")
+      raise _Invalid(f"{text[at:].strip()[:1]!r} is neither a number nor an operator")
+    if match[1] and len(match[1]) > MAX_DIGITS:
+      raise _Invalid(f"a number of {len(match[1])} digits")
     tokens.append(match[1] or match[2])
     at = match.end()
   return tokens
 
 
-def _fits(used: Sequence[int], numbers: Sequence[int], use: Use) -> str:
-  """Why `used` does not draw on `numbers` as it must; the empty string when it does."""
+def _misuse(used: Sequence[int], numbers: Sequence[int], use: Use) -> str:
+  """Why the integers `used` break the rule `use` for `numbers`; the empty string if they do not."""
   left = list(numbers)
-  for one in used:
-    if one not in left:
-      return f"{one} is used more often than it is given"
-    left.remove(one)
+  for number in used:
+    if number not in left:
+      return f"{number} is used more often than it is given"
+    left.remove(number)
   return f"{left[0]} is not used" if left and use == "all" else ""
 
 
@@ -117,8 +122,8 @@ def check_expression(expr: str, numbers: Sequence[int], target: int, *,
                      use: Use = "all") -> Verdict:
   """Whether `expr`, or "expr = target", uses `numbers` and equals `target` exactly.
 
-  use: "all" asks for each given number exactly once, "any" for each at most once. What cannot be
-  read is wrong, with the reason. Raises ValueError for another `use`.
+  use: "all" requires each given number exactly once, "any" at most once. An expression that cannot
+  be read is wrong, with the reason. Raises ValueError for another `use`.
   """
   _check_use(use)
   try:
@@ -130,16 +135,16 @@ def check_expression(expr: str, numbers: Sequence[int], target: int, *,
       parser.take()
       before = len(parser.used)
       stated = parser.expression()
-      del parser.used[before:]
+      del parser.used[before:]  # integers of the stated result are not drawn from the numbers
       if stated != value:
         return Verdict("wrong", f"the expression is {value}, not {stated}")
     if parser.peek():
-      raise _Bad(f"{parser.peek()!r} after the expression")
-  except _Bad as error:
+      raise _Invalid(f"{parser.peek()!r} after the expression")
+  except _Invalid as error:
     return Verdict("wrong", str(error))
   if value != target:
     return Verdict("wrong", f"reaches {value}, not {target}")
-  why = _fits(parser.used, numbers, use)
+  why = _misuse(parser.used, numbers, use)
   return Verdict("wrong", why) if why else Verdict("right", f"reaches {target}")
 
 
@@ -147,14 +152,14 @@ def check_steps(text: str, numbers: Sequence[int], target: int, *, use: Use = "a
                 separators: str = ",;\n") -> Verdict:
   """Whether a chain of steps "a op b = c" turns `numbers` into `target`.
 
-  Each operand is a number given or a result, each spent once; every result must be exact; the
-  last one is `target`. use: "all" asks that nothing but the last result is left over. Raises
-  ValueError for another `use`.
+  Each operand is a given number or an earlier result, each used at most once. Every stated result
+  must be exact, and the last one must be `target`. use: "all" requires that only the last result
+  is left over. Raises ValueError for another `use`.
   """
   _check_use(use)
-  if len(text) > LONGEST:
-    return Verdict("wrong", f"{len(text)} characters, at most {LONGEST} are read")
-  left = [Fraction(one) for one in numbers]
+  if len(text) > MAX_CHARACTERS:
+    return Verdict("wrong", f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
+  left = [Fraction(number) for number in numbers]
   steps = re.split(f"[{re.escape(separators)}]", text.translate(_SIGNS).strip(separators + " \t"))
   result = None
   for at, step in enumerate(steps, 1):
@@ -162,7 +167,7 @@ def check_steps(text: str, numbers: Sequence[int], target: int, *, use: Use = "a
       return Verdict("wrong", "no steps" if len(steps) == 1 else f"step {at} is empty")
     try:
       result = _step(step, left)
-    except _Bad as error:
+    except _Invalid as error:
       return Verdict("wrong", f"step {at}: {error}")
   if result != target:
     return Verdict("wrong", f"reaches {result}, not {target}")
@@ -172,29 +177,28 @@ def check_steps(text: str, numbers: Sequence[int], target: int, *, use: Use = "a
 
 
 def _step(step: str, left: list[Fraction]) -> Fraction:
-  """The result of one step, whose operands leave `left` and whose result joins it."""
+  """The result of a step. Removes its operands from `left` and adds the result."""
   match = _STEP.fullmatch(step)
-  if not match or max(map(len, re.findall(r"\d+", step))) > DIGITS:
-    raise _Bad(f"{step.strip()[:40]!r} is not of the form a + b = c")
+  if not match or max(map(len, re.findall(r"\d+", step))) > MAX_DIGITS:
+    raise _Invalid(f"{step.strip()[:40]!r} is not of the form a + b = c")
   try:
     a, b, stated = (Fraction(match[at]) for at in (1, 3, 4))
-    value = {"+": operator.add, "-": operator.sub, "*": operator.mul,
-             "/": operator.truediv}[match[2]](a, b)
+    value = _OPERATORS[match[2]](a, b)
   except ZeroDivisionError:
-    raise _Bad("division by zero") from None
+    raise _Invalid("division by zero") from None
   for operand in (a, b):
     if operand not in left:
-      raise _Bad(f"{operand} is not left")
+      raise _Invalid(f"{operand} is not left")
     left.remove(operand)
   if value != stated:
-    raise _Bad(f"{a} {match[2]} {b} is {value}, not {stated}")
+    raise _Invalid(f"{a} {match[2]} {b} is {value}, not {stated}")
   left.append(value)
   return value
 
 
 def last_expression(text: str) -> str:
-  """The expression that a response ends with: what follows its last "answer:" or <answer>, else
-  its last line that holds a digit; the empty string when there is none."""
+  """The expression at the end of a response: what follows its last "answer:" or <answer>, else its
+  last line with a digit; the empty string when there is none."""
   text = text[-10_000:]
   marks = list(_MARK.finditer(text))
   if marks:

@@ -1,4 +1,4 @@
-"""Completions that must be exactly right: the text itself, or its first integer."""
+"""Exact comparison of a completion: of the whole text, or of its first integer."""
 
 import re
 from collections.abc import Sequence
@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from entrolab.verify import Verdict
 
 _INTEGER = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?![\d,])|[-+]?\d+", re.ASCII)
-_LONGEST = 4_000   # digits that int() reads in a moment
+_MAX_DIGITS = 4_000  # int() takes quadratic time, and refuses more than 4,300 digits by default
 
 
 def first_integer(text: str) -> int | None:
-  """The first integer in `text`, thousands commas allowed; None without one, or over 4,000
-  digits. "3.7" begins with 3: ask for exact text where decimals matter."""
+  """The first integer in `text`, with or without thousands commas.
+
+  None when there is none or it has over 4,000 digits. The first integer of "3.7" is 3: use
+  `verify_text` where decimals matter.
+  """
   match = _INTEGER.search(text)
-  return int(match[0].replace(",", "")) if match and len(match[0]) <= _LONGEST else None
+  return int(match[0].replace(",", "")) if match and len(match[0]) <= _MAX_DIGITS else None
 
 
 def _pairs(texts: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]]:
@@ -23,7 +26,7 @@ def _pairs(texts: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]
 
 
 def verify_text(texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-  """Right where text and answer are equal up to white space around them.
+  """Right where text and answer are equal apart from surrounding white space.
 
   Raises ValueError when lengths differ.
   """

@@ -1,14 +1,18 @@
-r"""From a whole response to its final answer, in linear time whatever the response holds.
+r"""From a whole response to its final answer, in time linear in the length of any response.
 
-In order: reasoning is taken out; then the last `<answer>` tag; then the last closed `\boxed{}`;
-then the line after the last `####`; then what follows "answer is" or "answer:"; then, unless the
-caller requires one of these, a short response as it stands, or the last formula or number.
+The response is read in this order, and the first place that holds an answer decides:
 
-Several boxes. Boxes that stand side by side, joined by commas, "and" or "or" on one line, are
-one list: listing guesses therefore does not pay. Otherwise the last box wins, and the note
-says so when an earlier one disagrees. A box that never closes is no answer.
+1. reasoning (`<think>...</think>`) is removed, and what follows an open `<think>` with it
+2. the text is cut down to the last `<answer>...</answer>`, where there is one
+3. the last closed `\boxed{}`
+4. the text of a short `<answer>`, else the line after the last `####`
+5. what follows "answer is" or "answer:"
+6. unless the caller requires one of these: a short response as a whole, else the last formula or
+   number
 
-Reasoning that never closes is no answer either: whatever follows `<think>` is left out.
+Boxes side by side, joined by commas, "and" or "or" on one line, are read as one list, so that
+listing guesses is not rewarded. Otherwise the last box counts, and the note says so when an earlier
+one disagrees. A box that is never closed is no answer.
 """
 
 import collections
@@ -16,10 +20,11 @@ import dataclasses
 import re
 from typing import Literal
 
-LONGEST_TEXT = 100_000     # characters kept of a response, from its end
-LONGEST_TAIL = 4_000       # characters searched for a formula or number that nothing announces
-LONGEST_PHRASE = 500       # characters read after "answer is"
-WHOLE = 120                # a response of at most this many characters may be the answer itself
+# Limits in characters.
+MAX_TEXT = 100_000  # read of a response, from its end
+MAX_TAIL = 4_000  # searched for a formula or number that no phrase announces, from the end
+MAX_PHRASE = 500  # read after "answer is"
+MAX_WHOLE = 120  # of a response that may be the answer itself
 
 How = Literal["box", "tag", "mark", "phrase", "whole", "formula", "number", "none"]
 Require = Literal["any", "phrase", "box"]
@@ -27,10 +32,10 @@ Require = Literal["any", "phrase", "box"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-  """An extracted answer, how it was found, and what a reader should know about the finding."""
-  text: str
-  how: How
-  note: str = ""
+  """An extracted answer."""
+  text: str  # as it is written; empty if there is none
+  how: How  # the place where it was found
+  note: str = ""  # why there is none, or what is doubtful about it, for the reason of a verdict
 
 
 # Zero-width and bidirectional marks vanish. Other control characters and lone surrogates become
@@ -49,9 +54,10 @@ _SIGNS = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\di
 _TABLE = str.maketrans({**_CONTROL, **_INVISIBLE, **_SPACES, **_FULLWIDTH, **_SIGNS})
 _SURROGATE = re.compile("[\ud800-\udfff]+")
 
+# Marks in a response. Every repeat is bounded, so that no run of a single character makes a scan
+# quadratic.
 _THINK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-# Every repeat is bounded, so that no run of one character makes the scan quadratic.
 _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s${}\\]{1,64})")
 _PHRASE = re.compile(r"\banswer\b[^\n]{0,40}?(?:\bis\b|:|=)", re.IGNORECASE)
@@ -66,36 +72,37 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def clean(text: str) -> str:
-  """`text` without invisible characters, Unicode signs as LaTeX, unreadable ones as U+FFFD."""
+  """`text` without invisible characters, with Unicode signs as LaTeX, control characters as U+FFFD.
+  """
   return _SURROGATE.sub("\ufffd", text.translate(_TABLE))
 
 
 def strip_reasoning(text: str) -> tuple[str, bool]:
   """(`text` outside <think> blocks, whether every block was closed).
 
-  A closing tag without an opening one ends reasoning that began in the prompt.
+  A closing tag before any opening one ends reasoning that began in the prompt.
   """
-  kept, start, depth, first = [], 0, 0, True
+  outside: list[str] = []
+  start = 0  # where text outside begins
+  depth = 0  # blocks that are open
   for match in _THINK.finditer(text):
-    if match[1]:
-      if first:
-        kept = []
+    closing = bool(match[1])
+    if closing:
       depth = max(depth - 1, 0)
       start = match.end()
     else:
       if depth == 0:
-        kept.append(text[start:match.start()])
+        outside.append(text[start:match.start()])
       depth += 1
-    first = False
   if depth == 0:
-    kept.append(text[start:])
-  return "".join(kept), depth == 0
+    outside.append(text[start:])
+  return "".join(outside), depth == 0
 
 
 def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
-  """Outermost closed boxes as (start, end, content), and whether one is left open at the end."""
-  stack: list[tuple[int, int] | None] = []
-  spans: list[tuple[int, int, int]] = []
+  """Outermost closed boxes as (start, end, content), and whether a box after them is left open."""
+  stack: list[tuple[int, int] | None] = []  # open braces: (start, start of content) of a box
+  spans: list[tuple[int, int, int]] = []  # closed boxes: (start, end, start of content)
   for match in _BRACE.finditer(text):
     token = match[0]
     if token == "{":
@@ -104,69 +111,78 @@ def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
       opened = stack.pop() if stack else None
       if opened is not None:
         start, inside = opened
-        while spans and spans[-1][0] > start:
+        while spans and spans[-1][0] > start:  # these were inside the box that closes here
           spans.pop()
         spans.append((start, match.end(), inside))
-    elif token.endswith("{") and len(token) > 2:
+    elif token.endswith("{") and len(token) > 2:  # not `\{`, which is a sign of a set
       stack.append((match.start(), match.end()))
-  last = spans[-1][1] if spans else -1
-  is_open = any(opened is not None and opened[0] >= last for opened in stack)
+  last_end = spans[-1][1] if spans else -1
+  is_open = any(opened is not None and opened[0] >= last_end for opened in stack)
   found = [(start, end, text[inside:end - 1].strip()) for start, end, inside in spans]
-  if not found:
+  if not found:  # \boxed 7
     found = [(m.start(), m.end(), m[1].strip()) for m in _BARE_BOX.finditer(text)]
   return found, is_open
 
 
 def _cluster(text: str, spans: list[tuple[int, int, str]]) -> tuple[list[str], int]:
-  """Contents of the last spans that one line joins into a list, and how many spans precede."""
-  at = len(spans) - 1
-  while at > 0:
-    between = text[spans[at - 1][1]:spans[at][0]]
+  """Contents of the last spans, as far back as a line joins them, and how many spans precede."""
+  first = len(spans) - 1
+  while first > 0:
+    between = text[spans[first - 1][1]:spans[first][0]]
     if len(between) > 60 or not _JOIN.fullmatch(between):
       break
-    at -= 1
-  return list(dict.fromkeys(content for _, _, content in spans[at:])), at
+    first -= 1
+  return list(dict.fromkeys(content for _, _, content in spans[first:])), first
 
 
-def _brief(text: str) -> str:
+def _quoted(text: str) -> str:
   return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _from_boxes(text: str) -> Answer | None:
+  """The answer in the last boxes; None where the text has no box at all."""
   found, is_open = boxes(text)
   if not found:
     return Answer("", "none", "the box is not closed") if is_open else None
   contents, before = _cluster(text, found)
   answer = ", ".join(contents)
   notes = ["the last box is not closed"] if is_open else []
-  others = [c for _, _, c in found[:before] if c != answer]
+  others = [content for _, _, content in found[:before] if content != answer]
   if others:
-    notes.append(f"boxes disagree: {_brief(others[-1])} before {_brief(answer)}, the last counts")
+    notes.append(f"boxes disagree: {_quoted(others[-1])} before {_quoted(answer)}, "
+                 "the last counts")
   if not answer:
     return Answer("", "none", "the box is empty")
   return Answer(answer, "box", "; ".join(notes))
 
 
 def formulas(text: str) -> list[tuple[int, int, str]]:
-  """Formulas between $, $$, \\( \\) and \\[ \\] as (start, end, content); `$` stays on a line."""
-  spans, opened = [], None
+  """Formulas between $, $$, \\( \\) and \\[ \\] as (start, end, content).
+
+  A formula between single dollars lies on a single line: elsewhere a dollar is a currency.
+  """
+  spans: list[tuple[int, int, str]] = []
+  opened: tuple[str, int, int] | None = None  # the delimiter, its start and its end
   for match in _MATH.finditer(text):
     token = match[0]
-    if opened is not None and opened[0] == "$" and "\n" in text[opened[1]:match.start()]:
+    if opened is not None and opened[0] == "$" and "\n" in text[opened[2]:match.start()]:
       opened = None
     if opened is None:
       if token in _CLOSING:
-        opened = token, match.end(), match.start()
-    elif token == _CLOSING[opened[0]]:
-      content = text[opened[1]:match.start()].strip()
+        opened = token, match.start(), match.end()
+      continue
+    delimiter, start, inside = opened
+    if token == _CLOSING[delimiter]:
+      content = text[inside:match.start()].strip()
       if content:
-        spans.append((opened[2], match.end(), content))
+        spans.append((start, match.end(), content))
       opened = None
   return spans
 
 
 def _last_formula(text: str) -> tuple[str, int]:
-  """The last formula, or the list that the last ones form, and where it ends (-1: none)."""
+  """The last formula, or the last few joined into a list, and where it ends; -1 if there is none.
+  """
   spans = formulas(text)
   if not spans:
     return "", -1
@@ -177,85 +193,93 @@ def _last_formula(text: str) -> tuple[str, int]:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+  """The last match of a pattern."""
   found = collections.deque(pattern.finditer(text), maxlen=1)
   return found[0] if found else None
 
 
 def _last_number(text: str) -> tuple[str, int]:
+  """The last number and where it ends; -1 if there is none."""
   match = _last(_NUMBER, text)
   return (match[0], match.end()) if match else ("", -1)
 
 
 def _sentence(text: str) -> str:
-  """The first line of `text` up to the end of its sentence, less markdown and punctuation."""
+  """The first line of `text` up to the end of its sentence, without markdown and punctuation."""
   line = text.lstrip(" \t\n*_:").split("\n", 1)[0]
   line = re.split(r"\.\s|\bI hope\b", line, maxsplit=1)[0]
   return line.strip().strip("*_ ").rstrip(".,;:!").strip()
 
 
 def _from_line(text: str) -> str:
-  """The answer that a short text holds: its last formula, else all of it, else its last number."""
+  """The answer in a short text: its last formula, else all of it, else its last number."""
   formula, end = _last_formula(text)
   if end >= 0:
     return formula
-  if len(text) <= WHOLE and len(_WORD.findall(text)) <= 3:
+  if len(text) <= MAX_WHOLE and len(_WORD.findall(text)) <= 3:
     return text
   return _last_number(text)[0]
 
 
 def _announced(text: str) -> Answer | None:
+  """The answer after the last "####", else after the last "answer is"; None without either."""
   at = text.rfind("####")
   if at >= 0:
-    line = _sentence(text[at:at + LONGEST_PHRASE].lstrip("#"))
+    line = _sentence(text[at:at + MAX_PHRASE].lstrip("#"))
     if line:
       return Answer(_from_line(line), "mark")
   match = _last(_PHRASE, text)
   if match is None:
     return None
-  rest = text[match.end():match.end() + LONGEST_PHRASE]
-  block = re.match(r"[\s*_:]*(?=\$\$|\\\[)", rest)   # a display formula may span lines
-  found = _last_formula(rest)[0] if block else _from_line(_sentence(rest))
+  rest = text[match.end():match.end() + MAX_PHRASE]
+  display = re.match(r"[\s*_:]*(?=\$\$|\\\[)", rest)  # a display formula may span lines
+  found = _last_formula(rest)[0] if display else _from_line(_sentence(rest))
   return Answer(found, "phrase") if found else None
 
 
 def extract(text: str, require: Require = "any") -> Answer:
-  """The final answer of a response; `how` is "none" with the reason in `note` when it has none.
+  """The final answer of a response; where there is none, `how` is "none" and `note` says why.
 
-  require: "box" takes boxes alone; "phrase" also tags, "####" and "answer is"; "any" falls back
-  on the whole of a short response, and on its last formula or number. Raises ValueError for
-  another choice.
+  require: "box" reads boxes alone; "phrase" also tags, "####" and "answer is"; "any" also a short
+  response as a whole, and the last formula or number. Raises ValueError for another choice.
   """
   if require not in ("any", "phrase", "box"):
     raise ValueError(f"require={require!r}; choices: any, phrase, box")
+  # reasoning is removed before the text is cut, else a cut inside a block would expose its end
   text, closed = strip_reasoning(text)
-  long = len(text) > LONGEST_TEXT
-  text = clean(text[-LONGEST_TEXT:])
+  is_long = len(text) > MAX_TEXT
+  text = clean(text[-MAX_TEXT:])
   if not text.strip():
     return Answer("", "none", "the response is empty" if closed else "the reasoning is not closed")
   tags = list(_TAG.finditer(text))
+  # only an opening tag directly before the last closing one
   tagged = len(tags) > 1 and tags[-1][1] == "/" and not tags[-2][1]
   if tagged and require != "box":
     text = text[tags[-2].end():tags[-1].start()]
   answer = _from_boxes(text)
   if answer is None and require != "box":
-    if tagged and len(text.strip()) <= LONGEST_PHRASE:
+    if tagged and len(text.strip()) <= MAX_PHRASE:
       answer = Answer(_from_line(text.strip()), "tag")
     else:
       answer = _announced(text)
   if answer is None and require == "any":
     answer = _unannounced(text)
   if answer is None or (not answer.text and answer.how != "none"):
-    where = f" in its last {LONGEST_TEXT} characters" if long else ""
+    where = f" in its last {MAX_TEXT} characters" if is_long else ""
     return Answer("", "none", f"the response gives no answer{where}")
   return answer
 
 
 def _unannounced(text: str) -> Answer | None:
+  """A short response itself, else whichever of formula and number ends last."""
   whole = text.strip()
-  if len(whole) <= WHOLE and "\n" not in whole:
+  if len(whole) <= MAX_WHOLE and "\n" not in whole:
     return Answer(_from_line(whole.rstrip(".")), "whole")
-  tail = text[-LONGEST_TAIL:]
-  (formula, f_end), (number, n_end) = _last_formula(tail), _last_number(tail)
-  if max(f_end, n_end) < 0:
+  tail = text[-MAX_TAIL:]
+  formula, formula_end = _last_formula(tail)
+  number, number_end = _last_number(tail)
+  if max(formula_end, number_end) < 0:
     return None
-  return Answer(formula, "formula") if f_end >= n_end else Answer(number, "number")
+  if formula_end >= number_end:
+    return Answer(formula, "formula")
+  return Answer(number, "number")

@@ -1,8 +1,8 @@
 r"""Mathematical answers: exact text, integers and rationals first, then math-verify in a pool.
 
-Text goes through `extract`, both sides through `canonical`. What two exact numbers decide is
-decided here, in microseconds; what `costly` refuses is unknown; the rest is compared
-symbolically by killable workers (extra [verify]).
+The answer of a response is found by `extract`; it and the reference are brought into one spelling
+by `canonical`. Equal text and exact numbers are decided here, in microseconds. What `costly`
+refuses is unknown. The rest is compared symbolically by killable workers (extra [verify]).
 """
 
 import re
@@ -21,34 +21,38 @@ _RATIO = re.compile(r"(\d{1,9}):(\d{1,9})")
 
 
 def reference(answer: str) -> str:
-  """The reference answer proper: bare LaTeX as it stands, or out of the text that delimits it."""
+  """The reference answer itself: bare LaTeX as it is, or taken from the text that delimits it."""
   found = extract(answer) if _DELIMITED.search(answer[-10_000:]) else Answer("", "none")
   return found.text or answer.strip()
 
 
-def _percent(text: str) -> str:
+def _without_percent(text: str) -> str:
   return text.removesuffix("%").removesuffix("\\").rstrip()
 
 
 def _numbers(gold: str, answer: str, digits: int) -> Verdict | None:
-  """What exact arithmetic says; None where either side is no number, or rounding decides."""
-  a, b = number(_percent(answer)), number(_percent(gold))
-  if b is not None and not re.search(r"[\d\\]", answer):
+  """The verdict of exact arithmetic; None where either side is no number, or rounding decides."""
+  gold_value = number(_without_percent(gold))
+  answer_value = number(_without_percent(answer))
+  # without a digit or a command (\pi, \frac) the answer cannot equal a number
+  if gold_value is not None and not re.search(r"[\d\\]", answer):
     return Verdict("wrong", "the answer is no number")
-  if a is None or b is None:
+  if answer_value is None or gold_value is None:
     return None
   if unit(answer) != unit(gold) and unit(answer) and unit(gold):
     return Verdict("wrong", "different units")
-  if a == b:
+  if answer_value == gold_value:
     return Verdict("right", "equal numbers")
   if answer.endswith("%") != gold.endswith("%"):
-    return None                                    # 25% against 0.25
-  close = abs(a - b) <= Fraction(1, 10 ** digits) and decimals(gold + " " + answer)
-  return None if close else Verdict("wrong", "different numbers")
+    return None  # 25% against 0.25: math-verify knows both readings
+  rounded = decimals(gold + " " + answer) > 0
+  if rounded and abs(answer_value - gold_value) <= Fraction(1, 10 ** digits):
+    return None
+  return Verdict("wrong", "different numbers")
 
 
 def quick(gold: str, answer: str, digits: int = 6) -> Verdict | None:
-  """What needs no symbolic algebra for canonical `gold` and `answer`; None for the rest."""
+  """The verdict on canonical `gold` and `answer` where it needs no symbolic algebra, else None."""
   if not answer:
     return Verdict("wrong", "the answer is empty")
   if answer == gold:
@@ -59,17 +63,17 @@ def quick(gold: str, answer: str, digits: int = 6) -> Verdict | None:
   refused = costly(gold, gold)
   if refused:
     return Verdict("unknown", f"reference refused: {refused}")
-  for comma, point in ((gold, answer), (answer, gold)):   # a decimal comma
+  for comma, point in ((gold, answer), (answer, gold)):  # a decimal comma
     if re.fullmatch(r"\d{1,99},\d{1,99}", comma) and comma.replace(",", ".") == point:
       return Verdict("right", "equal numbers")
-  ratios = _RATIO.fullmatch(gold), _RATIO.fullmatch(answer)
-  if ratios[0] and ratios[1] and (int(ratios[0][2]) == 0 or int(ratios[1][2]) == 0):
-    return Verdict("wrong", "different times")            # 12:00 is no division
+  gold_ratio, answer_ratio = _RATIO.fullmatch(gold), _RATIO.fullmatch(answer)
+  if gold_ratio and answer_ratio and (int(gold_ratio[2]) == 0 or int(answer_ratio[2]) == 0):
+    return Verdict("wrong", "different times")  # 12:00 is no division by zero
   return _numbers(gold, answer, digits)
 
 
 def require_math_verify(where: str) -> None:
-  """Raises ImportError, saying how to install it, when math-verify is absent."""
+  """Raises ImportError with the command that installs math-verify when it is absent."""
   if not symbolic.available():
     raise ImportError(f"{where} needs symbolic comparison: {symbolic.INSTALL}")
 
@@ -80,11 +84,12 @@ def _noted(verdict: Verdict, note: str) -> Verdict:
 
 def verify(texts: Sequence[str], answers: Sequence[str], *, pool: Pool | None = None,
            require: Require = "any", digits: int = 6) -> list[Verdict]:
-  r"""One verdict for each response in `texts` against the reference at the same place.
+  r"""A verdict for each response in `texts` against the reference at the same position.
 
-  answers: bare LaTeX, or text that delimits it by $, \boxed{} or ####; pool: where symbolic
-  comparisons run (default: one for the process, started when first needed); require: what
-  counts as an answer (see `extract`); digits: decimals to which a float must agree.
+  answers: the references, bare LaTeX, or text that delimits it by $, \boxed{} or ####.
+  pool: where symbolic comparisons run; None: the pool of this process, started when first needed.
+  require: what counts as an answer (see `extract`).
+  digits: decimals to which a rounded number must agree.
 
   Raises ValueError when lengths differ or a reference is empty, TypeError for what is not text,
   ImportError when a symbolic comparison is needed and math-verify is absent.
@@ -100,19 +105,22 @@ def verify(texts: Sequence[str], answers: Sequence[str], *, pool: Pool | None = 
     if not gold:
       raise ValueError(f"row {answers.index(answer)}: the reference {answer[:40]!r} is empty")
   found = [extract(text, require) for text in texts]
-  verdicts: dict[int, Verdict] = {}
-  jobs: dict[Job, list[int]] = {}
-  for at, (one, answer) in enumerate(zip(found, answers, strict=True)):
-    gold, text = golds[answer], canonical(one.text)
-    verdict = Verdict("wrong", one.note) if one.how == "none" else quick(gold, text, digits)
-    if verdict is None:
-      jobs.setdefault((gold, text, digits), []).append(at)
+  verdicts: dict[int, Verdict] = {}  # by row
+  jobs: dict[Job, list[int]] = {}  # the rows of each comparison: a group often repeats an answer
+  for row, (extracted, answer) in enumerate(zip(found, answers, strict=True)):
+    gold, text = golds[answer], canonical(extracted.text)
+    if extracted.how == "none":
+      verdict = Verdict("wrong", extracted.note)
     else:
-      verdicts[at] = verdict
+      verdict = quick(gold, text, digits)
+    if verdict is None:
+      jobs.setdefault((gold, text, digits), []).append(row)
+    else:
+      verdicts[row] = verdict
   if jobs:
     gold, text, _ = next(iter(jobs))
     require_math_verify(f"comparing {text[:40]!r} with {gold[:40]!r}")
     for job, verdict in zip(jobs, (pool or shared()).run(list(jobs)), strict=True):
       verdicts.update(dict.fromkeys(jobs[job], verdict))
-  return [verdicts[at] if one.how == "none" else _noted(verdicts[at], one.note)
-          for at, one in enumerate(found)]
+  return [verdicts[row] if extracted.how == "none" else _noted(verdicts[row], extracted.note)
+          for row, extracted in enumerate(found)]

@@ -1,7 +1,7 @@
-"""Several answers to one problem: classes of equal ones, and the vote among them.
+"""Majority vote over several responses to a problem, by classes of equal answers.
 
-`None` means that a response gave no answer. It joins no class and has no vote, so a majority of
-silent responses does not win; when nobody answers, nobody wins.
+`None` stands for a response without an answer. It belongs to no class and has no vote, so that
+responses without an answer never win, even when they are the majority.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,11 @@ Ties = Literal["first", "reached"]
 
 
 def key(text: str, require: Require = "any") -> str | None:
-  """The canonical answer of a response, alike for equal numbers however written; None without
-  one. Exact only: x+1 and 1+x differ here, which `cluster` with a symbolic `same` mends."""
+  """The canonical answer of a response, the same text for equal numbers; None without an answer.
+
+  The comparison is exact: x+1 and 1+x have different keys. `cluster` with a symbolic `same` puts
+  such answers into one class.
+  """
   answer = canonical(extract(text, require).text)
   value = number(answer)
   return (answer if value is None else str(value)) or None
@@ -23,10 +26,10 @@ def key(text: str, require: Require = "any") -> str | None:
 
 def cluster(answers: Sequence[str | None],
             same: Callable[[str, str], bool] = str.__eq__) -> list[int | None]:
-  """A class for each answer: the position of the first answer it is the same as; None for None.
+  """The class of each answer: the position of the first answer that is the same; None for None.
 
-  Each answer is compared with the first member of every earlier class, in order, so `same` need
-  not be transitive for the result to be defined.
+  Each answer is compared with the first member of every earlier class, in order, so that the result
+  is defined even if `same` is not transitive.
   """
   firsts: list[int] = []
   classes: list[int | None] = []
@@ -44,17 +47,18 @@ def cluster(answers: Sequence[str | None],
 def majority(classes: Sequence[int | str | None], ties: Ties = "first") -> int | None:
   """Position of the first member of the largest class; None when every entry is None.
 
-  ties: "first" gives them to the class that appears first, "reached" to the class that reaches
-  the winning count first. Raises ValueError for another choice.
+  ties: between classes of equal size, "first" takes the class that appears first, "reached" the
+  class that is first to reach that size. Raises ValueError for another choice.
   """
   if ties not in ("first", "reached"):
     raise ValueError(f"ties={ties!r}; choices: first, reached")
   members: dict[int | str, list[int]] = {}
-  for at, one in enumerate(classes):
-    if one is not None:
-      members.setdefault(one, []).append(at)
+  for position, label in enumerate(classes):
+    if label is not None:
+      members.setdefault(label, []).append(position)
   if not members:
     return None
-  most = max(map(len, members.values()))
-  best = [places for places in members.values() if len(places) == most]
-  return min(best, key=lambda places: places[0 if ties == "first" else -1])[0]
+  largest = max(map(len, members.values()))
+  best = [positions for positions in members.values() if len(positions) == largest]
+  deciding = 0 if ties == "first" else -1
+  return min(best, key=lambda positions: positions[deciding])[0]

@@ -8,7 +8,7 @@ lie well above every answer in the usual mathematics sets (at most 188 character
 import math
 import re
 
-from entrolab.verify.canonical import LONGEST
+from entrolab.verify.canonical import MAX_CHARACTERS
 
 DEEPEST = 8           # brackets inside brackets
 LARGEST_POWER = 4     # decimal digits of an exponent, and of what a factorial is taken of
@@ -90,8 +90,8 @@ def costly(text: str, reference: str = "") -> str | None:
 
   An integral, sum, product or limit is refused unless the reference has one too.
   """
-  if len(text) > LONGEST:
-    return f"{len(text)} characters, at most {LONGEST} are read"
+  if len(text) > MAX_CHARACTERS:
+    return f"{len(text)} characters, at most {MAX_CHARACTERS} are read"
   depth = _depth(text)
   if depth > DEEPEST:
     return f"brackets nested {depth} deep, at most {DEEPEST} are read"

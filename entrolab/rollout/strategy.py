@@ -1,0 +1,162 @@
+"""What a rollout strategy is asked for, what it answers, and the defaults of all it may say.
+
+At every step a strategy gets an engine (`engine.Engine`, which samples and verifies) and a
+`Request`, and answers with a `Rollout`. It is a frozen dataclass that subclasses `Strategy`, and it
+says in `unsupported` what a run cannot combine it with; `check` refuses such a run before it
+starts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from entrolab.batch import Batch
+from entrolab.tasks.task import Example
+from entrolab.typing import Array, Bool, Int, Key
+from entrolab.verify import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a step's responses are made."""
+  prompts: int = 16  # P, of a step
+  samples: int = 8  # G, rows of a prompt
+  max_tokens: int = 40  # T, the most tokens of a response
+  temperature: float = 1.0  # of the distribution that is drawn from; 0: greedy
+  top_p: float = 1.0  # probability of the likeliest tokens that are drawn from; 1: of all tokens
+  top_k: int = 0  # how many of the likeliest tokens are drawn from; 0: all
+  # further batches of P prompts that may be sampled to replace groups without a signal; 0: none
+  refills: int = 0
+  # rows that are decoded at once, of which one that has ended makes room for the next of the P x G;
+  # devices that share the rows have equal parts of the slots, each for its own rows; the tokens are
+  # the same, statistics to rounding; 0: all rows at once
+  slots: int = 0
+  # the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`
+  weights: Literal["model", "int8"] = "model"
+  # 1: the responses of a step are drawn while the step before it is verified and learned from, so
+  # that they are of the policy of one step ago, never of an older one; 0: of the current policy
+  ahead: int = 0
+
+
+Prompts = Callable[[], Sequence[Example]]  # the next prompts of the data, at every call
+
+
+class Prompted(NamedTuple):
+  """P examples and their prompts."""
+  examples: list[Example]  # those of this process
+  tokens: Int[Array, "P L"]  # left-padded
+  mask: Bool[Array, "P L"]
+  ids: Int[Array, " P"]  # of the examples, which sampling keys fold in
+
+
+class Drawn(NamedTuple):
+  """Responses before anybody verified them; the devices may still be at work on them."""
+  prompted: Prompted
+  keys: Key[Array, " B"]  # of the rows
+  # `decode.Samples` of B = P x G rows, those of a prompt one after another; its type is not named,
+  # so that what only describes a run does not import the decoder
+  samples: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What a strategy is asked for at one step."""
+  params: Any  # of the policy, as they are served for sampling
+  next_prompts: Prompts
+  key: Key[Array, ""]  # of the run
+  step: int
+  control: Mapping[str, Array | np.generic]  # the controlled values by name
+  sampling: Sampling
+  # what the strategy stored on the host after the step before (`Rollout.learned`); empty at first
+  host: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """The verified rows of one step; lists have an entry for each row of this process."""
+  batch: Batch  # on the mesh
+  examples: list[Example]
+  texts: list[str]
+  verdicts: list[Verdict]
+  steps: int  # positions that were decoded one after another
+  refills: int = 0  # how often further prompts were sampled
+  sampled: int = 0  # rows that were generated, with those that are not in the batch
+  verify_seconds: float = 0.0
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # logged as rollout/NAME
+  replay: Batch | None = None  # rows of earlier steps that are trained on beside those of `batch`
+  # the batch that was trained on -> the `host` of the next request
+  learned: Callable[[Batch], Mapping[str, np.ndarray]] | None = None
+
+
+Feature = Literal["refills", "slots", "processes", "ahead"]
+FEATURES: tuple[Feature, ...] = ("refills", "slots", "processes", "ahead")
+
+
+class Strategy(Protocol):
+  """How the rows of a step are made.
+
+  A strategy subclasses it, as a frozen dataclass, and defines `engine` and `__call__`; one whose
+  rows are single responses subclasses `engine.SingleTurn`, which has the engine. The other members
+  have the defaults that stand here.
+  """
+  columns: tuple[str, ...] = ()  # names of the columns of `Rollout.batch` that only it fills
+
+  @property
+  def engine(self) -> Callable[..., Any]:
+    """(model configuration, tokenizer, task, mesh, names of further columns) -> the engine, for
+    training and for evaluation."""
+    ...
+
+  @property
+  def unsupported(self) -> Mapping[Feature, str]:
+    """Features that it cannot be combined with: why, and what to set instead."""
+    return {"ahead": "its rows wait for the verdicts of the step before; set sampling.ahead=0, or "
+                     "use `Plain` without refills"}
+
+  def further_rows(self, samples: int, updates: int, micro: int) -> int:
+    """Rows of `Rollout.replay` in every update. Raises ValueError where they do not divide into
+    groups of `samples`, `updates` updates and `micro` micro-batches."""
+    del samples, updates, micro
+    return 0
+
+  def groups(self, prompts: int) -> int:
+    """Groups in the batch of a step of `prompts` prompts."""
+    return prompts
+
+  def begin(self, engine: Any, request: Request) -> Drawn:
+    """The rows of one step before anybody verified them; only of a strategy that supports "ahead".
+    """
+    del engine, request
+    raise TypeError(f"{type(self).__name__} does not draw its rows apart from verifying them")
+
+  def __call__(self, engine: Any, request: Request) -> Rollout:
+    """The verified rows of one step."""
+    ...
+
+
+def check(strategy: Strategy, sampling: Sampling, processes: int = 1) -> None:
+  """Raises an error for a feature that the run asks for and the strategy does not support:
+  NotImplementedError for several processes, ValueError otherwise."""
+  asked_for: dict[Feature, str] = {}
+  if sampling.refills:
+    asked_for["refills"] = f"sampling.refills={sampling.refills}"
+  if sampling.slots:
+    asked_for["slots"] = f"sampling.slots={sampling.slots}"
+  if processes > 1:
+    asked_for["processes"] = f"{processes} processes"
+  if sampling.ahead:
+    asked_for["ahead"] = f"sampling.ahead={sampling.ahead}"
+
+  for feature, value in asked_for.items():
+    if feature in strategy.unsupported:
+      error = NotImplementedError if feature == "processes" else ValueError
+      raise error(f"{value} with {type(strategy).__name__}: {strategy.unsupported[feature]}")
+  # whatever the strategy, the groups of further prompts are chosen by verdicts and on one host
+  if "refills" in asked_for and "ahead" in asked_for:
+    raise ValueError(f"{asked_for['ahead']} with {asked_for['refills']}: groups are replaced by "
+                     "their verdicts; set one of the two to 0")
+  if "refills" in asked_for and "processes" in asked_for:
+    raise NotImplementedError(f"{asked_for['refills']} with {asked_for['processes']}: groups are "
+                              "exchanged on one host only; set sampling.refills=0")
