@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 from entrolab.environments import OfTask
 from entrolab.tasks.task import Example, Step, Task
-from entrolab.verify import code
 from entrolab.verify.sandbox import inside
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
 
@@ -79,7 +78,7 @@ class Python:
           run.end()
           shown[at] = why or self._shown(run.data)
           if not why and b"\n" not in run.data:
-            code._confined(box, run.status[0])
+            box.check_confined(run.status[0])
     finally:                                     # Ctrl-C included
       for run, _ in active.values():
         run.end()
@@ -90,7 +89,7 @@ class Python:
     lines = text.encode(errors="replace").decode().split("\n")
     source = f"LINES = {lines!r}\nMOST = {self.max_characters}\n{_DRIVER}"
     orders = {"role": "program", "text": source, "inbox": calls, "outbox": answer}
-    run = Run([], answers, inside.LARGEST)
+    run = Run([], answers, inside.MAX_MESSAGE)
     try:
       run.processes.append(box.start(orders, subprocess.DEVNULL, (calls, answer)))
       with contextlib.suppress(BrokenPipeError):

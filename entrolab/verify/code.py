@@ -1,21 +1,22 @@
-"""Programs: run where they can do no harm, and right only when a secret says so.
+"""Programs as answers: run confined, and right only if every test passes.
 
-A `Functions` task is Python: tests call functions of the answer. Tests and answer run in two
-sandboxes (see `sandbox`); the tests report under a secret of this run, and only the report that
-follows the last test makes an answer right. A `Command` task is any interpreter, given as a
-command: each case appends a call to the answer and compares what it prints with what only the
-parent knows (arXiv:2508.06813). No exit code counts.
+A `Functions` task is Python: tests call functions that the answer defines. Tests and answer run in
+two sandboxes (see `sandbox`). The tests report to the parent under a secret of this run, and an
+answer is right only if the report after the last test arrives. A `Command` task is a program for
+any interpreter, given as a command: each case appends a call to the answer, and the parent compares
+what is printed with an expected text that never enters the sandbox (arXiv:2508.06813). Exit codes
+do not count.
 
 right    every test passed
-wrong    a test failed, the program raised, ended early, or there is none
+wrong    a test failed, the program raised or ended early, or the response has no program
 unknown  over a deadline, or the tests themselves are at fault
 
-Trust boundary: the kernel, bwrap, the interpreter and this package are trusted. Answers are not,
-and neither are tests, which come with data: both run confined, and neither can make the parent
-raise. Tests do decide the verdict: what is weak or guessable in them is paid. Answers can read
-what the interpreter's folders, /usr and `read` hold: keep reference solutions elsewhere. Not
-promised: protection from a flaw of the kernel or of bwrap, from timing channels between programs,
-or from load: deadlines are wall time, so a machine that is too busy decides less.
+Trust boundary. Trusted: the kernel, bwrap, the interpreter, this package. Not trusted: answers,
+and tests, which come with data. Both run confined, and neither can make the parent raise. The tests
+do decide the verdict: a weak or guessable test is rewarded as such. Answers can read the folders of
+the interpreter, /usr and the sandbox's `read`, so reference solutions must be stored elsewhere.
+Outside the boundary are flaws of the kernel or of bwrap, timing channels between programs, and
+load: deadlines are wall time, so that on a busy machine more verdicts are unknown.
 """
 
 import collections
@@ -35,48 +36,51 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from entrolab.verify import Verdict
-from entrolab.verify.sandbox.outside import Run, Sandbox, SandboxError
+from entrolab.verify.sandbox.outside import Run, Sandbox
 
-LONGEST = 200_000     # characters of a program
+MAX_CHARACTERS = 200_000  # of a program
+MAX_REASON = 300  # characters of a reason that a confined process gives
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Functions:
-  """Python functions and tests that call them.
+  """Python functions and tests that call them. Arguments and results cross by value, as plain data.
 
-  names: the functions that tests call; tests: Python, each passes unless it raises; setup:
-  Python that runs before them. Arguments and results cross by value, as plain data.
+  Raises ValueError when there are no names or no tests.
   """
-  names: tuple[str, ...]
-  tests: tuple[str, ...]
-  setup: str = ""
+  names: tuple[str, ...]  # the functions of the answer that the tests call
+  tests: tuple[str, ...]  # Python source; a test passes unless it raises
+  setup: str = ""  # Python source that runs once, before the tests
 
   def __post_init__(self) -> None:
     if not self.names or not self.tests:
-      raise ValueError(f"Functions needs names and tests; has {self.names} and {self.tests}")
+      raise ValueError(f"Functions needs names and tests; got {self.names} and {self.tests}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-  """One call of a program: text that follows it, what it must print, what it may read."""
-  call: str
-  expected: str
-  stdin: str = ""
+  """One call of a program."""
+  call: str  # text that is appended to the program
+  expected: str  # what it must print, apart from surrounding white space
+  stdin: str = ""  # what it can read
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
-  """Programs of any interpreter. argv: the command, {file} standing for the program's path;
-  suffix: of that file; languages: of the answer's fence; environment: beside PATH, HOME, LANG."""
-  argv: tuple[str, ...]
+  """A program for any interpreter, and the cases that it must pass.
+
+  Raises ValueError when there are no cases, or no {file} in `argv`.
+  """
+  argv: tuple[str, ...]  # the command; {file} stands for the path of the program
   cases: tuple[Case, ...]
-  suffix: str = ""
-  languages: tuple[str, ...] = ()
+  suffix: str = ""  # of that file's name
+  languages: tuple[str, ...] = ()  # of the fence that holds the program in a response
+  # variables in addition to PATH, HOME and LANG
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     if not self.cases or not any("{file}" in word for word in self.argv):
-      raise ValueError(f"Command needs cases and {{file}} in its command; has {len(self.cases)} "
+      raise ValueError(f"Command needs cases and {{file}} in its command; got {len(self.cases)} "
                        f"cases and {self.argv}")
 
 
@@ -89,13 +93,13 @@ def _total(task: Task) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-  """Tests passed, of all."""
+  """The tests of a task that an answer passed."""
   passed: int
   total: int
 
 
 def reward(score: Score, *, base: float = 1.0, bonus: float = 1.0) -> float:
-  """base * passed / total + bonus where all passed: base=0 is binary, bonus=0 the fraction."""
+  """base * passed / total, plus bonus if all passed: base=0 is binary, bonus=0 the fraction."""
   share = score.passed / score.total if score.total else 0.0
   return base * share + (bonus if share == 1.0 else 0.0)
 
@@ -104,199 +108,234 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTA
 
 
 def program_of(text: str, languages: Sequence[str] = ()) -> str:
-  """The program in an answer: of what follows </think> and lies in <answer>, the last fence in
-  one of `languages`, else the last fence, else the text itself without stray fences."""
+  """The program in a response.
+
+  Of the text after </think>, and of its last <answer> if there is one: the last fence in one of
+  `languages`, else the last fence, else the text itself without unclosed fences.
+  """
   text = text.rpartition("</think>")[2]
   inner = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
   text = inner[-1] if inner else text
   fences = _FENCE.findall(text)
-  own = [body for tag, body in fences if tag.lower() in languages]
-  bodies = own or [body for _, body in fences]
-  return bodies[-1] if bodies else re.sub(r"^[ \t]*```.*$", "", text, flags=re.MULTILINE)
+  of_language = [body for tag, body in fences if tag.lower() in languages]
+  bodies = of_language or [body for _, body in fences]
+  if bodies:
+    return bodies[-1]
+  return re.sub(r"^[ \t]*```.*$", "", text, flags=re.MULTILINE)
 
 
 _LANGUAGES = ("python", "py", "python3")
+
+# How an item is decided: yields each run of confined processes, is sent "" when its output has
+# ended or else the reason why it was stopped, and returns the result.
 Steps = Generator[Run, str, tuple[Verdict, Score]]
 
 
-def _confined(box: Sandbox, status: str) -> None:
-  """Raises SandboxError when a process was not ready to run what nobody trusts."""
-  if "ready" not in status or "failed:" in status:
-    said = status.replace("ready\n", "").strip() or "a process ended before it was confined"
-    raise SandboxError(f"{box.kind}: {said}")
-
-
 def _report(data: bytes, secret: str) -> list[dict[str, Any]]:
-  """What was said under the secret."""
-  said = []
+  """The messages of the judge: lines of JSON that carry the secret.
+
+  The parent trusts no byte that it reads: a line may be cut by the deadline, or written by a test.
+  Messages without the secret are ignored; the secret itself is known to the judge alone.
+  """
+  messages = []
   for line in data.splitlines():
-    with contextlib.suppress(ValueError, RecursionError):      # a line that the deadline cut
-      said.append(json.loads(line))
-  return [line for line in said if isinstance(line, dict) and line.get("secret") == secret]
+    with contextlib.suppress(ValueError, RecursionError):
+      messages.append(json.loads(line))
+  return [message for message in messages
+          if isinstance(message, dict) and message.get("secret") == secret]
 
 
 def _pair(box: Sandbox, task: Functions, source: str, secret: str) -> Run:
-  """Judge and program in two sandboxes, pipes between them, the judge's report to the parent."""
-  (calls, call), (answers, answer), (report, output) = os.pipe(), os.pipe(), os.pipe()
+  """Starts judge and program in two sandboxes with pipes between them.
+
+  The judge reports to the parent; the program has no descriptor that leads there. The arguments of
+  a call go to the program, expected results stay with the judge.
+  """
+  calls, to_calls = os.pipe()  # judge to program
+  answers, to_answers = os.pipe()  # program to judge
+  report, to_report = os.pipe()  # judge to parent
   run = Run([], report, 4096 * (1 + len(task.tests)))
+  judge = {"role": "judge", "secret": secret, "setup": task.setup, "names": task.names,
+           "tests": task.tests, "text": "\n".join([task.setup, *task.tests]), "inbox": answers,
+           "outbox": to_calls}
+  program = {"role": "program", "text": source, "inbox": calls, "outbox": to_answers}
   try:
-    run.processes.append(box.start({
-        "role": "judge", "secret": secret, "setup": task.setup, "names": task.names,
-        "tests": task.tests, "text": "\n".join([task.setup, *task.tests]), "inbox": answers,
-        "outbox": call}, output, (answers, call)))
-    run.processes.append(box.start({
-        "role": "program", "text": source, "inbox": calls, "outbox": answer},
-        subprocess.DEVNULL, (calls, answer)))
+    run.processes.append(box.start(judge, to_report, (answers, to_calls)))
+    run.processes.append(box.start(program, subprocess.DEVNULL, (calls, to_answers)))
   except BaseException:
     run.end()
     raise
   finally:
-    for fd in (calls, call, answers, answer, output):
+    # a pipe ends for its reader only when every copy of its writing end is closed
+    for fd in (calls, to_calls, answers, to_answers, to_report):
       os.close(fd)
   return run
 
 
 def _functions(box: Sandbox, task: Functions, source: str) -> Steps:
-  secret, total = secrets.token_hex(16), len(task.tests)
+  """Decides an item of a `Functions` task by the judge's report."""
+  secret = secrets.token_hex(16)
+  total = len(task.tests)
   run = _pair(box, task, source, secret)
-  cut = yield run
-  said = _report(run.data, secret)
-  if any(line.get("gone") for line in said):
-    _confined(box, run.status[1])
-  if not said and not cut:
-    _confined(box, run.status[0])
-  score = Score(min(sum(line.get("passed") is True for line in said), total), total)
-  fault = cut or next((str(line["unknown"])[:300] for line in said if "unknown" in line), "")
-  if not fault and not any("end" in line for line in said):
-    fault = "the tests ended early"
+  stopped = yield run
+  messages = _report(run.data, secret)
+  # a process that ended before it was confined says nothing of the answer: that is an error here
+  if any(message.get("gone") for message in messages):
+    box.check_confined(run.status[1])
+  if not messages and not stopped:
+    box.check_confined(run.status[0])
+  passed = sum(message.get("passed") is True for message in messages)
+  score = Score(min(passed, total), total)
+  faults = (str(message["unknown"])[:MAX_REASON] for message in messages if "unknown" in message)
+  fault = stopped or next(faults, "")
+  if not fault and not any("end" in message for message in messages):
+    fault = "the tests ended early"  # such as a test that exits: what passed before proves nothing
   if fault:
     return Verdict("unknown", fault), score
   if score.passed == total:
     return Verdict("right", f"{total} tests passed"), score
-  failed = next((str(line["why"])[:300] for line in said if line.get("why")), "")
-  return Verdict("wrong", f"{score.passed} of {total} tests passed; {failed}"), score
+  failures = (str(message["why"])[:MAX_REASON] for message in messages if message.get("why"))
+  return Verdict("wrong", f"{score.passed} of {total} tests passed; {next(failures, '')}"), score
 
 
 def _same(output: bytes, expected: str) -> bool:
-  """Equal but for white space around; an empty string may be printed as two quotes."""
+  """Equal apart from surrounding white space; an empty string may be printed as two quotes."""
   printed, wanted = output.decode(errors="replace").strip(), expected.strip()
   return (printed if printed != '""' else "") == (wanted if wanted != '""' else "")
 
 
+def _start_case(box: Sandbox, task: Command, argv: list[str | None], folder: str,
+                case: Case) -> Run:
+  """Starts the interpreter on one case; the expected text is not part of its orders."""
+  report, to_report = os.pipe()
+  run = Run([], report, box.limits.output)
+  orders = {"role": "command", "argv": argv, "text": case.stdin,
+            "environment": dict(task.environment)}
+  try:
+    run.processes.append(box.start(orders, to_report, folders=[folder]))
+  except BaseException:
+    run.end()
+    raise
+  finally:
+    os.close(to_report)
+  return run
+
+
 def _command(box: Sandbox, task: Command, source: str) -> Steps:
-  """One sandbox a case, one after the other; what is printed is compared here."""
-  passed, total, why = 0, len(task.cases), ""
+  """Decides an item of a `Command` task: a sandbox for each case, one after the other."""
+  passed, total = 0, len(task.cases)
+  why = ""  # the first failure
   with tempfile.TemporaryDirectory(prefix="entrolab-") as folder:
-    os.chmod(folder, 0o755)                    # for another user id
+    os.chmod(folder, 0o755)  # the program runs under another user id
     path = os.path.join(folder, "program" + task.suffix)
     argv = [shutil.which(task.argv[0]), *(word.replace("{file}", path) for word in task.argv[1:])]
-    for at, case in enumerate(task.cases):
+    for number, case in enumerate(task.cases, 1):
       with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:
         file.write(f"{source}\n\n{case.call}\n")
-      report, output = os.pipe()
-      run = Run([], report, box.limits.output)
-      try:
-        run.processes.append(box.start({
-            "role": "command", "argv": argv, "text": case.stdin,
-            "environment": dict(task.environment)}, output, folders=[folder]))
-      except BaseException:
-        run.end()
-        raise
-      finally:
-        os.close(output)
-      cut = yield run
-      if cut:
-        return Verdict("unknown", f"{cut}, in case {at + 1}"), Score(passed, total)
-      _confined(box, run.status[0])
-      if _same(run.data, case.expected) and len(run.data) <= run.most:
+      run = _start_case(box, task, argv, folder, case)
+      stopped = yield run
+      if stopped:
+        return Verdict("unknown", f"{stopped}, in case {number}"), Score(passed, total)
+      box.check_confined(run.status[0])
+      too_long = len(run.data) > run.most
+      if _same(run.data, case.expected) and not too_long:
         passed += 1
       elif not why:
-        long = f"over {run.most} bytes" if len(run.data) > run.most else "another output"
-        why = f"; case {at + 1}: {long}"
+        fault = f"over {run.most} bytes" if too_long else "another output"
+        why = f"; case {number}: {fault}"
   status = "right" if passed == total else "wrong"
   return Verdict(status, f"{passed} of {total} cases passed{why}"), Score(passed, total)
 
 
 class _Batch:
-  """The event loop of one call of `verify`."""
+  """The event loop of one call of `verify`: at most `box.size` items run at the same time."""
 
   def __init__(self, box: Sandbox, texts: Sequence[str], tasks: Sequence[Task]) -> None:
     self.box, self.tasks = box, tasks
-    self.results: dict[int, tuple[Verdict, Score]] = {}
-    self.waiting: collections.deque[tuple[int, str]] = collections.deque()
-    self.active: dict[int, tuple[Steps, Run, float]] = {}    # by item: steps, run, deadline
+    self.results: dict[int, tuple[Verdict, Score]] = {}  # by item
+    self.waiting: collections.deque[tuple[int, str]] = collections.deque()  # item, program
+    self.active: dict[int, tuple[Steps, Run, float]] = {}  # by item: steps, run, deadline
     self.end = time.monotonic() + box.batch_seconds
     for at, (text, task) in enumerate(zip(texts, tasks, strict=True)):
       source = program_of(text, _LANGUAGES if isinstance(task, Functions) else task.languages)
       if not source.strip():
         self.results[at] = Verdict("wrong", "no program"), Score(0, _total(task))
-      elif len(source) > LONGEST:
-        why = f"a program of {len(source)} characters, at most {LONGEST} are read"
+      elif len(source) > MAX_CHARACTERS:
+        why = f"a program of {len(source)} characters, at most {MAX_CHARACTERS} are read"
         self.results[at] = Verdict("wrong", why), Score(0, _total(task))
       else:
         self.waiting.append((at, source))
 
   def run(self) -> list[tuple[Verdict, Score]]:
+    """The results in the order of the items."""
     try:
       while self.waiting or self.active:
         while self.waiting and len(self.active) < self.box.size:
           self._begin(*self.waiting.popleft())
         self._wait()
       return [self.results[at] for at in range(len(self.tasks))]
-    finally:                                     # Ctrl-C and SandboxError included
+    finally:  # also after Ctrl-C and SandboxError: no process stays
       for steps, run, _ in self.active.values():
         run.end()
         steps.close()
 
   def _begin(self, at: int, source: str) -> None:
+    """Starts an item, or leaves it unknown when the batch is over its deadline."""
     if time.monotonic() >= self.end:
       why = f"over the batch deadline of {self.box.batch_seconds:g} s"
       self.results[at] = Verdict("unknown", why), Score(0, _total(self.tasks[at]))
       return
     task = self.tasks[at]
-    steps = (_functions(self.box, task, source) if isinstance(task, Functions)
-             else _command(self.box, task, source))
+    if isinstance(task, Functions):
+      steps = _functions(self.box, task, source)
+    else:
+      steps = _command(self.box, task, source)
     self.active[at] = steps, next(steps), time.monotonic() + self.box.limits.seconds
 
   def _wait(self) -> None:
-    """Reads what has arrived and ends what is over."""
+    """Waits for output or a deadline, reads what has arrived and ends the runs that are over."""
     now = time.monotonic()
     until = min([self.end, *(deadline for _, _, deadline in self.active.values())])
     with selectors.DefaultSelector() as selector:
       for at, (_, run, _) in self.active.items():
         selector.register(run.output, selectors.EVENT_READ, at)
-      heard = [key.data for key, _ in selector.select(max(until - now, 0.0))]
+      readable = [key.data for key, _ in selector.select(max(until - now, 0.0))]
     now = time.monotonic()
     for at, (_, run, deadline) in list(self.active.items()):
-      if at in heard and run.read():
+      # output first: an item that ended in time is not cut by a deadline that passed meanwhile
+      if at in readable and run.read():
         self._next(at, "")
       elif now >= self.end:
         self._next(at, f"over the batch deadline of {self.box.batch_seconds:g} s")
       elif now >= deadline:
         self._next(at, f"over the deadline of {self.box.limits.seconds:g} s")
 
-  def _next(self, at: int, cut: str) -> None:
-    """Ends a run and goes on with its item."""
+  def _next(self, at: int, stopped: str) -> None:
+    """Ends a run and continues with the item's next one, or stores its result.
+
+    The deadline is the item's, not the run's: all cases of a command share it.
+    """
     steps, run, deadline = self.active.pop(at)
     run.end()
     try:
-      self.active[at] = steps, steps.send(cut), deadline
+      self.active[at] = steps, steps.send(stopped), deadline
     except StopIteration as stop:
       self.results[at] = stop.value
 
 
 @functools.cache
 def shared() -> Sandbox:
-  """The process's own sandbox, chosen when first asked for. Raises SandboxError."""
+  """The sandbox of this process, chosen at the first call. Raises SandboxError if none works."""
   return Sandbox()
 
 
 def verify(texts: Sequence[str], tasks: Sequence[Task], *,
            sandbox: Sandbox | None = None) -> list[tuple[Verdict, Score]]:
-  """A verdict and the tests passed for each answer in `texts`; every item is decided.
+  """A verdict and the number of passed tests for each response in `texts`.
 
-  Raises ValueError when lengths differ or an interpreter is not on PATH, TypeError for what is
-  no text, SandboxError when programs cannot be confined.
+  sandbox: where programs run; None: that of this process. Raises ValueError when lengths differ or
+  an interpreter is not on PATH, TypeError for what is not text, SandboxError when programs cannot
+  be confined.
   """
   if len(texts) != len(tasks):
     raise ValueError(f"{len(texts)} texts for {len(tasks)} tasks")

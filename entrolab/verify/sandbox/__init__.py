@@ -1,1 +1,1 @@
-"""Programs of answers, where they do no harm: started outside, confined inside."""
+"""Confinement of programs: `outside` starts processes, `inside` runs in them, `seccomp` filters."""

@@ -1,11 +1,11 @@
 """Confined processes as their parent sees them: the kinds of sandbox and how one is started.
 
-bwrap    bubblewrap: own processes, network, users, an empty /scratch of bounded size, and no file
-         but the interpreter's; inside it rlimits and seccomp
-seccomp  rlimits, another user id (when started by root), Landlock (kernel 5.13) and seccomp; it
-         can write nothing at all and start no process
+bwrap    bubblewrap: separate namespaces of processes, network and users, an empty /scratch of
+         bounded size, and no files except the interpreter's; in addition rlimits and seccomp
+seccomp  rlimits, another user id (when started by root), Landlock (kernel 5.13) and seccomp; the
+         program can neither write files nor start processes
 
-What happens inside is in `inside`.
+What a confined process does is in `inside`.
 """
 
 import dataclasses
@@ -30,25 +30,23 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cach
 _PYTHON = os.path.realpath(sys.executable)
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0",
                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-_START = 60.0          # seconds in which a trial run must answer
+_TRIAL_SECONDS = 60.0  # in which a trial run must answer
 
 
 class SandboxError(RuntimeError):
-  """Programs cannot be confined here; the text says what was tried."""
+  """Programs cannot be confined on this machine; the text says what was tried."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-  """What an item may use: wall seconds for all its tests and the start of its processes; bytes of
-  address space of a process, of output, of a file, of /scratch; processes and threads; whether
-  it may fork (then memory may be used by as many processes)."""
-  seconds: float = 5.0
-  memory: int = 512 << 20
-  output: int = 64 << 10
-  file: int = 1 << 20
-  disk: int = 16 << 20
-  tasks: int = 32
-  fork: bool = False
+  """What an item may use. Raises ValueError for a limit that is not positive."""
+  seconds: float = 5.0  # wall time of all its tests, the start of its processes included
+  memory: int = 512 << 20  # bytes of address space of each process
+  output: int = 64 << 10  # bytes of output
+  file: int = 1 << 20  # bytes of a file that it writes
+  disk: int = 16 << 20  # bytes of /scratch
+  tasks: int = 32  # processes and threads
+  fork: bool = False  # whether it may start processes, each of which may use `memory`
 
   def __post_init__(self) -> None:
     for name in ("seconds", "memory", "output", "file", "disk", "tasks"):
@@ -56,34 +54,39 @@ class Limits:
         raise ValueError(f"Limits({name}={getattr(self, name)}): must be positive")
 
 
-def _stranger() -> int:
-  """A user id that nobody else is likely to have: its processes are counted apart."""
+def _unused_user_id() -> int:
+  """A user id that is likely to be unused: the kernel counts processes by user (RLIMIT_NPROC)."""
   with open("/proc/self/uid_map") as file:
-    top = min(max(int(row.split()[0]) + int(row.split()[2]) for row in file), 1 << 31)
+    ranges = [row.split() for row in file]
+  top = min(max(int(first) + int(count) for first, _, count in ranges), 1 << 31)
   return top - 2 - secrets.randbelow(min(1 << 20, top // 16))
 
 
 class Run:
-  """Processes that run until their output ends, and that output up to `most` bytes."""
+  """Processes that run until their output ends.
+
+  processes: those that run; output: the descriptor to read; most: bytes of output that are read.
+  """
 
   def __init__(self, processes: list[subprocess.Popen], output: int, most: int) -> None:
     self.processes, self.output, self.most = processes, output, most
-    self.data = b""
-    self.status: list[str] = []
+    self.data = b""  # the output so far: written by code that nobody trusts
+    self.status: list[str] = []  # what each process reported before it ran such code; after `end`
 
   def read(self) -> bool:
-    """Whether the output has ended or is too long."""
+    """Reads what has arrived; whether the output has ended or is too long."""
     part = os.read(self.output, 1 << 16)
     self.data += part
     return not part or len(self.data) > self.most
 
   def end(self) -> None:
-    """Kills and reaps what is left, and reads what each process said before it was confined."""
+    """Kills and reaps the processes, and reads what each reported before it was confined."""
     for process in self.processes:
       process.kill()
     for process in self.processes:
       process.wait()
       assert process.stderr
+      # a descendant may still hold the pipe: take what is there, never wait for its end
       os.set_blocking(process.stderr.fileno(), False)
       self.status.append((process.stderr.read() or b"")[:500].decode(errors="replace"))
       process.stderr.close()
@@ -92,13 +95,16 @@ class Run:
 
 
 class Sandbox:
-  """Where programs run: a kind of confinement, how many items at once, and their limits.
+  """Where programs run. Nothing runs between batches.
 
-  kind: one of KINDS, or None for the first that works; size: items at once (default: usable
-  cores); batch_seconds: wall time of a whole batch; read: further folders that programs may read,
-  and Python programs import from. Nothing runs between batches.
+  kind: one of KINDS; None: the first that works.
+  size: items that run at the same time; None: as many as there are usable cores.
+  limits: of each item.
+  batch_seconds: wall time of a whole batch.
+  read: further folders that programs may read, and that Python programs may import from.
 
-  Raises SandboxError, with what was tried, when a trial run is not confined.
+  Raises ValueError for a kind or size out of range, SandboxError, with what was tried, when no
+  trial run is confined.
   """
 
   def __init__(self, kind: Kind | None = None, *, size: int | None = None,
@@ -119,41 +125,58 @@ class Sandbox:
       tried.append(f"{self.kind}: {failed}")
     raise SandboxError(f"no program can be confined here; tried {'; '.join(tried)}")
 
+  def check_confined(self, status: str) -> None:
+    """Raises SandboxError unless a process reported that it was confined before it ran a program.
+
+    status: the entry of `Run.status`, which the process writes before it runs what nobody trusts.
+    """
+    if "ready" in status and "failed:" not in status:
+      return
+    reason = status.replace("ready\n", "").strip() or "a process ended before it was confined"
+    raise SandboxError(f"{self.kind}: {reason}")
+
   def _trial(self) -> str:
-    """Why this kind does not work, or ""."""
+    """Why this kind does not work here; empty if it does: a confined function returns 7."""
     if self.kind == "bwrap" and not shutil.which("bwrap"):
       return "bwrap is not on PATH (Debian: apt-get install bubblewrap)"
     if self.kind == "seccomp" and self.limits.fork:
       return "without namespaces no program may fork"
-    (calls, call), (answers, answer) = os.pipe(), os.pipe()
-    orders = {"role": "program", "text": "def f(x): return x", "inbox": calls, "outbox": answer}
+    calls, to_calls = os.pipe()
+    answers, to_answers = os.pipe()
+    orders = {"role": "program", "text": "def f(x): return x", "inbox": calls,
+              "outbox": to_answers}
     try:
-      run = Run([self.start(orders, subprocess.DEVNULL, (calls, answer))], answers, 4096)
-      inside.Channel(-1, call).write(inside.packed(
+      run = Run([self.start(orders, subprocess.DEVNULL, (calls, to_answers))], answers, 4096)
+      inside.Channel(-1, to_calls).write(inside.packed(
           {"call": "f", "args": [7], "named": inside.plain({})}))
     except OSError as error:
       os.close(answers)
       return str(error)
     finally:
-      for fd in (calls, call, answer):
+      for fd in (calls, to_calls, to_answers):
         os.close(fd)
     ended = False
-    while not ended and b"\n" not in run.data and select.select([answers], [], [], _START)[0]:
+    while not ended and b"\n" not in run.data:
+      readable, _, _ = select.select([answers], [], [], _TRIAL_SECONDS)
+      if not readable:
+        break
       ended = run.read()
     run.end()
-    return "" if run.data == b'{"value": 7}\n' else run.status[0].strip() or "a trial run hangs"
+    if run.data == b'{"value": 7}\n':
+      return ""
+    return run.status[0].strip() or "a trial run hangs"
 
-  def _wrapped(self, folders: list[str]) -> list[str]:
-    """The command line of bubblewrap up to the program."""
+  def _bwrap(self, folders: list[str]) -> list[str]:
+    """The command line of bubblewrap up to the program; `folders` are visible, read-only."""
     words = [str(shutil.which("bwrap")), "--unshare-pid", "--unshare-net", "--unshare-ipc",
              "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL"]
     if os.geteuid():
       words += ["--unshare-user"]
-    else:                          # to become a stranger, which takes these two away again
+    else:  # the process needs these to take another user id, which removes them again
       words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     for path in folders:
       for above in reversed(pathlib.PurePath(path).parents[:-1]):
-        words += ["--perms", "0755", "--dir", str(above)]      # else the stranger cannot pass
+        words += ["--perms", "0755", "--dir", str(above)]  # else that user cannot enter them
       if os.path.islink(path):
         words += ["--symlink", os.readlink(path), path]
       elif os.path.exists(path):
@@ -164,31 +187,43 @@ class Sandbox:
 
   def start(self, orders: dict[str, Any], stdout: int, pipes: Sequence[int] = (),
             folders: Sequence[str] = ()) -> subprocess.Popen:
-    """A confined process that follows `orders`, which it reads from a memory file."""
-    limits, alone, root = self.limits, self.kind == "seccomp", os.geteuid() == 0
-    bounds = {"AS": limits.memory, "CPU": math.ceil(limits.seconds) + 1, "FSIZE": limits.file,
-              "NOFILE": 64, "CORE": 0}
-    threads = root or not alone    # an ordinary user's are counted with all others of that user
-    bounds |= {"NPROC": limits.tasks} if threads else {}
+    """Starts a confined process that follows `orders` (see `inside`).
+
+    stdout: its descriptor 1; pipes: further descriptors that it inherits; folders: further folders
+    that it may read. It reads its orders from a memory file, so that neither its command line nor
+    its environment shows them to other processes.
+    """
+    alone = self.kind == "seccomp"  # no namespace protects other processes from it
+    root = os.geteuid() == 0
+    # the kernel counts threads by user: those of an ordinary user together with all other
+    # processes of that user, so that without a namespace no limit on threads makes sense
+    threads = root or not alone
+    limits = self.limits
+    rlimits = {"AS": limits.memory, "CPU": math.ceil(limits.seconds) + 1, "FSIZE": limits.file,
+               "NOFILE": 64, "CORE": 0}
+    if threads:
+      rlimits["NPROC"] = limits.tasks
     visible = [*_SYSTEM, os.path.realpath(sys.base_prefix), os.path.dirname(_PYTHON),
                inside.__file__, *self.read, *folders]
-    orders = orders | {
-        "limits": bounds, "alone": alone, "user": _stranger() if root else 0, "read": visible,
-        "path": self.read, "parent": os.getpid(), "filter": seccomp.program(
-            os.uname().machine, fork=limits.fork, threads=threads, alone=alone,
-            execute=orders["role"] == "command").hex()}
-    words = [_PYTHON, "-P", "-s", "-S", "-B", inside.__file__]
-    home = {"HOME": "/scratch", "TMPDIR": "/scratch"} if not alone else {"HOME": "/"}
+    filter_code = seccomp.program(os.uname().machine, fork=limits.fork, threads=threads,
+                                  alone=alone, execute=orders["role"] == "command")
+    # nothing of the parent's environment is passed on but the path of the interpreter's libraries
+    home = {"HOME": "/"} if alone else {"HOME": "/scratch", "TMPDIR": "/scratch"}
     library = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     environment = _ENVIRONMENT | home | library
-    orders["environment"] = environment | orders.get("environment", {})
+    orders = orders | {
+        "limits": rlimits, "alone": alone, "user": _unused_user_id() if root else 0,
+        "read": visible, "path": self.read, "parent": os.getpid(), "filter": filter_code.hex(),
+        "environment": environment | orders.get("environment", {})}
+    words = [_PYTHON, "-P", "-s", "-S", "-B", inside.__file__]
+    if not alone:
+      words = self._bwrap(visible) + words
     memory = os.memfd_create("orders")
     try:
       with open(memory, "wb", closefd=False) as file:
         file.write(json.dumps(orders).encode())
       os.lseek(memory, 0, os.SEEK_SET)
-      return subprocess.Popen(words if alone else self._wrapped(visible) + words, stdin=memory,
-                              stdout=stdout, stderr=subprocess.PIPE, cwd="/", pass_fds=pipes,
-                              env=environment, start_new_session=True, bufsize=0)
+      return subprocess.Popen(words, stdin=memory, stdout=stdout, stderr=subprocess.PIPE, cwd="/",
+                              pass_fds=pipes, env=environment, start_new_session=True, bufsize=0)
     finally:
       os.close(memory)

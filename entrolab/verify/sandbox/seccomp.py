@@ -1,9 +1,10 @@
 """The seccomp filter of a sandbox, as bytes of BPF for x86_64 and aarch64.
 
-Refused is what a program that computes has no use for: network, tracing, signals to others,
-mounts and namespaces, kernel keys, shared memory that outlives it, io_uring (which no filter
-sees), calls newer than this file. What a namespace makes harmless anyway is refused only where
-there is none: changes to other processes and to owners, times and modes of files.
+It refuses system calls that a computation does not need: network, tracing, signals to other
+processes, mounts and namespaces, kernel keys, shared memory that outlives the process, io_uring
+(whose operations no filter sees), and calls newer than this file. Calls that a namespace makes
+harmless are refused only where there is none: changes to other processes, and to owners, times and
+modes of files.
 """
 
 import errno
@@ -32,6 +33,7 @@ open_by_handle_at 304 265, fanotify_init 300 262, migrate_pages 256 238, move_pa
 """
 _FORKS = "fork 57 -, vfork 58 -"
 _EXECS = "execve 59 221, execveat 322 281"
+# What a namespace makes harmless: calls on other processes, and on owners and modes of files.
 _OTHERS = """
 kill 62 129, tgkill 234 131, setpriority 141 140, sched_setaffinity 203 122
 sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, ioprio_set 251 30
@@ -40,28 +42,44 @@ fchown 93 55, fchownat 260 54
 utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6
 fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
 setxattrat 463 463, removexattrat 466 466, truncate 76 45
-"""                   # what a namespace makes harmless: other processes, owners of files
-_ABSENT = "clone3 435 435, openat2 437 437"      # libc falls back to calls that can be read here
-_NEWEST = 466                                    # calls beyond are not known here, so refused
+"""
+# These pass a structure in memory, which no filter can read. They are answered by ENOSYS, and libc
+# falls back to calls whose arguments are numbers.
+_ABSENT = "clone3 435 435, openat2 437 437"
+_NEWEST = 466  # the highest call that is known here; those above are refused
+
+# By machine: the column of the tables above, and the kernel's identifier (AUDIT_ARCH_*).
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
-_THREAD, _NAMESPACES, _TRUNCATE = 0x10000, 0x7E020080, os.O_TRUNC | os.O_ACCMODE
-_LOAD, _EQUAL, _ABOVE, _AND, _RETURN = 0x20, 0x15, 0x25, 0x54, 0x06
-_PASS, _KILL = (_RETURN, 0, 0, 0x7FFF0000), (_RETURN, 0, 0, 0x80000000)
+
+# Bits of arguments.
+_THREAD = 0x10000  # CLONE_THREAD
+_NAMESPACES = 0x7E020080  # the CLONE_NEW* of clone
+_TRUNCATE = os.O_TRUNC | os.O_ACCMODE
 _WHOLE = 0xFFFFFFFF
+
+# Instructions of BPF as (operation, jump if true, jump if false, operand).
+_LOAD, _EQUAL, _ABOVE, _AND, _RETURN = 0x20, 0x15, 0x25, 0x54, 0x06
+_PASS = (_RETURN, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
+_KILL = (_RETURN, 0, 0, 0x80000000)  # SECCOMP_RET_KILL_PROCESS
 
 
 def _calls(table: str, column: int) -> list[int]:
+  """The numbers in a column of a table."""
   rows = (row.split() for row in re.split("[,\n]", table) if row.strip())
   return [int(row[1 + column]) for row in rows if row[1 + column] != "-"]
 
 
 def _refuse(number: int = errno.EPERM) -> tuple[int, int, int, int]:
+  """SECCOMP_RET_ERRNO: the call fails with this error."""
   return _RETURN, 0, 0, 0x00050000 | number
 
 
 def _checked(call: int, argument: int, mask: int, values: list[int],
              unless: bool = False) -> list[tuple[int, int, int, int]]:
-  """Refuses `call` when its masked argument is among `values`, or unless it is."""
+  """Refuses `call` when its masked argument is among `values`; with `unless`, when it is not.
+
+  An argument of 64 bits is read by its lower half, at offset 16 + 8 n of `struct seccomp_data`.
+  """
   hit, miss = (_PASS, _refuse()) if unless else (_refuse(), _PASS)
   block = [(_LOAD, 0, 0, 16 + 8 * argument), (_AND, 0, 0, mask)]
   for value in values:
@@ -72,33 +90,42 @@ def _checked(call: int, argument: int, mask: int, values: list[int],
 def program(machine: str, *, fork: bool, threads: bool, execute: bool, alone: bool) -> bytes:
   """The filter as an array of `struct sock_filter`.
 
-  fork, threads, execute: what the process may do; alone: no namespace of its own protects others
-  from it. Raises OSError for a machine that is neither x86_64 nor aarch64.
+  fork, threads, execute: whether the process may start processes, start threads, become another
+  program; alone: no namespace protects other processes from it. Raises OSError for a machine that
+  is neither x86_64 nor aarch64.
   """
   if machine not in MACHINES:
     raise OSError(f"the seccomp filter knows {', '.join(MACHINES)}, not {machine}")
   column, audit = MACHINES[machine]
-  one = lambda x86, arm: (x86, arm)[column]
-  lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, audit), _KILL, (_LOAD, 0, 0, 0),
-           (_ABOVE, 0, 1, _NEWEST), _refuse(errno.ENOSYS)]
+  call = lambda x86, arm: (x86, arm)[column]
+  # another machine's numbers mean other calls (32-bit programs on x86_64): the process is killed
+  lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, audit), _KILL]
+  # then the number of the call; x32 calls have a high bit, so are refused as unknown too
+  lines += [(_LOAD, 0, 0, 0), (_ABOVE, 0, 1, _NEWEST), _refuse(errno.ENOSYS)]
   refused = _calls(_NUMBERS, column)
-  refused += [] if fork else _calls(_FORKS, column)
-  refused += [] if execute else _calls(_EXECS, column)
-  refused += _calls(_OTHERS, column) if alone else []
-  if not threads:
-    refused.append(one(56, 220))
-  for call in refused:
-    lines += [(_EQUAL, 0, 1, call), _refuse()]
-  for call in _calls(_ABSENT, column):
-    lines += [(_EQUAL, 0, 1, call), _refuse(errno.ENOSYS)]
-  if threads:
-    mask, value = (_NAMESPACES, 0) if fork else (_THREAD, _THREAD)
-    lines += _checked(one(56, 220), 0, mask, [value], unless=True)             # clone
-  lines += _checked(one(157, 167), 0, _WHOLE, [1])                             # PR_SET_PDEATHSIG
-  lines += _checked(one(72, 25), 1, _WHOLE, [8, 10, 15])                       # fcntl F_SETOWN..
+  if not fork:
+    refused += _calls(_FORKS, column)
+  if not execute:
+    refused += _calls(_EXECS, column)
   if alone:
-    lines += _checked(one(302, 261), 0, _WHOLE, [0], unless=True)              # prlimit64
-    lines += _checked(one(257, 56), 2, _TRUNCATE, [os.O_TRUNC])                # openat
+    refused += _calls(_OTHERS, column)
+  if not threads:
+    refused.append(call(56, 220))  # clone
+  for number in refused:
+    lines += [(_EQUAL, 0, 1, number), _refuse()]
+  for number in _calls(_ABSENT, column):
+    lines += [(_EQUAL, 0, 1, number), _refuse(errno.ENOSYS)]
+  if threads:  # clone: any process without new namespaces, or threads alone
+    mask, value = (_NAMESPACES, 0) if fork else (_THREAD, _THREAD)
+    lines += _checked(call(56, 220), 0, mask, [value], unless=True)
+  # prctl: PR_SET_PDEATHSIG, which ends the process with its parent, cannot be taken back
+  lines += _checked(call(157, 167), 0, _WHOLE, [1])
+  # fcntl: F_SETOWN, F_SETSIG and F_SETOWN_EX send signals to other processes
+  lines += _checked(call(72, 25), 1, _WHOLE, [8, 10, 15])
+  if alone:
+    lines += _checked(call(302, 261), 0, _WHOLE, [0], unless=True)  # prlimit64: of itself alone
+    # openat and open: a file that can only be read must not be emptied
+    lines += _checked(call(257, 56), 2, _TRUNCATE, [os.O_TRUNC])
     if column == 0:
-      lines += _checked(2, 1, _TRUNCATE, [os.O_TRUNC])                         # open
+      lines += _checked(2, 1, _TRUNCATE, [os.O_TRUNC])
   return b"".join(struct.pack("=HBBI", *line) for line in [*lines, _PASS])

@@ -1,6 +1,7 @@
-"""Two answers, symbolically: math-verify in the child of a verifier worker, without its alarms.
+"""Symbolic comparison of two answers by math-verify, in the child of a verifier worker.
 
-Only a worker imports this file's subject; a parent asks `available()`. Nothing here bounds time.
+Only a worker imports math-verify; other processes call `available()`. math-verify's own time limits
+are switched off, since they need signals of the main thread: the worker bounds the time.
 """
 
 import importlib.util
@@ -10,12 +11,12 @@ INSTALL = "pip install 'entrolab[verify]' (math-verify)"
 
 
 def available() -> bool:
-  """Whether math-verify can be imported, found out without importing it."""
+  """Whether math-verify is installed; does not import it."""
   return importlib.util.find_spec("math_verify") is not None
 
 
 def load() -> None:
-  """Imports math-verify and runs it once, so that a forked child starts warm."""
+  """Imports math-verify and runs it once, so that forked children share what that loads."""
   compare(r"\frac{1}{2}+x", r"x+\frac{2}{4}", 6)
 
 
@@ -27,12 +28,12 @@ def _parse(text: str) -> tuple[list, list]:
   return [x for x in found if not isinstance(x, str)], [x for x in found if isinstance(x, str)]
 
 
-def _apart(gold, answer, digits: int) -> bool:
-  """Whether two expressions differ at one arbitrary point, by more than rounding explains.
+def _differ_at_a_point(gold, answer, digits: int) -> bool:
+  """Whether two expressions differ at an arbitrary point by more than rounding explains.
 
-  A certificate of difference that spares simplification; False decides nothing. Symbols take
-  positive values, where roots of squares are plain. Percentages and single symbols, which
-  math-verify reads more loosely than as numbers, are left to it.
+  True proves that they differ, without costly simplification; False decides nothing. Symbols take
+  positive values, where the root of a square is the number itself. Percentages and single symbols
+  are left to math-verify, which does not read them strictly as numbers.
   """
   from sympy import Expr, Float, Rational, Symbol, UnevaluatedExpr
   if not all(isinstance(x, Expr) and not isinstance(x, Symbol) and not x.has(UnevaluatedExpr)
@@ -42,41 +43,46 @@ def _apart(gold, answer, digits: int) -> bool:
   point = {symbol: Rational(400 + 618 * at % 1000, 1000) for at, symbol in enumerate(symbols, 1)}
   try:
     a, b = (complex(x.evalf(30, subs=point)) for x in (gold, answer))
-    gap, size = abs(a - b), abs(a) + abs(b)
+    gap = abs(a - b)
+    size = abs(a) + abs(b)
   except (TypeError, ValueError, ArithmeticError, AttributeError):
-    return False                                   # no number: a function without a name, 1/0
+    return False  # no number: an undefined function, 1/0
   rounded = any(x.has(Float) for x in (gold, answer))
-  least = 2.0 * 10.0 ** -digits if rounded else 1e-25    # 1e-25: what cancels to zero stays under
-  return math.isfinite(size) and gap > least and gap > 1e-9 * size
+  # terms that cancel exactly leave less than 1e-25 of the 30 digits
+  tolerance = 2.0 * 10.0 ** -digits if rounded else 1e-25
+  return math.isfinite(size) and gap > tolerance and gap > 1e-9 * size
 
 
 def compare(gold: str, answer: str, digits: int) -> tuple[str, str]:
-  """(status, why) of `answer` against `gold`, both canonical; floats agree to `digits` decimals.
+  """(status, reason) of canonical `answer` against canonical `gold`.
 
-  A reference that math-verify cannot read, or an error inside it, gives unknown.
+  digits: decimals to which rounded numbers must agree. The status is "unknown" when math-verify
+  cannot read the reference or raises.
   """
   from math_verify import verify
   golds, gold_texts = _parse(gold)
   answers, answer_texts = _parse(answer)
   if not golds and not gold_texts:
     return "unknown", "math-verify cannot read the reference"
-  failed, apart = "", False
-  pairs = [(g, a) for g in golds for a in answers] + [
-      (g, a) for g in gold_texts for a in answer_texts]
+  failed = ""  # the first error
+  differ = False
+  # symbolic readings are compared with each other, and textual ones with each other
+  pairs = [(g, a) for g in golds for a in answers]
+  pairs += [(g, a) for g in gold_texts for a in answer_texts]
   for g, a in pairs:
     try:
-      if not isinstance(g, str) and _apart(g, a, digits):
-        apart = True
+      if not isinstance(g, str) and _differ_at_a_point(g, a, digits):
+        differ = True
         continue
       if verify([g], [a], float_rounding=digits, allow_set_relation_comp=True,
                 timeout_seconds=None, raise_on_error=True):
         return "right", "math-verify: equal"
-    except Exception as error:  # a library's any error is a comparison that was not made
+    except Exception as error:  # whatever the library raises, this pair was not compared
       failed = failed or f"math-verify raised {type(error).__name__}"
   if failed:
     return "unknown", failed
   if not golds and answers:
     return "unknown", "math-verify cannot read the reference"
-  if apart:
+  if differ:
     return "wrong", "different values"
   return "wrong", "math-verify: different" if answers else "the answer is not mathematics"

@@ -1,8 +1,8 @@
-"""What would cost too much to compare symbolically, told from the text in linear time.
+"""Which answers would take too long to compare symbolically, by their text, in linear time.
 
-Worker processes bound every comparison anyway; this spares them what cannot end well. The limits
-lie well above every answer in the usual mathematics sets (at most 188 characters, brackets 4 deep,
-10 operators, 47 commas).
+Worker processes bound the time of every comparison; refusing hopeless ones saves that time. The
+limits lie well above every answer in the usual mathematics data sets (at most 188 characters,
+brackets 4 deep, 10 operators, 47 commas).
 """
 
 import math
@@ -10,9 +10,10 @@ import re
 
 from entrolab.verify.canonical import MAX_CHARACTERS
 
-DEEPEST = 8           # brackets inside brackets
-LARGEST_POWER = 4     # decimal digits of an exponent, and of what a factorial is taken of
+MAX_DEPTH = 8  # of nested brackets
+MAX_POWER_DIGITS = 4  # of an exponent, and of the argument of a factorial
 
+# name -> (pattern, how often it may occur)
 _COUNTED = {name: (re.compile(pattern), most) for name, (pattern, most) in {
     "commas": (r"[,;]", 60), "equals signs": ("=", 8), "powers": (r"\^", 24),
     "factorials": ("!", 4), "operators": (r"[-+*/]", 40), "commands": (r"\\", 60),
@@ -31,6 +32,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def _depth(text: str) -> int:
+  """The deepest nesting of brackets."""
   depth = deepest = 0
   for char in text:
     if char in _OPEN:
@@ -42,8 +44,8 @@ def _depth(text: str) -> int:
 
 
 def _tall(text: str) -> bool:
-  """Whether `text` raises to a power of a power that is not small, braced or not."""
-  levels: list[int] = [0]
+  """Whether `text` has a tower of powers that is not small, with braces or without."""
+  levels: list[int] = [0]  # of each open bracket: in how many exponents it lies
   for at, char in enumerate(text):
     if char in _OPEN:
       raised = text[:at].rstrip().endswith("^") if levels[-1] < 3 else False
@@ -51,12 +53,14 @@ def _tall(text: str) -> bool:
     elif char in _CLOSE and len(levels) > 1:
       levels.pop()
     elif char == "^":
-      before = text[max(at - 12, 0):at]
+      before = text[max(at - 12, 0):at]  # a window, so that the whole stays linear
       height = levels[-1] + (_BARE_POWER.search(before) is not None) + 1
+      if height > 2:
+        return True
       base, power = _BASE.search(before), _POWER.match(text[at:at + 16])
-      if height > 2 or (height == 2 and base and power and (
+      if height == 2 and base and power and (
           len(base[1]) > 3 or len(power[1]) > 2
-          or int(base[1]) ** int(power[1]) >= 10 ** LARGEST_POWER)):
+          or int(base[1]) ** int(power[1]) >= 10 ** MAX_POWER_DIGITS):
         return True
   return False
 
@@ -65,7 +69,7 @@ def _powers(text: str) -> str | None:
   """Why the powers in `text` are too large to write out, or None."""
   exponents = [run.lstrip("0") for run in _POWER.findall(text)]
   longest = max(map(len, exponents), default=0)
-  if longest > LARGEST_POWER:
+  if longest > MAX_POWER_DIGITS:
     return f"exponent of {longest} digits"
   if _tall(text):
     return "tower of powers"
@@ -76,25 +80,26 @@ def _powers(text: str) -> str | None:
 
 
 def _factorials(text: str) -> str | None:
+  """Why the factorials in `text` are too large to write out, or None."""
   large = max((len(run.lstrip("0")) for run in re.findall(r"\d+", text)), default=0)
   for digits, bracket, marks in _FACTORIAL.findall(text):
-    if len(marks) > 2 or len(digits.lstrip("0")) > LARGEST_POWER:
+    if len(marks) > 2 or len(digits.lstrip("0")) > MAX_POWER_DIGITS:
       return "factorial of a large number"
-    if bracket and (large > LARGEST_POWER or re.search(r"\d\s*\^|![\s)}\]]+!", text)):
+    if bracket and (large > MAX_POWER_DIGITS or re.search(r"\d\s*\^|![\s)}\]]+!", text)):
       return "factorial of an expression"
   return None
 
 
 def costly(text: str, reference: str = "") -> str | None:
-  """Why comparing canonical `text` symbolically may never end, or None.
+  """Why a symbolic comparison of canonical `text` may never end, or None.
 
-  An integral, sum, product or limit is refused unless the reference has one too.
+  An integral, sum, product or limit is refused unless `reference` has one too.
   """
   if len(text) > MAX_CHARACTERS:
     return f"{len(text)} characters, at most {MAX_CHARACTERS} are read"
   depth = _depth(text)
-  if depth > DEEPEST:
-    return f"brackets nested {depth} deep, at most {DEEPEST} are read"
+  if depth > MAX_DEPTH:
+    return f"brackets nested {depth} deep, at most {MAX_DEPTH} are read"
   for name, (pattern, most) in _COUNTED.items():
     count = len(pattern.findall(text))
     if count > most:

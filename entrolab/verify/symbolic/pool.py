@@ -1,9 +1,10 @@
-"""A pool of worker processes that any answer may hang or kill, and no answer can stop.
+"""A pool of worker processes for symbolic comparison that answers may hang or crash.
 
-Workers are started by name (`python -m entrolab.verify.symbolic.worker`), so the caller's script
-is not imported again, and only when a job needs them. A job past its deadline costs its worker's
-child; a worker that does not report even that is killed with its session and replaced. Every job
-ends as a verdict: right or wrong when it was compared, else unknown with the reason.
+Workers are started by name (`python -m entrolab.verify.symbolic.worker`), so that the caller's
+script is not imported again, and only when there is a job. At the deadline of a job its worker
+kills and replaces the child that compares; a worker that does not report even that is killed with
+its session and replaced. Every job ends as a verdict: right or wrong if it was compared, else
+unknown with the reason.
 """
 
 import collections
@@ -23,24 +24,24 @@ from entrolab.verify import Verdict
 from entrolab.verify.symbolic import worker
 from entrolab.verify.symbolic.compare import INSTALL
 
-Job = tuple[str, str, int]       # canonical reference, canonical answer, decimals
+Job = tuple[str, str, int]  # canonical reference, canonical answer, decimals
 
-_START = 120.0                   # seconds in which a worker must report itself
-_GRACE = 2.0                     # seconds beyond a job's deadline before its worker is killed
-_KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR",
-         "SYSTEMROOT", "VIRTUAL_ENV")
+_START_SECONDS = 120.0  # in which a worker must report that it is ready
+_GRACE_SECONDS = 2.0  # after the deadline of a job, in which its worker must report that
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR",
+              "SYSTEMROOT", "VIRTUAL_ENV")
 
 
 def _environment() -> dict[str, str]:
-  """What Python needs and no more: secrets of the parent stay with it."""
-  kept = {name: os.environ[name] for name in _KEEP if name in os.environ}
+  """The variables that Python needs and no others: the parent's may hold secrets."""
+  passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
   root = str(pathlib.Path(__file__).resolve().parents[3])  # where `entrolab` can be imported
   paths = [path for path in sys.path if path and os.path.exists(path)]
-  return kept | {"PYTHONPATH": os.pathsep.join([*paths, root])}
+  return passed_on | {"PYTHONPATH": os.pathsep.join([*paths, root])}
 
 
 class _Worker:
-  """One worker process as the parent sees it: starting, idle or busy with a job."""
+  """A worker process as the parent sees it: starting, idle or busy with a job."""
 
   def __init__(self, memory: int) -> None:
     self.process = subprocess.Popen(
@@ -48,15 +49,17 @@ class _Worker:
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=_environment(),
         start_new_session=True)
     assert self.process.stdin and self.process.stdout
-    self.inbox, self.outbox = self.process.stdout.fileno(), self.process.stdin.fileno()
-    self.buffer = b""
-    self.ready = False
-    self.job: int | None = None
-    self.deadline = time.monotonic() + _START
+    self.inbox = self.process.stdout.fileno()
+    self.outbox = self.process.stdin.fileno()
+    self.buffer = b""  # read, but not yet a whole message
+    self.ready = False  # whether it has reported that it is ready
+    self.job: int | None = None  # the index of the job that it compares
+    self.deadline = time.monotonic() + _START_SECONDS  # of its start, later of its job
     self.send({"memory": memory})
 
   def send(self, message: dict) -> bool:
-    """Whether the worker took the message: it is idle, so the pipe is empty and takes it whole."""
+    """Sends a message; whether the worker still takes it. It is idle, so the pipe is empty and this
+    does not block."""
     try:
       worker.send(self.outbox, message)
     except BrokenPipeError:
@@ -64,13 +67,16 @@ class _Worker:
     return True
 
   def read(self) -> tuple[list[dict], bool]:
-    """(messages that have arrived, whether the worker is still there)."""
+    """(messages that have arrived, whether the worker is still there).
+
+    A length over MAX_MESSAGE is not a worker's: it counts as lost.
+    """
     data = os.read(self.inbox, 1 << 16)
     self.buffer += data
     messages = []
     while len(self.buffer) >= worker.HEAD.size:
       end = worker.HEAD.size + worker.HEAD.unpack_from(self.buffer)[0]
-      if end > worker.HEAD.size + worker.LARGEST:
+      if end > worker.HEAD.size + worker.MAX_MESSAGE:
         return messages, False
       if len(self.buffer) < end:
         break
@@ -79,9 +85,10 @@ class _Worker:
     return messages, bool(data)
 
   def end(self, seconds: float = 0.0) -> int:
-    """Ends and reaps the process with its child; its exit code, negative for a signal.
+    """Ends and reaps the process and its child; the exit code, negative for a signal.
 
-    An idle worker leaves by itself within `seconds`; after that its whole session is killed.
+    An idle worker exits when its pipe closes. If it has not within `seconds`, its whole session is
+    killed.
     """
     assert self.process.stdin and self.process.stdout
     self.process.stdin.close()
@@ -95,21 +102,25 @@ class _Worker:
 
 
 def _end_all(workers: list[_Worker], owner: int) -> None:
-  if os.getpid() != owner:             # a forked copy of the parent owns no workers
+  if os.getpid() != owner:  # a forked copy of the parent has no workers
     return
   for one in workers:
     assert one.process.stdin
-    one.process.stdin.close()          # all leave at the same time
+    one.process.stdin.close()  # all exit at the same time
   while workers:
     workers.pop().end(seconds=1.0)
 
 
 class Pool:
-  """Killable workers for symbolic comparison; also a context manager. Any thread may run a batch;
-  batches take turns.
+  """Killable workers for symbolic comparison; also a context manager.
 
-  size: workers (default: one a usable core, at most 4); seconds: wall time a job may take;
-  batch_seconds: wall time a whole batch may take; memory: bytes of address space of a worker.
+  Any thread may run a batch; batches run one after the other.
+
+  size: number of workers; None: one for each usable core, at most 4.
+  seconds: wall time of a job.
+  batch_seconds: wall time of a whole batch.
+  memory: bytes of address space of a worker's child.
+
   Raises ValueError for a size, time or memory that is not positive.
   """
 
@@ -124,7 +135,7 @@ class Pool:
     self._workers: list[_Worker] = []
     self._lock = threading.Lock()
     self._owner = os.getpid()
-    self._failed_starts = 0
+    self._failed_starts = 0  # since a worker was last ready
     self._finalizer = weakref.finalize(self, _end_all, self._workers, self._owner)
 
   def __enter__(self) -> "Pool":
@@ -139,16 +150,17 @@ class Pool:
       _end_all(self._workers, self._owner)
 
   def pids(self) -> list[int]:
-    """Process ids of the workers that are alive: `size` of them after any batch."""
-    return [w.process.pid for w in self._workers if w.process.poll() is None]
+    """Process ids of the workers that are alive: `size` of them after a batch."""
+    return [one.process.pid for one in self._workers if one.process.poll() is None]
 
   def run(self, jobs: Sequence[Job], *, seconds: float | None = None,
           batch_seconds: float | None = None) -> list[Verdict]:
-    """One verdict for each job, in order; none takes longer than its deadline.
+    """A verdict for each job, in order, none later than its deadline.
 
-    Raises ImportError when math-verify is absent, RuntimeError when workers do not start.
+    seconds, batch_seconds: None takes the pool's. Raises ImportError when math-verify is absent,
+    RuntimeError when workers do not start.
     """
-    if os.getpid() != self._owner:     # forked: the workers belong to the parent
+    if os.getpid() != self._owner:  # this process was forked: the workers are its parent's
       self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
       self._finalizer = weakref.finalize(self, _end_all, self._workers, self._owner)
     if not jobs:
@@ -158,15 +170,17 @@ class Pool:
                      self.batch_seconds if batch_seconds is None else batch_seconds)
       try:
         return batch.run()
-      except BaseException:            # Ctrl-C included: no worker stays busy with a lost job
+      except BaseException:  # also Ctrl-C: no worker stays busy with a job that is lost
         _end_all(self._workers, self._owner)
         raise
 
   def _replace(self, at: int) -> None:
+    """Ends a worker and starts another in its place."""
     self._workers[at].end()
     self._workers[at] = _Worker(self.memory)
 
   def _fill(self) -> None:
+    """Starts workers until there are `size` that live."""
     for at, old in enumerate(self._workers):
       if old.process.poll() is not None:
         self._replace(at)
@@ -179,26 +193,28 @@ class _Batch:
 
   def __init__(self, pool: Pool, jobs: Sequence[Job], seconds: float,
                batch_seconds: float) -> None:
-    self.pool, self.jobs, self.seconds = pool, jobs, seconds
-    self.batch_seconds, self.end = batch_seconds, time.monotonic() + batch_seconds
+    self.pool, self.jobs = pool, jobs
+    self.seconds, self.batch_seconds = seconds, batch_seconds
+    self.end = time.monotonic() + batch_seconds
     self.waiting = collections.deque(range(len(jobs)))
-    self.verdicts: dict[int, Verdict] = {}
-    self.lost: set[int] = set()          # jobs whose worker was killed from outside, once
+    self.verdicts: dict[int, Verdict] = {}  # by job
+    self.retried: set[int] = set()  # jobs whose worker died while it compared them
 
   def run(self) -> list[Verdict]:
-    pool = self.pool
-    pool._fill()
+    """The verdicts in the order of the jobs."""
+    workers = self.pool._workers
+    self.pool._fill()
     while len(self.verdicts) < len(self.jobs):
-      self._give()
+      self._assign()
       now = time.monotonic()
-      until = min([self.end, *(w.deadline for w in pool._workers if w.job is not None
-                               or not w.ready)])
+      deadlines = [one.deadline for one in workers if one.job is not None or not one.ready]
+      until = min([self.end, *deadlines])
       with selectors.DefaultSelector() as selector:
-        for at, one in enumerate(pool._workers):
+        for at, one in enumerate(workers):
           selector.register(one.inbox, selectors.EVENT_READ, at)
         events = selector.select(max(until - now, 0.0))
       for key, _ in events:
-        self._hear(key.data)
+        self._receive(key.data)
       self._expire()
     return [self.verdicts[at] for at in range(len(self.jobs))]
 
@@ -206,17 +222,20 @@ class _Batch:
     if job is not None:
       self.verdicts[job] = Verdict("unknown", why)
 
-  def _give(self) -> None:
+  def _assign(self) -> None:
+    """Sends waiting jobs to idle workers."""
     for at, one in enumerate(self.pool._workers):
       if self.waiting and one.ready and one.job is None:
         job = self.waiting.popleft()
         if one.send({"job": self.jobs[job], "seconds": self.seconds}):
-          one.job, one.deadline = job, time.monotonic() + self.seconds + _GRACE
-        else:                          # it died while idle: not this job's doing
+          one.job = job
+          one.deadline = time.monotonic() + self.seconds + _GRACE_SECONDS
+        else:  # it died while idle, which this job did not cause
           self.waiting.appendleft(job)
           self.pool._replace(at)
 
-  def _hear(self, at: int) -> None:
+  def _receive(self, at: int) -> None:
+    """Takes the messages of a worker, and replaces it if it has died."""
     one = self.pool._workers[at]
     messages, alive = one.read()
     for message in messages:
@@ -224,19 +243,21 @@ class _Batch:
         raise ImportError(f"a verifier worker cannot import math-verify ({message['error']}): "
                           f"{INSTALL}")
       if "ready" in message:
-        one.ready, self.pool._failed_starts = True, 0
+        one.ready = True
+        self.pool._failed_starts = 0
       elif one.job is not None:
         self.verdicts[one.job] = Verdict(message["status"], message["why"])
         one.job = None
     if not alive:
-      if one.job is not None and one.job not in self.lost:
-        self.lost.add(one.job)           # comparing cannot kill it: the job gets another worker
+      # the child compares, so a job can hardly kill the worker: it is tried once more
+      if one.job is not None and one.job not in self.retried:
+        self.retried.add(one.job)
         self.waiting.appendleft(one.job)
         one.job = None
       self._lost(at, "two verifier workers died over this comparison")
 
   def _lost(self, at: int, why: str) -> None:
-    """Replaces a worker that died or hung; raises RuntimeError when none of them starts."""
+    """Replaces a worker that died or hung. Raises RuntimeError when no worker starts."""
     pool, one = self.pool, self.pool._workers[at]
     self._unknown(one.job, why)
     if not one.ready:
@@ -248,6 +269,7 @@ class _Batch:
     pool._replace(at)
 
   def _expire(self) -> None:
+    """Replaces workers past their deadline; leaves all jobs unknown past that of the batch."""
     now = time.monotonic()
     for at, one in enumerate(self.pool._workers):
       if one.job is None and one.ready:
@@ -270,7 +292,7 @@ _shared_lock = threading.Lock()
 
 
 def shared() -> Pool:
-  """The process's own pool, made when first asked for and ended with the interpreter."""
+  """The pool of this process, made at the first call and ended with the interpreter."""
   global _shared
   with _shared_lock:
     if _shared is None:
