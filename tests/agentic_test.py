@@ -14,8 +14,9 @@ from entrolab.methods import aepo_agentic, bonus, grpo, ppo
 from entrolab.methods.aepo_agentic import Branching, aepo_test, arpo_test
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
-from entrolab.rollout import agentic, compilations, plain
+from entrolab.rollout import agentic, compilations
 from entrolab.rollout.multiturn import MultiTurn
+from entrolab.rollout.strategy import Request, Sampling
 from entrolab.trainer import loop
 from tests import adapters
 from tests.multiturn_test import EXAMPLES, Random, Walk
@@ -159,13 +160,10 @@ def engine(strategy=TREE, shape=(1, 1, 1), task=WALK):
   return strategy.engine(made, words, task, sharding.make_mesh(*shape), ())
 
 
-def run(strategy=TREE, examples=tuple(EXAMPLES), *, shape=(1, 1, 1), task=WALK, refills=0,
-        **knobs):
+def run(strategy=TREE, examples=tuple(EXAMPLES), *, shape=(1, 1, 1), task=WALK, **sampling):
   fresh = examples if callable(examples) else lambda: list(examples)
-  knobs = {**dict(samples=strategy.rule.samples, max_tokens=T, temperature=1.0, top_p=1.0, top_k=0),
-           **knobs}
-  ask = plain.Request(lab()[1], fresh, KEY, 0, {}, knobs, refills)
-  return strategy(engine(strategy, shape, task), ask)
+  sampling = Sampling(**{"samples": strategy.rule.samples, "max_tokens": T, **sampling})
+  return strategy(engine(strategy, shape, task), Request(lab()[1], fresh, KEY, 0, {}, sampling))
 
 
 complete = functools.cache(run)
@@ -240,7 +238,8 @@ def test_every_mesh_grows_the_same_trees(whole, shape):
 def test_without_branches_they_are_plain_episodes(whole):
   """Where m = n; and the starts of a tree are the first episodes of the same prompts."""
   alone = MultiTurn(turns=6, action=4).engine(*lab()[::2], WALK, sharding.make_mesh(1, 1, 1), ())
-  want = columns(alone.rollout(lab()[1], list(EXAMPLES), KEY, 0, samples=N, max_tokens=T))
+  want = columns(alone.rollout(lab()[1], list(EXAMPLES), KEY, 0,
+                               Sampling(samples=N, max_tokens=T)))
   full = run(dataclasses.replace(TREE, initial=N))
   assert full.counts["branches"] == full.counts["reused_tokens"] == 0
   for name in ("tokens", "mask", "present", "phase", "row", "verdict"):
@@ -418,9 +417,9 @@ def branching(lab, seed, penalty):
   tree, total = dataclasses.replace(strategy, rule=rule, initial=4), np.zeros(2, int)
   for step in range(2):
     drawn = [task.examples("train", 9 + seed)[16 * step + i] for i in range(16)]
-    got = tree(lab.sampler, plain.Request(
+    got = tree(lab.engine, Request(
         lab.learner.serve(lab.params), lambda drawn=drawn: drawn, jax.random.key(seed), step, {},
-        dict(samples=16, max_tokens=56)))
+        Sampling(samples=16, max_tokens=56)))
     assert got.counts["initial"] == 64 and len(got.texts) == 256 and all(got.texts)
     total += got.counts["sources"], got.counts["branches"]
   return total.tolist()

@@ -12,7 +12,9 @@ import pytest
 from entrolab import sharding, vocab
 from entrolab.methods import cure, ppo
 from entrolab.models import tiny, transformer
-from entrolab.rollout import branch, decode, plain
+from entrolab.rollout import branch, decode
+from entrolab.rollout.engine import Engine, with_signal
+from entrolab.rollout.strategy import Request, Sampling
 from entrolab.tasks.countdown import Countdown
 
 pytestmark = pytest.mark.slow  # minutes on two cores
@@ -33,12 +35,12 @@ def examples():
   return [Countdown().examples("eval", 5)[i] for i in range(8)]
 
 
-def grow(lab, examples, tree=TREE, *, mesh=(1, 1, 1), task=None, step=0, **knobs):
+def grow(lab, examples, tree=TREE, *, mesh=(1, 1, 1), task=None, **sampling):
   config, params, tokenizer = lab
-  task = task or Countdown()
-  made = plain.Sampler(config, tokenizer, task, sharding.make_mesh(*mesh))
-  knobs = dict(samples=tree.samples, max_tokens=MAX_TOKENS, **{**EVERYTHING, **knobs})
-  return tree(made, plain.Request(params, lambda: examples, KEY, step, {}, knobs))
+  engine = Engine(config, tokenizer, task or Countdown(), sharding.make_mesh(*mesh))
+  sampling = Sampling(**{"samples": tree.samples, "max_tokens": MAX_TOKENS, **sampling})
+  fresh = examples if callable(examples) else lambda: examples
+  return tree(engine, Request(params, fresh, KEY, 0, {}, sampling))
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +283,6 @@ def test_cuts_at_random_are_other_cuts(lab, examples, whole):
 
 
 def test_refills_keep_families_together(lab, examples):
-  config, params, tokenizer = lab
-  made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(1, 1, 1))
   drawn = []
 
   def fresh():
@@ -290,22 +290,19 @@ def test_refills_keep_families_together(lab, examples):
     drawn.append([Countdown().examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
-  knobs = dict(samples=6, max_tokens=MAX_TOKENS, **EVERYTHING)
-  got = TREE(made, plain.Request(params, fresh, KEY, 0, {}, knobs, 4))
+  got = grow(lab, fresh, refills=4)
   c, (kind, parent) = columns(got), cure.family(2, 2)
   assert got.refills == len(drawn) - 1 >= 1 and got.sampled == 48 * len(drawn)
   np.testing.assert_array_equal(c["row_kind"].reshape(8, 6), np.tile(kind, (8, 1)))
   np.testing.assert_array_equal(c["parent"].reshape(8, 6), np.tile(parent, (8, 1)))
-  assert plain.with_signal(got, 6).all()
+  assert with_signal(got, 6).all()
   assert got.counts["prefill_tokens"] > c["prompt_mask"][::6].sum()
   assert Countdown().verify(got.texts, got.examples) == got.verdicts
 
 
 def test_numbers_that_do_not_fit_are_named(lab, examples):
   with pytest.raises(ValueError, match=r"samples=8, but 2 originals with 2 branches each are .* 6"):
-    config, params, tokenizer = lab
-    made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(1, 1, 1))
-    TREE(made, plain.Request(params, lambda: examples, KEY, 0, {}, dict(samples=8), 0))
+    grow(lab, examples, samples=8)
   with pytest.raises(ValueError, match="originals >= 1"):
     branch.Cure(originals=0)
   with pytest.raises(ValueError, match="choices: continuation, whole"):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import config, experiment, sharding
+from entrolab import config, sharding
 from entrolab.keys import row_keys
 from entrolab.models import tiny
 from entrolab.rollout import (
@@ -22,6 +22,8 @@ from entrolab.rollout import (
   plain,
   tempered,
 )
+from entrolab.rollout.engine import Engine
+from entrolab.rollout.strategy import Request, Sampling, check
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
 from entrolab.trainer import explain, loop
@@ -161,7 +163,7 @@ def test_slots_are_rows(slots):
     run(continuous_batching.sample, slots=slots)
   if slots:
     with pytest.raises(ValueError, match=r"sampling.slots=-?\d+: 0 \(all rows at once\) to 4"):
-      dataclasses.replace(whole(), sampling=experiment.Sampling(
+      dataclasses.replace(whole(), sampling=Sampling(
           prompts=PROMPTS, samples=SAMPLES, slots=slots))
 
 
@@ -170,14 +172,12 @@ def whole():
   return config.load("experiments/toy.py", ())
 
 
-def draw(strategy, *, mesh=(1, 1, 1), slots, **knobs):
+def draw(strategy, *, mesh=(1, 1, 1), slots):
   model, params, tokenizer = lab()
-  made = plain.Sampler(model, tokenizer, Countdown(), sharding.make_mesh(*mesh))
-  knobs = dict(samples=SAMPLES, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0,
-               slots=slots,
-               **knobs)
-  return strategy(made, plain.Request(params, lambda: examples()[:PROMPTS], jax.random.key(0), 3,
-                                      {"temperature": np.float32(1.2)}, knobs))
+  engine = Engine(model, tokenizer, Countdown(), sharding.make_mesh(*mesh))
+  sampling = Sampling(samples=SAMPLES, max_tokens=MAX_TOKENS, slots=slots)
+  return strategy(engine, Request(params, lambda: examples()[:PROMPTS], jax.random.key(0), 3,
+                                  {"temperature": np.float32(1.2)}, sampling))
 
 
 @pytest.mark.parametrize("strategy, mesh", [
@@ -199,8 +199,10 @@ def test_what_does_not_work_says_so():
     loop.Lab(config.load("experiments/toy.py", ("sampling.slots=10", "mesh.data=4")))
   with pytest.raises(ValueError, match="slots=8: a slot does not keep the cache"):
     draw(branch.Cure(originals=1, branches=4), slots=8)
-  with pytest.raises(NotImplementedError, match="sampling.slots=8: an episode keeps its slot"):
-    multiturn.check_slots(8)
+  for strategy, said in ((branch.Cure(), "a slot does not keep the cache"),
+                         (multiturn.MultiTurn(), "an episode keeps its slot")):
+    with pytest.raises(ValueError, match=f"slots=8 with {type(strategy).__name__}: {said}"):
+      check(strategy, Sampling(slots=8))
 
 
 def test_the_plan_counts_slots():

@@ -14,14 +14,15 @@ import pytest
 
 from entrolab import sharding, vocab
 from entrolab.environments import BETWEEN, Spoken
-from entrolab.experiment import Evaluation, Experiment, Mesh, Sampling, Saving, Training
+from entrolab.experiment import Evaluation, Experiment, Mesh, Saving, Training
 from entrolab.methods import bonus, empg, epo, grpo, ppo, spear
 from entrolab.models import transformer
 from entrolab.models.cloned import Words
 from entrolab.objective import Objective, Penalty, term
-from entrolab.rollout import compilations, plain
+from entrolab.rollout import compilations
 from entrolab.rollout.multiturn import MultiTurn
 from entrolab.rollout.replay import Replay
+from entrolab.rollout.strategy import Request, Sampling
 from entrolab.tasks.countdown import Countdown
 from entrolab.tasks.task import Example, Lazy
 from entrolab.trainer import checkpoint, loop
@@ -83,10 +84,10 @@ def engine(shape=(1, 1, 1), **strategy):
   return strategy.engine(config, words, Walk(), sharding.make_mesh(*shape), ())
 
 
-def run(lab, examples=tuple(EXAMPLES), *, made=None, max_tokens=T, step=0, **knobs):
+def run(lab, examples=tuple(EXAMPLES), *, made=None, max_tokens=T, step=0, temperature=1.0):
   params = jax.tree.map(jnp.asarray, lab[1])
-  return (made or engine()).rollout(params, list(examples), jax.random.key(7), step,
-                                    samples=SAMPLES, max_tokens=max_tokens, **knobs)
+  sampling = Sampling(samples=SAMPLES, max_tokens=max_tokens, temperature=temperature)
+  return (made or engine()).rollout(params, list(examples), jax.random.key(7), step, sampling)
 
 
 @pytest.fixture(scope="module")
@@ -300,9 +301,10 @@ def test_a_task_that_is_no_environment_is_refused():
 
 
 def test_a_level_that_nothing_controls_is_named(lab):
-  ask = plain.Request(lab[1], lambda: EXAMPLES, jax.random.key(0), 0, {"coef": 1.0}, {"samples": 4})
+  request = Request(lab[1], lambda: EXAMPLES, jax.random.key(0), 0, {"coef": jnp.ones(())},
+                    Sampling(samples=4))
   with pytest.raises(TypeError, match="level='level'.* have: coef"):
-    MultiTurn(level="level")(engine(), ask)
+    MultiTurn(level="level")(engine(), request)
 
 
 def test_temperatures_do_not_recompile(lab, whole):

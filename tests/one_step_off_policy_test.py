@@ -45,13 +45,13 @@ def lab_of(overrides, recipe=CORRECTED):
 def test_rows_are_of_the_policy_of_one_step_ago():
   lab, state = lab_of(AHEAD)
   plain, _ = lab_of(SMALL)
-  policies, verified, verify = [], [], type(lab.sampler).judged
+  policies, verified, verify = [], [], type(lab.engine).judged
 
   def judged(*args, **kwargs):
     verified.append(lab.draws.waiting is not None)  # the next rows are on their way already
-    return verify(lab.sampler, *args, **kwargs)
+    return verify(lab.engine, *args, **kwargs)
 
-  lab.sampler.judged = judged
+  lab.engine.judged = judged
   for step in range(3):
     policies.append(jax.device_get(state.params))
     state, rollout, metrics = loop.train_step(lab, state, step, NOWHERE)
@@ -96,10 +96,10 @@ def test_the_numbers_of_a_run_that_draws_ahead_are_its_own(tmp_path):
 
 @pytest.mark.parametrize("recipe, overrides, match", [
     ("experiments/grpo.py", (), "nothing corrects for it; add weights=term"),
-    (CORRECTED, ("sampling.refills=1",), "only `Plain` without refills"),
-    ("experiments/cure.py", (), "only `Plain` without refills"),
-    ("experiments/epo.py", (), "only `Plain` without refills"),
-    ("experiments/aepo_agentic.py", (), "only `Plain` without refills"),
+    (CORRECTED, ("sampling.refills=1",), "=1 with sampling.refills=1: .* set one of the two to 0"),
+    ("experiments/cure.py", (), "=1 with Switch: .* or use `Plain` without refills"),
+    ("experiments/epo.py", (), "=1 with MultiTurn: its rows wait for the verdicts"),
+    ("experiments/aepo_agentic.py", (), "=1 with Agentic: its rows wait for the verdicts"),
     (CORRECTED, ("sampling.ahead=2",), "choices: 0 .*, 1")])
 def test_what_cannot_draw_ahead_is_refused(recipe, overrides, match):
   with pytest.raises(ValueError, match=match):
@@ -111,7 +111,7 @@ def test_what_cannot_draw_ahead_is_refused(recipe, overrides, match):
 def test_only_plain_rollouts_are_drawn_apart_from_verifying(path):
   """An episode, a tree or a vote that was drawn like a plain row would train on something else."""
   strategy = config.load(str(path)).rollout
-  assert hasattr(strategy, "begin") == (type(strategy) is Plain)
+  assert ("ahead" not in strategy.unsupported) == (type(strategy) is Plain)
 
 
 def test_one_update_in_one_piece_needs_no_score_pass():

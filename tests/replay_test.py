@@ -223,7 +223,7 @@ def test_further_groups_that_cannot_be():
                                        r"training.updates=2, in .*; choices: \[2, 4, 6, 8\]"):
     loop.Lab(dataclasses.replace(made, rollout=Replay(prompts=3)))
   with pytest.raises(ValueError, match="has room for 16 rows, but buffer.size=64"):
-    Replay(prompts=2).rows(8, 2, 1)
+    Replay(prompts=2).further_rows(8, 2, 1)
   with pytest.raises(ValueError, match="does not divide over data x fsdp=3"):
     loop.Lab(config.load(RECIPE, (*SMALL, "sampling.prompts=6", "mesh.data=3")))
   with pytest.raises(ValueError, match="the objective has none before"):

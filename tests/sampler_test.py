@@ -8,7 +8,9 @@ import pytest
 from entrolab import sharding, vocab
 from entrolab.keys import row_keys
 from entrolab.models import tiny, transformer
-from entrolab.rollout import compilations, decode, draw, plain
+from entrolab.rollout import compilations, decode, draw
+from entrolab.rollout.engine import Engine, refilled, with_signal
+from entrolab.rollout.strategy import Request, Sampling
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
 
@@ -135,12 +137,12 @@ def test_other_temperatures_do_not_recompile(lab, examples):
 def test_every_mesh_samples_the_same(lab, examples, shape):
   config, params, tokenizer = lab
   params = jax.tree.map(jnp.asarray, params)
-  make = lambda mesh: plain.Sampler(config, tokenizer, Countdown(), mesh)
-  options = dict(samples=SAMPLES, max_tokens=MAX_TOKENS)
+  make = lambda mesh: Engine(config, tokenizer, Countdown(), mesh)
+  sampling = Sampling(samples=SAMPLES, max_tokens=MAX_TOKENS)
   single = sharding.make_mesh(1, 1, 1)
-  one = make(single).rollout(params, examples, jax.random.key(0), 3, **options)
+  one = make(single).rollout(params, examples, jax.random.key(0), 3, sampling)
   mesh = sharding.make_mesh(*shape)
-  many = make(mesh).rollout(params, examples, jax.random.key(0), 3, **options)
+  many = make(mesh).rollout(params, examples, jax.random.key(0), 3, sampling)
   assert many.texts == one.texts
   assert [v.status for v in many.verdicts] == [v.status for v in one.verdicts]
 
@@ -148,7 +150,7 @@ def test_every_mesh_samples_the_same(lab, examples, shape):
 def test_refills_replace_groups_without_a_signal(lab, examples):
   config, params, tokenizer = lab
   mesh = sharding.make_mesh(1, 1, 1)
-  made = plain.Sampler(config, tokenizer, Countdown(), mesh)
+  engine = Engine(config, tokenizer, Countdown(), mesh)
   task, drawn = Countdown(), []
 
   def fresh():
@@ -156,10 +158,14 @@ def test_refills_replace_groups_without_a_signal(lab, examples):
     drawn.append([task.examples("train", 0)[at + i] for i in range(8)])
     return drawn[-1]
 
-  sample = lambda ex: made.rollout(params, ex, jax.random.key(0), 0, samples=4,
-                                   max_tokens=MAX_TOKENS)
-  got = plain.filled(sample, fresh, 4, 5)
-  assert plain.with_signal(got, 4).all() and got.refills == len(drawn) - 1 >= 1
+  def drawn_with(refills):
+    sampling = Sampling(samples=4, max_tokens=MAX_TOKENS, refills=refills)
+    request = Request(params, fresh, jax.random.key(0), 0, {}, sampling)
+    return refilled(lambda chosen: engine.rollout(params, chosen, request.key, 0, sampling),
+                    request)
+
+  got = drawn_with(refills=5)
+  assert with_signal(got, 4).all() and got.refills == len(drawn) - 1 >= 1
   assert got.batch.tokens.shape[0] == 32 and got.sampled == 32 * len(drawn)
   np.testing.assert_array_equal(got.batch.group, np.repeat(np.arange(8), 4))
   texts = [tokenizer.decode(t[m].tolist()) for t, m in
@@ -167,5 +173,5 @@ def test_refills_replace_groups_without_a_signal(lab, examples):
   assert texts == got.texts
   assert task.verify(texts, got.examples) == got.verdicts
   drawn.clear()
-  none = plain.filled(sample, fresh, 4, 0)
-  assert none.refills == 0 and not plain.with_signal(none, 4).all()
+  none = drawn_with(refills=0)
+  assert none.refills == 0 and not with_signal(none, 4).all()

@@ -12,10 +12,13 @@ from entrolab import presets, sharding
 from entrolab.methods import aepo_arbitrary, grpo, ppo, ttrl
 from entrolab.models import tiny
 from entrolab.objective import Objective, term
-from entrolab.rollout import branch, compilations, plain
+from entrolab.rollout import branch, compilations
+from entrolab.rollout.engine import Engine, with_signal
 from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.oversample import Oversample
+from entrolab.rollout.plain import Plain
 from entrolab.rollout.sft import SFT
+from entrolab.rollout.strategy import Request, Sampling, check
 from entrolab.rollout.switch import Switch
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes
@@ -39,15 +42,13 @@ def examples():
   return [Countdown().examples("eval", 5)[i] for i in range(8)]
 
 
-def draw(lab, examples, strategy, *, mesh=(1, 1, 1), samples=4, control=None, refills=0, step=3,
-         **knobs):
+def draw(lab, examples, strategy, *, mesh=(1, 1, 1), control=None, step=3, **sampling):
   config, params, tokenizer = lab
-  made = plain.Sampler(config, tokenizer, Countdown(), sharding.make_mesh(*mesh))
-  knobs = {**dict(samples=samples, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0),
-           **knobs}
+  engine = Engine(config, tokenizer, Countdown(), sharding.make_mesh(*mesh))
   fresh = examples if callable(examples) else lambda: examples
-  ask = plain.Request(params, fresh, KEY, step, control or {}, knobs, refills)
-  return strategy(made, ask)
+  sampling = Sampling(**{"samples": 4, "max_tokens": MAX_TOKENS, **sampling})
+  check(strategy, sampling)
+  return strategy(engine, Request(params, fresh, KEY, step, control or {}, sampling))
 
 
 def columns(got):
@@ -56,7 +57,7 @@ def columns(got):
 
 @pytest.fixture(scope="module")
 def independent(lab, examples):
-  return draw(lab, examples, plain.Plain())
+  return draw(lab, examples, Plain())
 
 
 def equal(got, want, ours: Any = slice(None), theirs: Any = slice(None)):
@@ -132,12 +133,12 @@ def test_slices_refill(lab):
     return drawn[-1]
 
   got = draw(lab, fresh, Oversample(2), refills=5)
-  assert plain.with_signal(got, 4).all() and got.refills == len(drawn) - 1 >= 1
+  assert with_signal(got, 4).all() and got.refills == len(drawn) - 1 >= 1
   assert got.sampled == 32 * len(drawn)
 
 
 def test_all_vote_and_the_first_are_kept(lab, examples):
-  every = draw(lab, examples, plain.Plain(), samples=12)
+  every = draw(lab, examples, Plain(), samples=12)
   got = draw(lab, examples, Votes(votes=12, size=4))
   c = columns(got)
   first = (np.arange(96).reshape(8, 12)[:, :4]).reshape(-1)
@@ -190,7 +191,7 @@ def test_two_stages_share_one_train_step():
       assert metrics["train/applied"] == 1.0
   assert kinds == [16, 0, 0] and held.learner.traces == 1
   with pytest.raises(ValueError, match="columns of Cure are"):
-    Switch(first, plain.Plain(), 1)
+    Switch(first, Plain(), 1)
 
 
 def test_the_switch_steers_what_is_drawn():
@@ -206,20 +207,20 @@ def test_the_switch_steers_what_is_drawn():
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     held = loop.Lab(made)
     state = held.learner.init(held.params)
-    knobs = dict(samples=4, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0)
+    sampling = Sampling(samples=4, max_tokens=MAX_TOKENS)
     for step, temperature in enumerate((1.2, 0.8)):  # cold once the entropy is over the target
       params = jax.tree.map(jnp.copy, state.params)
       assert float(state.control["temperature"]) == np.float32(temperature)
       state, rollout, _ = loop.train_step(held, state, step, pathlib.Path("/nonexistent"))
-      again = made.rollout(held.sampler, plain.Request(
+      again = made.rollout(held.engine, Request(
           params, lambda r=rollout: r.examples[:32:4], held.key, step,
-          {"temperature": np.float32(temperature)}, knobs))
+          {"temperature": np.float32(temperature)}, sampling))
       assert rollout.texts == again.texts and len(again.texts) == 64
 
 
 def test_the_greedy_response_is_the_baseline_of_its_prompt(lab, examples, independent):
-  got, greedy = draw(lab, examples, Greedy()), draw(lab, examples, plain.Plain(), samples=1,
-                                                    temperature=0.0)
+  got = draw(lab, examples, Greedy())
+  greedy = draw(lab, examples, Plain(), samples=1, temperature=0.0)
   equal(got, independent)
   right = np.asarray([v.status == "right" for v in greedy.verdicts])
   assert right.any() and not right.all()
@@ -236,7 +237,7 @@ def test_groups_without_a_signal_are_replaced_with_their_greedy_rewards(lab):
 
   got = draw(lab, fresh, Greedy(), refills=2)
   assert got.refills >= 1
-  greedy = draw(lab, got.examples[::4], plain.Plain(), samples=1, temperature=0.0)
+  greedy = draw(lab, got.examples[::4], Plain(), samples=1, temperature=0.0)
   np.testing.assert_array_equal(columns(got)["greedy_rewards"][::4],
                                 [v.status == "right" for v in greedy.verdicts])
 
@@ -249,7 +250,7 @@ def test_demonstrations_are_rows_that_nobody_sampled(lab, examples):
   for tokens, mask, example in zip(c["tokens"], c["mask"], examples, strict=True):
     ids = tokens[mask].tolist()
     assert tokenizer.decode(ids[:-1]) == example.answer and ids[-1] in tokenizer.stop_ids
-  with pytest.raises(ValueError, match=r"sampling.samples=4, .*: a prompt has one demonstration"):
+  with pytest.raises(ValueError, match=r"sampling.samples=4: a prompt has one demonstration"):
     draw(lab, examples, SFT())
   with pytest.raises(ValueError,
                      match=r"the solution of example \d+ has 1\d tokens .*max_tokens=8"):
