@@ -59,7 +59,7 @@ def batches(tokenizer, size: int, seed: int):
     tokens = np.zeros((size, PROMPT + RESPONSE), np.int32)
     mask = np.zeros((size, PROMPT + RESPONSE), bool)
     for row in range(size):
-      problem, steps = task.demonstration(rng, held=False)
+      problem, steps = task.demonstration(rng, evaluation=False)
       prompt = tokenizer.encode(problem)
       ids = prompt + tokenizer.encode(steps) + [tokenizer.eos_id]
       tokens[row, :len(ids)], mask[row, len(prompt):len(ids)] = ids, True

@@ -291,7 +291,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, caplog):
 
 def test_a_stop_string_ends_a_response_inside_any_token():
   assert prompts.stop_ids(Arithmetic(), Words()) == (1, 3, 4)
-  with pytest.raises(ValueError, match="no token of words holds the stop string 'stop'"):
+  with pytest.raises(ValueError, match="no token of words contains the stop string 'stop'"):
     prompts.stop_ids(Arithmetic(stop=("stop",)), Words())
 
 
@@ -319,7 +319,7 @@ def test_the_hub_is_read_lazily_and_its_faults_are_clear(monkeypatch):
   def offline(name, config, split):
     raise ConnectionError("no route")
   fake.load_dataset = offline
-  with pytest.raises(OSError, match=r"'a/b', split 'train': not to be had .*use Jsonl"):
+  with pytest.raises(OSError, match=r"'a/b', split 'train': cannot be loaded .*use Jsonl"):
     Hub("a/b").examples("train", 0)
 
 
@@ -333,5 +333,5 @@ def test_reasoning_gym_scores_and_survives_nonsense():
   right = task.verify([f"so <answer> {e.answer} </answer>" for e in rows], rows)
   assert {v.status for v in right} == {"right"}
   assert {v.status for v in task.verify(["none x at all"] * 4, rows)} == {"wrong"}
-  with pytest.raises(ValueError, match="pays for nonsense"):
+  with pytest.raises(ValueError, match="rewards meaningless text"):
     ReasoningGym("game_of_life_halting")

@@ -87,13 +87,13 @@ def test_a_form_is_right_only_when_all_of_it_is():
   example = form.examples("train", 0)[4]
   state, _ = form.reset(example)
   assert form.step(state, "submit")[2:] == (0.0, True)
-  for field, value in state.asked:
+  for field, value in state.instruction:
     for nonsense in (field, f"{field}=nonsense", f"{field} {value}", f"fill {field}", "=", ""):
       assert form.step(state, nonsense) == (state, f"next {field}", 0.0, False)
     state = form.step(state, f"{field}={value}")[0]
   assert form.step(state, "sing")[1] == "next submit"
   assert form.step(state, "submit")[2:] == (1.0, True)
-  field, value = state.asked[2]
+  field, value = state.instruction[2]
   wrong = next(v for v in FIELDS[field] if v != value)
   spoilt = form.step(state, f"{field}={wrong}")[0]
   assert form.step(spoilt, "submit")[2:] == (0.0, True)
@@ -109,7 +109,7 @@ def test_an_eased_form_has_as_many_open_fields_as_its_level():
       eased = form.eased(source[i], level)
       state, text = form.reset(eased)
       assert eased.id == source[i].id and text == eased.prompt
-      assert len(state.form) == 7 - level and set(state.form) <= set(state.asked)
+      assert len(state.form) == 7 - level and set(state.form) <= set(state.instruction)
       assert sum(acted for _, acted in solved(form, eased)[0]) == level + 1
   assert form.eased(source[0], 7) == source[0]
   with pytest.raises(ValueError, match="level 8: 1 to 7"):
@@ -122,7 +122,7 @@ def test_a_clerk_slips_as_often_as_told():
     state = form.reset(form.examples("train", 0)[i])[0]
     for _ in range(7):
       state = form.step(state, form.expert(state, rng))[0]
-    right += [value == dict(state.form)[field] for field, value in state.asked]
+    right += [value == dict(state.form)[field] for field, value in state.instruction]
   assert abs(np.mean(right) - 0.7) < 0.04
 
 

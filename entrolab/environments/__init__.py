@@ -1,7 +1,7 @@
-"""Environments that an episode of several turns goes through: pure, on the host.
+"""Environments of episodes of several turns: pure functions on the host.
 
-Their contract is `tasks.task.Environment`. Here is what environments share: prompts and verdicts of
-those that speak in texts, episodes about a task with one answer, and playing one by hand.
+Their interface is `tasks.task.Environment`. This file has what environments share: prompts and
+verdicts of those whose observations are texts, episodes about a single-answer task, and `play`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,86 +10,92 @@ from typing import Any, Protocol
 from entrolab.tasks.task import Environment, Example, Lazy, Step, Task, Tokenizer
 from entrolab.verify import Verdict
 
-SUCCESS = 1.0  # the sum of rewards from which an episode is right
-BETWEEN = "\x1e"  # the record separator, between the actions of an episode's text
+SUCCESS = 1.0  # an episode is right if the sum of its rewards is at least this
+BETWEEN = "\x1e"  # the record separator: joins the actions of an episode into a text
 
 
 def judge(total: float, turns: int, ending: str) -> Verdict:
-  """The verdict of an episode: its rewards' sum, its actions, and how it ended."""
+  """The verdict on an episode.
+
+  total: the sum of its rewards; turns: the number of its actions; ending: how it ended, in words.
+  """
   status = "right" if total >= SUCCESS else "wrong"
   return Verdict(status, f"reward {total:g} in {turns} turns: {ending}")
 
 
 class Spoken(Environment, Protocol):
-  """What environments that speak in texts share: prompts, and verdicts by replaying actions."""
+  """What environments of texts share: prompts, and verdicts by replaying the actions."""
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the opening text."""
     return tokenizer.encode(self.reset(example)[1])
 
   def key(self, text: str) -> str | None:
-    """What a vote compares: all actions."""
+    """All actions: what a vote compares."""
     return text or None
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """Replays the actions of every episode."""
+    """By replaying the actions of every episode."""
     return [self.replay(text, example) for text, example in zip(texts, examples, strict=True)]
 
   def replay(self, text: str, example: Example) -> Verdict:
-    """The verdict of one episode's actions; what follows its end is not taken."""
-    state, total, done, turns = self.reset(example)[0], 0.0, False, 0
+    """The verdict on the actions of an episode; actions after its end are ignored."""
+    state, _ = self.reset(example)
+    total, turns, done = 0.0, 0, False
     for action in text.split(BETWEEN):
       if done:
         break
       state, _, reward, done = self.step(state, action)
-      total, turns = total + reward, turns + 1
+      total += reward
+      turns += 1
     return judge(total, turns, "done" if done else "not done")
 
 
 class OfTask(Environment, Protocol):
-  """What episodes about a task with one answer (`task`) take from it; they define `steps`."""
+  """What episodes about a single-answer task take from it; they define `reset` and `steps`."""
   task: Task
 
   @property
   def max_prompt(self) -> int:
-    """As the task."""
+    """That of the task."""
     return self.task.max_prompt
 
   @property
   def stop(self) -> tuple[str, ...]:
-    """As the task."""
+    """That of the task."""
     return self.task.stop
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """As the task."""
+    """That of the task."""
     return self.task.examples(split, seed)
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
-    """As the task."""
+    """That of the task."""
     return self.task.prompt(example, tokenizer)
 
   def key(self, text: str) -> str | None:
-    """What a vote compares: all texts."""
+    """All texts: what a vote compares."""
     return text or None
 
   def step(self, state: Any, text: str) -> Step:
-    """One of `steps`."""
+    """`steps` of a single episode."""
     return self.steps([state], [text])[0]
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """The verdict of the last text of each episode."""
+    """The task's verdict on the last text of each episode."""
     return self.task.verify([text.split(BETWEEN)[-1] for text in texts], examples)
 
 
 def play(environment: Environment, example: Example, act: Callable[[Any], str], turns: int
          ) -> tuple[list[tuple[str, bool]], float, bool]:
-  """([(text, whether it is an action)], sum of rewards, done) of at most `turns` actions.
+  """Plays an episode: ([(text, whether it is an action)], sum of rewards, done).
 
-  act(state) -> action. The last observation of an episode that is done is left out: nobody reads
-  it.
+  act: state -> action; turns: at most so many actions. The last observation is left out, since no
+  action follows it.
   """
   state, text = environment.reset(example)
-  pieces, total, done = [(text, False)], 0.0, False
+  pieces = [(text, False)]
+  total, done = 0.0, False
   for turn in range(turns):
     action = act(state)
     state, observation, reward, done = environment.step(state, action)

@@ -1,8 +1,8 @@
-"""Other people's environments and tasks as episodes: gymnasium's interface, and second attempts.
+"""Adapters to episodes: gymnasium's interface, and several attempts at a single-answer task.
 
-`Gym` takes any object with gymnasium's `reset` and `step`; nothing of gymnasium is imported.
-`Attempts` makes an episode of a one-answer task, such as `tasks.gym.ReasoningGym`: a wrong answer
-is answered by a request for another one.
+`Gym` takes any object with gymnasium's `reset` and `step`; gymnasium is not imported. `Attempts`
+makes an environment of a single-answer task, such as `tasks.gym.ReasoningGym`: after a wrong answer
+the observation is a request to try again.
 """
 
 import dataclasses
@@ -16,29 +16,29 @@ from entrolab.typing import name_of
 
 @dataclasses.dataclass(frozen=True)
 class GymState:
-  """A seed and the actions since reset; `live` is an environment that is exactly there, as long as
-  nobody steps it further: `count` says how far it is."""
-  seed: int
-  actions: tuple[str, ...]
-  live: Any = dataclasses.field(compare=False)
+  """Where an episode is, as a value: the environment can be rebuilt from it."""
+  seed: int  # of the reset
+  actions: tuple[str, ...]  # since the reset
+  # an environment in this state, unless a step from this state or a later one has moved it on:
+  # `live.count` is the number of its steps
+  live: "_Live" = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gym(Spoken):
-  """make() -> an environment with `reset(seed=) -> (observation, info)` and
-  `step(action) -> (observation, reward, terminated, truncated, info)`.
+  """An environment with gymnasium's interface.
 
-  act: text -> action; it may raise ValueError for what it cannot read, which is answered by
-  `unread` and takes no step. show: observation -> text. size: worlds a split. The environment must
-  be deterministic in its seed and actions: a state that is stepped twice is replayed.
+  It has `reset(seed=) -> (observation, info)` and
+  `step(action) -> (observation, reward, terminated, truncated, info)`, and must be deterministic in
+  its seed and actions: it is rebuilt where an earlier state is stepped again.
   """
-  make: Callable[[], Any]
-  act: Callable[[str], Any] = str
-  show: Callable[[Any], str] = str
-  size: int = 2**20
-  max_prompt: int = 256
-  max_observation: int = 128
-  unread: str = "nothing happens"
+  make: Callable[[], Any]  # makes such an environment
+  act: Callable[[str], Any] = str  # text -> action; raises ValueError for a text that is none
+  show: Callable[[Any], str] = str  # observation -> text
+  size: int = 2**20  # examples of a split
+  max_prompt: int = 256  # tokens
+  max_observation: int = 128  # tokens
+  unread: str = "nothing happens"  # the observation after a text that is no action
   stop: tuple[str, ...] = ()
 
   def __repr__(self) -> str:
@@ -46,25 +46,25 @@ class Gym(Spoken):
     return f"Gym({make}, act={act}, show={show}, size={self.size})"
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """Worlds by the seeds of their resets, which splits do not share."""
+    """Examples whose source names the seed of the reset; splits share no seed."""
     part = part_of(split)
     make = lambda i: Example(i, "", "", f"gym/{(2 * seed + part) * self.size + i}")
     return Lazy(self.size, make, f"{self!r}.examples({split!r}, {seed})")
 
   def reset(self, example: Example) -> tuple[GymState, str]:
-    """A new environment, reset with the example's seed."""
+    """Resets a new environment with the example's seed."""
     seed = int(example.source.split("/")[1]) % 2**31
     live = _Live(self.make())
     return GymState(seed, (), live), self.show(live.reset(seed))
 
   def step(self, state: GymState, text: str) -> Step:
-    """One step of the live environment, or of a replayed one where it has moved on."""
+    """A step of the live environment, or of a rebuilt one if that has moved on."""
     try:
       action = self.act(text)
     except ValueError:
       return state, self.unread, 0.0, False
     live = state.live
-    if live.count != len(state.actions):
+    if live.count != len(state.actions):  # another step was made from this state before
       live = _Live(self.make())
       live.reset(state.seed)
       for earlier in state.actions:
@@ -75,16 +75,19 @@ class Gym(Spoken):
 
 
 class _Live:
-  """An environment that counts its steps."""
+  """A gymnasium environment that counts its steps."""
 
   def __init__(self, environment: Any):
-    self.environment, self.count = environment, 0
+    self.environment = environment
+    self.count = 0
 
   def reset(self, seed: int) -> Any:
+    """The first observation."""
     self.count = 0
     return self.environment.reset(seed=seed)[0]
 
   def step(self, action: Any) -> tuple[Any, float, bool]:
+    """(observation, reward, done)."""
     observation, reward, terminated, truncated, _ = self.environment.step(action)
     self.count += 1
     return observation, float(reward), bool(terminated or truncated)
@@ -92,29 +95,30 @@ class _Live:
 
 @dataclasses.dataclass(frozen=True)
 class AttemptsState:
-  """The example, and the attempts so far."""
+  """An episode of `Attempts`."""
   example: Example
-  made: int = 0
+  made: int = 0  # attempts so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempts(OfTask):
-  """`tries` answers to each example of a task with one answer; the first right one ends the episode
-  with reward 1, a wrong one is answered by `again`."""
+  """Several attempts at each example of a single-answer task. A right answer ends the episode with
+  reward 1."""
   task: Task
-  tries: int = 3
-  again: str = "That is not right. Try again."
-  max_observation: int = 32
+  tries: int = 3  # attempts at most
+  again: str = "That is not right. Try again."  # the observation after a wrong answer
+  max_observation: int = 32  # tokens
 
   def reset(self, example: Example) -> tuple[AttemptsState, str]:
     """The question."""
     return AttemptsState(example), example.prompt
 
   def steps(self, states: Sequence[AttemptsState], texts: Sequence[str]) -> list[Step]:
-    """One answer each, judged by the task."""
-    done = []
+    """An answer to each example, with the task's verdict."""
+    results = []
     verdicts = self.task.verify(texts, [state.example for state in states])
     for state, verdict in zip(states, verdicts, strict=True):
-      right, state = verdict.status == "right", dataclasses.replace(state, made=state.made + 1)
-      done.append((state, self.again, float(right), right or state.made == self.tries))
-    return done
+      right = verdict.status == "right"
+      state = dataclasses.replace(state, made=state.made + 1)
+      results.append((state, self.again, float(right), right or state.made == self.tries))
+    return results

@@ -1,12 +1,12 @@
-"""Word problems with a calculator at hand: `calc 12 * 7` is answered by `= 84 >`.
+"""Word problems with a calculator as a tool: after `calc 12 * 7` the observation is `= 84 >`.
 
   ann has 12 boxes of 7 pens , then gets 9 more . how many >
   calc 12 * 7 + 9      = 93 >
   answer 93            ends the episode: reward 1 if it is right
 
-The calculator reads Python's arithmetic (+ - * / // % ** and parentheses) out of its syntax tree,
-in exact fractions, within bounds on length, depth and size; nothing is executed. With
-`tool=tools.Python()` the expression is any Python, and runs confined.
+The calculator evaluates Python's arithmetic (+ - * / // % ** and parentheses) on the syntax tree,
+in exact fractions, within bounds on length and size; nothing is executed. With
+`tool=tools.Python()` the expression may be any Python program, which runs confined.
 """
 
 import ast
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from entrolab.environments import Spoken
-from entrolab.tasks.task import Example, Lazy, Step, held_out, part_of
+from entrolab.tasks.task import Example, Lazy, Step, held_out, part_of, stable_repr
 
-LONGEST = 100      # characters of an expression
-LARGEST = 10**12   # absolute value of numerator and denominator of any result
-POWER = 16         # largest exponent
+MAX_CHARACTERS = 100  # of an expression
+MAX_VALUE = 10**12  # absolute value of numerator and denominator of any result
+MAX_POWER = 16  # absolute value of an exponent
 PEOPLE = ("ann", "ben", "eva", "tom")
 BOXES = ("bags", "boxes", "jars", "shelves")
 THINGS = ("books", "coins", "nuts", "pens")
@@ -36,9 +36,9 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def calculate(text: str) -> Fraction:
-  """The exact value of an arithmetic expression. Raises ValueError with the reason otherwise."""
-  if len(text) > LONGEST:
-    raise ValueError(f"over {LONGEST} characters")
+  """The exact value of an arithmetic expression. Raises ValueError with the reason for others."""
+  if len(text) > MAX_CHARACTERS:
+    raise ValueError(f"over {MAX_CHARACTERS} characters")
   try:
     return _value(ast.parse(text.strip(), mode="eval").body)
   except (SyntaxError, RecursionError, MemoryError):
@@ -48,6 +48,10 @@ def calculate(text: str) -> Fraction:
 
 
 def _value(node: ast.expr) -> Fraction:
+  """The value of a node. Only the operators and integers listed here are evaluated.
+
+  Every intermediate result is bounded, so that no chain of operators grows without limit.
+  """
   if isinstance(node, ast.Constant) and type(node.value) is int:
     value = Fraction(node.value)
   elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
@@ -55,21 +59,22 @@ def _value(node: ast.expr) -> Fraction:
     value = -inside if isinstance(node.op, ast.USub) else inside
   elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
     left, right = _value(node.left), _value(node.right)
-    if isinstance(node.op, ast.Pow) and not (right.denominator == 1 and abs(right) <= POWER):
-      raise ValueError(f"an exponent must be a whole number up to {POWER}")
+    if isinstance(node.op, ast.Pow) and not (right.denominator == 1 and abs(right) <= MAX_POWER):
+      raise ValueError(f"an exponent must be a whole number up to {MAX_POWER}")
     value = Fraction(OPERATORS[type(node.op)](left, right))
   else:
     raise ValueError("not arithmetic")
-  if max(abs(value.numerator), value.denominator) > LARGEST:
+  if max(abs(value.numerator), value.denominator) > MAX_VALUE:
     raise ValueError("too large")
   return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Calculator:
-  """`calculate` as a tool: expressions -> what it shows, `error: ` and why where it does not."""
+  """`calculate` as a tool: expressions -> their values, or `error: ` and the reason."""
 
   def __call__(self, expressions: Sequence[str]) -> list[str]:
+    """What the calculator shows for each expression."""
     return [self.shown(expression) for expression in expressions]
 
   def shown(self, expression: str) -> str:
@@ -82,36 +87,39 @@ class Calculator:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """The right answer, an expression for it, and the most recent result."""
-  answer: int
-  expression: str
-  shown: str = ""
+  """An episode about a word problem."""
+  answer: int  # the right one
+  expression: str  # whose value it is
+  shown: str = ""  # the last value that the tool has shown; empty before
 
 
 @dataclasses.dataclass(frozen=True)
 class WordProblems(Spoken):
-  """Boxes of things, then more or fewer of them; highest: of the two factors; tool: expressions ->
-  what it shows of each, a number or an error.
+  """Boxes of things, then more or fewer of them: a * b + c or a * b - c.
 
-  One problem in five, by its numbers, is for evaluation. Raises ValueError for a highest under 2.
+  One problem in five, by its numbers, is for evaluation. Raises ValueError for `highest` out of
+  range.
   """
-  highest: int = 20
+  highest: int = 20  # of the three numbers, which begin at 2; at most 99
+  # expressions -> what it shows for each, a number or an error
   tool: Callable[[Sequence[str]], list[str]] = Calculator()
-  max_prompt: int = 24
-  max_observation: int = 16
+  max_prompt: int = 24  # words
+  max_observation: int = 16  # words
+  __repr__ = stable_repr
 
   def __post_init__(self) -> None:
     if not 2 <= self.highest <= 99:
       raise ValueError(f"{self!r}: highest is 2 to 99")
 
   def words(self) -> tuple[str, ...]:
-    """Every word that is said or understood here; digits are words of their own."""
+    """Every word of prompts, observations and actions; each digit is a word."""
     return (*PEOPLE, *BOXES, *THINGS, *"0123456789", *"+-*/%().,=>", "**", "//", "has", "of",
             "then", "gets", "loses", "more", "how", "many", "calc", "answer", "error")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """A million problems for each (split, seed)."""
-    part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
+    part = part_of(split)
+    name = f"{self!r}.examples({split!r}, {seed})"
     return Lazy(2**20, lambda i: self._make(part, seed, i), name)
 
   def _make(self, part: int, seed: int, index: int) -> Example:
@@ -136,13 +144,14 @@ class WordProblems(Spoken):
 
   def steps(self, states: Sequence[State], texts: Sequence[str]) -> list[Step]:
     """`step` of every episode; the tool gets all expressions at once."""
-    said = [text.strip().partition(" ") for text in texts]
-    asked = [at for at, (verb, _, _) in enumerate(said) if verb == "calc"]
-    shown = dict(zip(asked, self.tool([said[at][2] for at in asked]), strict=True))
-    return [self._answered(state, verb, rest, shown.get(at, ""))
-            for at, (state, (verb, _, rest)) in enumerate(zip(states, said, strict=True))]
+    actions = [text.strip().partition(" ") for text in texts]
+    calls = {at: rest for at, (verb, _, rest) in enumerate(actions) if verb == "calc"}
+    shown = dict(zip(calls, self.tool(list(calls.values())), strict=True))
+    return [self._step(state, verb, rest, shown.get(at, ""))
+            for at, (state, (verb, _, rest)) in enumerate(zip(states, actions, strict=True))]
 
-  def _answered(self, state: State, verb: str, rest: str, shown: str) -> Step:
+  def _step(self, state: State, verb: str, rest: str, shown: str) -> Step:
+    """The result of an action; shown: what the tool shows for it, empty without a call."""
     if verb == "answer":
       number = re.fullmatch(r"-?\d{1,12}", rest.strip(), re.ASCII)
       right = number is not None and int(number[0]) == state.answer
@@ -152,6 +161,6 @@ class WordProblems(Spoken):
     return dataclasses.replace(state, shown=shown), f"= {shown} >", 0.0, False
 
   def expert(self, state: State, rng: np.random.Generator | None = None) -> str:
-    """Computes, then answers with the result."""
+    """Calls the tool, then answers with what it shows."""
     del rng
     return f"answer {state.shown}" if state.shown else f"calc {state.expression}"

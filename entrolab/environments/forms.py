@@ -1,14 +1,14 @@
-"""Filling a booking form as an instruction says, with one reward for a form that is right.
+"""Filling in a booking form as an instruction says, with a single reward for a right form.
 
   from=oslo to=rome depart=friday seats=two | seats=two | next from
   from=oslo    next to
   ...          next submit
-  submit       ends the episode: reward 1 if every field is as asked
+  submit       ends the episode: reward 1 if every field is as the instruction says
 
-Nothing tells a wrong value from a right one before the end, so that with many open fields chance
-never meets the reward. `eased` fills all but a few fields beforehand: the warm start of QWeb's
-curriculum (Gur et al., Learning to Navigate the Web, arXiv:1812.09195), which a success gate
-(`control.Gate`) takes back field by field.
+No observation before the end depends on whether a value is right, so that with many open fields
+random actions never earn the reward. `eased` fills in all but a few fields beforehand: the warm
+start of QWeb's curriculum (Gur et al., Learning to Navigate the Web, arXiv:1812.09195), from which
+a success gate (`control.Gate`) opens further fields.
 """
 
 import dataclasses
@@ -29,31 +29,30 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What is asked, in the order of the instruction, and what the form holds."""
-  asked: Pairs
-  form: Pairs
+  """An instruction and the form so far."""
+  instruction: Pairs  # (field, value) pairs, in the order of the text
+  form: Pairs  # (field, value) pairs of the fields that are filled in
 
   @property
   def right(self) -> bool:
-    """Whether every field is as asked."""
-    return dict(self.asked) == dict(self.form)
+    """Whether every field is as the instruction says."""
+    return dict(self.instruction) == dict(self.form)
 
   @property
   def open(self) -> str:
-    """The first field of the instruction that is not filled; empty when all are."""
-    return next((field for field, _ in self.asked if field not in dict(self.form)), "")
+    """The first field of the instruction that is not filled in; empty when all are."""
+    filled = dict(self.form)
+    return next((field for field, _ in self.instruction if field not in filled), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Form(Spoken):
-  """A form of the first `fields` fields, asked in any order. slips: chance that the expert, when
-  it draws, writes another value: demonstrations of a clerk who half reads.
+  """A form whose instruction names its fields in random order.
 
-  Training and evaluation draw from different seeds. Raises ValueError for a number of fields that
-  there are not.
+  Training and evaluation draw from different seeds. Raises ValueError for `fields` out of range.
   """
-  fields: int = 7
-  slips: float = 0.0
+  fields: int = 7  # the first so many of FIELDS
+  slips: float = 0.0  # probability that the expert, if it draws, writes another value
 
   def __post_init__(self) -> None:
     if not 1 <= self.fields <= len(FIELDS):
@@ -61,63 +60,66 @@ class Form(Spoken):
 
   @property
   def max_prompt(self) -> int:
-    """The instruction, a form in which all but one field is filled, `next FIELD`."""
+    """Words of the instruction, a form with all but one field filled in, and `next FIELD`."""
     return self.fields + max(self.fields - 1, 1) + 4
 
   @property
   def max_observation(self) -> int:
-    """`next FIELD`."""
+    """Words of `next FIELD`."""
     return 2
 
   def words(self) -> tuple[str, ...]:
-    """Every word that is said or understood here."""
+    """Every word of prompts, observations and actions."""
     filled = [f"{field}={value}" for field, values in FIELDS.items() for value in values]
     return (*FIELDS, *filled, "|", "empty", "next", "submit")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """A million empty forms for each (split, seed)."""
-    part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
+    part = part_of(split)
+    name = f"{self!r}.examples({split!r}, {seed})"
     return Lazy(2**20, lambda i: self._make(part, seed, i), name)
 
   def _make(self, part: int, seed: int, index: int) -> Example:
     rng = np.random.default_rng([seed, part, index, 72])
     names = list(FIELDS)[:self.fields]
-    asked = tuple((names[i], str(rng.choice(FIELDS[names[i]])))
-                  for i in rng.permutation(self.fields))
-    return Example(index, opening(State(asked, ())), spoken(asked), "form")
+    instruction = tuple((names[i], str(rng.choice(FIELDS[names[i]])))
+                        for i in rng.permutation(self.fields))
+    return Example(index, opening(State(instruction, ())), spoken(instruction), "form")
 
   def eased(self, example: Example, level: int) -> Example:
-    """The example with all but `level` fields filled in, which ones by its id.
+    """The example with all but `level` fields filled in; its id decides which.
 
     Raises ValueError for a level outside 1 to the number of fields.
     """
     if not 1 <= level <= self.fields:
       raise ValueError(f"form of {self.fields} fields, level {level}: 1 to {self.fields} are open")
-    state = self.reset(example)[0]
-    kept = np.random.default_rng([example.id, 73]).permutation(self.fields)[level:]
-    form = tuple(pair for at, pair in enumerate(state.asked) if at in kept)
-    return dataclasses.replace(example, prompt=opening(State(state.asked, form)))
+    state, _ = self.reset(example)
+    filled = np.random.default_rng([example.id, 73]).permutation(self.fields)[level:]
+    form = tuple(pair for at, pair in enumerate(state.instruction) if at in filled)
+    return dataclasses.replace(example, prompt=opening(State(state.instruction, form)))
 
   def reset(self, example: Example) -> tuple[State, str]:
-    """The form as the example's prompt shows it."""
-    asked, form, _ = example.prompt.split(" | ")
-    return State(pairs(asked), () if form == "empty" else pairs(form)), example.prompt
+    """The instruction and the form as the example's prompt shows them."""
+    instruction, form, _ = example.prompt.split(" | ")
+    filled = () if form == "empty" else pairs(form)
+    return State(pairs(instruction), filled), example.prompt
 
   def step(self, state: State, text: str) -> Step:
-    """`FIELD=VALUE`, again for another value, or `submit`; anything else changes nothing."""
+    """`FIELD=VALUE`, which also replaces a value, or `submit`; other texts change nothing."""
     field, _, value = text.strip().partition("=")
     if (field, value) == ("submit", ""):
       return state, following(state), float(state.right), True
     if value in FIELDS.get(field, ()):
-      state = dataclasses.replace(state, form=tuple({**dict(state.form), field: value}.items()))
+      form = {**dict(state.form), field: value}
+      state = dataclasses.replace(state, form=tuple(form.items()))
     return state, following(state), 0.0, False
 
   def expert(self, state: State, rng: np.random.Generator | None = None) -> str:
-    """Fills the first open field of the instruction, or submits; with an rng, slips."""
+    """Fills in the first open field of the instruction, or submits; with an rng it may slip."""
     field = state.open
     if not field:
       return "submit"
-    value = dict(state.asked)[field]
+    value = dict(state.instruction)[field]
     if rng is not None and rng.random() < self.slips:
       value = str(rng.choice([v for v in FIELDS[field] if v != value]))
     return f"{field}={value}"
@@ -135,10 +137,10 @@ def pairs(text: str) -> Pairs:
 
 
 def following(state: State) -> str:
-  """What a page shows: the next open field."""
+  """The observation: the next open field."""
   return f"next {state.open or 'submit'}"
 
 
 def opening(state: State) -> str:
-  """Instruction, form, and what is next."""
-  return f"{spoken(state.asked)} | {spoken(state.form) or 'empty'} | {following(state)}"
+  """The prompt: instruction, form, and the next open field."""
+  return f"{spoken(state.instruction)} | {spoken(state.form) or 'empty'} | {following(state)}"

@@ -1,4 +1,4 @@
-"""A text world: rooms, things, a goal that may lie in a locked chest, one reward at the end.
+"""A text world: rooms, things, a goal that may lie in a locked chest, a single reward at the end.
 
   goal coin to attic | hall exits north east sees chest lamp >
   go north          attic exits south sees key >
@@ -6,7 +6,7 @@
   open chest        chest holds coin >        (in its room, with the key in hand)
   take coin, drop coin                        the goal's room ends the episode with reward 1
 
-Whatever is impossible or not understood is answered by `nothing happens >`.
+After an action that is impossible or not understood the observation is `nothing happens >`.
 """
 
 import collections
@@ -28,20 +28,20 @@ NOTHING = "nothing happens >"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What never changes in a world: exits room -> ((way, room), ...), the goal, the chest's room
-  ("" without one)."""
-  exits: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-  goal: str
-  target: str
-  chest: str
+  """The parts of a world that no action changes."""
+  exits: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # (room, ((way, room), ...)) pairs
+  goal: str  # a thing
+  target: str  # the room that the goal must be brought to
+  chest: str  # the chest's room; empty without a chest
 
   def ways(self, room: str) -> dict[str, str]:
-    """way -> room."""
+    """The exits of a room: way -> room."""
     return dict(dict(self.exits)[room])
 
   def route(self, start: str, end: str) -> str:
-    """The first way of a shortest path."""
-    seen, queue = {start}, collections.deque([(start, "")])
+    """The first way of a shortest path. Raises ValueError where there is none."""
+    seen = {start}
+    queue = collections.deque([(start, "")])  # room, the first way of the path to it
     while queue:
       room, first = queue.popleft()
       if room == end:
@@ -55,18 +55,18 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Where one is, where each thing is, and whether the chest is open."""
+  """A world at some point of an episode."""
   layout: Layout
-  here: str
-  places: tuple[tuple[str, str], ...]
-  open: bool = False
+  here: str  # the room of the agent
+  places: tuple[tuple[str, str], ...]  # (thing, room or HAND or CHEST) pairs
+  open: bool = False  # whether the chest is
 
   def place(self, thing: str) -> str:
-    """A room, HAND or CHEST; the empty string for a thing that is not there."""
+    """A room, HAND or CHEST; the empty string for a thing that this world does not have."""
     return dict(self.places).get(thing, "")
 
   def put(self, thing: str, place: str) -> "State":
-    """The state with a thing elsewhere."""
+    """The state with a thing moved to a place."""
     moved = tuple((t, place if t == thing else p) for t, p in self.places)
     return dataclasses.replace(self, places=moved)
 
@@ -78,21 +78,20 @@ class State:
     return f"{self.here} exits {ways} sees {' '.join(sees) or 'nothing'} >"
 
   def within_reach(self, thing: str) -> bool:
-    """Whether it can be taken: in this room, or in the open chest of this room."""
+    """Whether a thing can be taken: it is in this room, or in the open chest of this room."""
     place = self.place(thing)
     return place == self.here or (place == CHEST and self.open and self.layout.chest == self.here)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextWorld(Spoken):
-  """Bring a thing to a room. rooms: on a grid, all connected; things: besides the key; locked:
-  share of worlds whose goal lies in a chest that the key opens.
+  """Bring a thing to a room.
 
   Training and evaluation draw from different seeds. Raises ValueError for sizes out of range.
   """
-  rooms: int = 6
-  things: int = 3
-  locked: float = 0.5
+  rooms: int = 6  # on a grid, all connected
+  things: int = 3  # besides the key
+  locked: float = 0.5  # share of worlds whose goal lies in a chest that the key opens
 
   def __post_init__(self) -> None:
     if not 2 <= self.rooms <= len(ROOMS) or not 1 <= self.things <= len(THINGS):
@@ -100,29 +99,29 @@ class TextWorld(Spoken):
 
   @property
   def max_observation(self) -> int:
-    """Tokens of a view of everything: room exits 4 sees chest key things >."""
+    """Words of the longest view: room exits 4 sees chest key things >."""
     return 1 + 1 + 4 + 1 + 2 + self.things + 1
 
   @property
   def max_prompt(self) -> int:
-    """`goal THING to ROOM |` and a view."""
+    """Words of `goal THING to ROOM |` and a view."""
     return 5 + self.max_observation
 
   def words(self) -> tuple[str, ...]:
-    """Every word that is said or understood here."""
+    """Every word of prompts, observations and actions."""
     return (*ROOMS, *THINGS, *WAYS, "goal", "to", "|", "exits", "sees", "nothing", ">", "go",
             "take", "drop", "open", "key", CHEST, "holds", "done", "happens")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """A million worlds for each (split, seed)."""
-    part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
+    part = part_of(split)
+    name = f"{self!r}.examples({split!r}, {seed})"
     return Lazy(2**20, lambda i: self._make(part, seed, i), name)
 
   def _make(self, part: int, seed: int, index: int) -> Example:
-    source = f"text_world/{seed}/{part}"
     state = self._draw(seed, part, index)
-    return Example(index, self._opening(state), f"{state.layout.goal} in {state.layout.target}",
-                   source)
+    answer = f"{state.layout.goal} in {state.layout.target}"
+    return Example(index, self._opening(state), answer, f"text_world/{seed}/{part}")
 
   def _draw(self, seed: int, part: int, index: int) -> State:
     """The world of an example."""
@@ -146,13 +145,13 @@ class TextWorld(Spoken):
     return f"goal {state.layout.goal} to {state.layout.target} | {state.view()}"
 
   def reset(self, example: Example) -> tuple[State, str]:
-    """The world that the example names."""
+    """The world that the example's source and id name."""
     seed, part = (int(x) for x in example.source.split("/")[1:])
     state = self._draw(seed, part, example.id)
     return state, self._opening(state)
 
   def step(self, state: State, text: str) -> Step:
-    """One of go WAY, take THING, drop THING, open chest."""
+    """An action: go WAY, take THING, drop THING or open chest."""
     verb, _, name = text.strip().partition(" ")
     layout = state.layout
     if verb == "go" and name in layout.ways(state.here):
@@ -162,39 +161,46 @@ class TextWorld(Spoken):
       return state.put(name, HAND), "done >", 0.0, False
     if verb == "drop" and state.place(name) == HAND:
       state = state.put(name, state.here)
-      there = name == layout.goal and state.here == layout.target
-      return state, "done >", float(there), there
-    if (verb == "open" and name == CHEST and layout.chest == state.here and not state.open
-        and state.place("key") == HAND):
-      inside = [t for t, p in state.places if p == CHEST]
-      return dataclasses.replace(state, open=True), f"{CHEST} holds {' '.join(inside)} >", 0., False
+      solved = name == layout.goal and state.here == layout.target
+      return state, "done >", float(solved), solved
+    can_open = layout.chest == state.here and not state.open and state.place("key") == HAND
+    if verb == "open" and name == CHEST and can_open:
+      inside = " ".join(thing for thing, place in state.places if place == CHEST)
+      return dataclasses.replace(state, open=True), f"{CHEST} holds {inside} >", 0.0, False
     return state, NOTHING, 0.0, False
 
   def expert(self, state: State, rng: np.random.Generator | None = None) -> str:
-    """The next action of a shortest solution, which knows the whole world."""
+    """The next action of a shortest solution; it knows the whole world."""
     del rng
-    layout, goal = state.layout, state.layout.goal
-    to = lambda room, action: (action if room == state.here
-                               else f"go {layout.route(state.here, room)}")
+    layout = state.layout
+    goal = layout.goal
     place = state.place(goal)
+    # where the next useful action is possible, and that action
     if place == HAND:
-      return to(layout.target, f"drop {goal}")
-    if place != CHEST:
-      return to(place, f"take {goal}")
-    if state.open:
-      return to(layout.chest, f"take {goal}")
-    if state.place("key") == HAND:
-      return to(layout.chest, "open chest")
-    return to(state.place("key"), "take key")
+      room, action = layout.target, f"drop {goal}"
+    elif place != CHEST:
+      room, action = place, f"take {goal}"
+    elif state.open:
+      room, action = layout.chest, f"take {goal}"
+    elif state.place("key") == HAND:
+      room, action = layout.chest, "open chest"
+    else:
+      room, action = state.place("key"), "take key"
+    return action if room == state.here else f"go {layout.route(state.here, room)}"
 
 
 def _grid(rng: np.random.Generator, names: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-  """Rooms grown cell by cell on a grid: a tree, and a door between half of other neighbours."""
+  """(room, exits) pairs of rooms that are grown cell by cell on a grid.
+
+  Every room has a door to the room that it grew from, and with probability 1/2 to each other
+  neighbour.
+  """
   cells = {(0, 0): names[0]}
   doors: dict[str, dict[str, str]] = {name: {} for name in names}
 
   def door(a: str, way: str, b: str) -> None:
-    doors[a][way], doors[b][BACK[way]] = b, a
+    doors[a][way] = b
+    doors[b][BACK[way]] = a
 
   for name in names[1:]:
     free = [(at, way) for at in cells for way in WAYS if _next(at, way) not in cells]
@@ -209,4 +215,5 @@ def _grid(rng: np.random.Generator, names: list[str]) -> Iterator[tuple[str, dic
 
 
 def _next(at: tuple[int, int], way: str) -> tuple[int, int]:
+  """The neighbouring cell."""
   return at[0] + WAYS[way][0], at[1] + WAYS[way][1]

@@ -1,8 +1,8 @@
-"""Tools of episodes that run what a policy writes: confined, under the limits of the verifier.
+"""Tools that run programs of the policy during an episode, confined as the verifier's are.
 
-`Python` is a tool: programs in, what they show out. `ToolUse` gives one to a task with one answer:
-a text whose last fence is closed at its end is a program, and what it shows is the observation;
-any other text is the answer, and ends the episode.
+`Python` is a tool: programs -> what each shows. `ToolUse` adds a tool to a single-answer task: a
+text that ends with a closed fence is a program, and what it shows is the observation; any other
+text is the answer, and ends the episode.
 """
 
 import contextlib
@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from entrolab.environments import OfTask
-from entrolab.tasks.task import Example, Step, Task
+from entrolab.tasks.task import Example, Step, Task, stable_repr
 from entrolab.verify.sandbox import inside
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
 
-ERROR = "error: "     # how what is shown of a program that failed begins
-LONGEST = 20_000      # characters of a program
+ERROR = "error: "  # begins what is shown of a program that failed
+MAX_CHARACTERS = 20_000  # of a program
 
+# Runs in the sandbox: the function that the parent calls, behind the lines of the program.
 _DRIVER = '''
 import ast, contextlib, io
 
@@ -46,84 +47,94 @@ def answer():
 
 @functools.cache
 def _box(limits: Limits) -> Sandbox:
-  """The process's own sandbox with these limits. Raises SandboxError."""
+  """The sandbox of this process with these limits. Raises SandboxError."""
   return Sandbox(limits=limits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Python:
-  """What programs print, and the value of the expression that may be their last statement.
+  """A tool that shows what a program prints, and the value of an expression as its last statement.
 
-  limits: of a program, each in a process of its own that can reach neither files nor network;
-  max_characters: how much of the output is shown. A program that raises, ends early or is over a
-  limit shows `error: ` and why. Raises SandboxError where programs cannot be confined.
+  Each program runs in a separate process without access to files or network. For a program that
+  raises, ends early or exceeds a limit the tool shows `error: ` and the reason. Raises SandboxError
+  where programs cannot be confined.
   """
-  limits: Limits = Limits(seconds=5.0)
-  max_characters: int = 400
+  limits: Limits = Limits(seconds=5.0)  # of each program
+  max_characters: int = 400  # of the output that is shown
 
   def __call__(self, programs: Sequence[str]) -> list[str]:
-    """What every program shows; as many run at once as there are cores."""
-    box, shown, active = _box(self.limits), {}, {}
+    """What each program shows; as many run at the same time as there are cores."""
+    box = _box(self.limits)
+    shown: dict[int, str] = {}  # by program
+    active: dict[int, tuple[Run, float]] = {}  # by program: its run and deadline
     waiting = list(enumerate(programs))[::-1]
     try:
       while waiting or active:
         while waiting and len(active) < box.size:
           at, text = waiting.pop()
-          if len(text) > LONGEST:
-            shown[at] = f"{ERROR}{len(text)} characters, at most {LONGEST} are run"
+          if len(text) > MAX_CHARACTERS:
+            shown[at] = f"{ERROR}{len(text)} characters, at most {MAX_CHARACTERS} are run"
           else:
             active[at] = self._start(box, text), time.monotonic() + self.limits.seconds
         for at, why in _ended(active, self.limits.seconds):
           run, _ = active.pop(at)
           run.end()
           shown[at] = why or self._shown(run.data)
-          if not why and b"\n" not in run.data:
+          if not why and b"\n" not in run.data:  # ended without a message: was it ever confined?
             box.check_confined(run.status[0])
-    finally:                                     # Ctrl-C included
+    finally:  # also after Ctrl-C: no process stays
       for run, _ in active.values():
         run.end()
     return [shown[at] for at in range(len(programs))]
 
   def _start(self, box: Sandbox, text: str) -> Run:
-    (calls, call), (answers, answer) = os.pipe(), os.pipe()
+    """Starts a program and sends it the single call of `answer`."""
+    calls, to_calls = os.pipe()
+    answers, to_answers = os.pipe()
     lines = text.encode(errors="replace").decode().split("\n")
     source = f"LINES = {lines!r}\nMOST = {self.max_characters}\n{_DRIVER}"
-    orders = {"role": "program", "text": source, "inbox": calls, "outbox": answer}
+    orders = {"role": "program", "text": source, "inbox": calls, "outbox": to_answers}
     run = Run([], answers, inside.MAX_MESSAGE)
     try:
-      run.processes.append(box.start(orders, subprocess.DEVNULL, (calls, answer)))
-      with contextlib.suppress(BrokenPipeError):
-        os.write(call, inside.packed({"call": "answer", "args": [],
-                                        "named": inside.plain({})}))
+      run.processes.append(box.start(orders, subprocess.DEVNULL, (calls, to_answers)))
+      with contextlib.suppress(BrokenPipeError):  # it may have ended already
+        os.write(to_calls, inside.packed({"call": "answer", "args": [],
+                                          "named": inside.plain({})}))
     except BaseException:
       run.end()
       raise
     finally:
-      for fd in (calls, call, answer):
+      for fd in (calls, to_calls, to_answers):
         os.close(fd)
     return run
 
   def _shown(self, data: bytes) -> str:
-    """What the first line that a process sent says; the program may have forged it, and gets it."""
+    """The text of the first line that a process sent.
+
+    The program can write that line itself: it is the policy's text in any case, and no verdict
+    depends on it. A line of another form must not raise.
+    """
     try:
-      output, failed = inside.rebuilt(json.loads(data.partition(b"\n")[0])["value"])
+      message = json.loads(data.partition(b"\n")[0])
+      output, failed = inside.rebuilt(message["value"])
       output, failed = (str(x).encode(errors="replace").decode() for x in (output, failed))
-    except Exception:                            # whatever it sent
+    except Exception:  # whatever the process sent
       return f"{ERROR}the program ended early"
     error = f"{ERROR}{failed}"[:self.max_characters] if failed else ""
     return "\n".join(filter(None, (output[:self.max_characters].rstrip(), error)))
 
 
 def _ended(active: dict[int, tuple[Run, float]], seconds: float) -> list[tuple[int, str]]:
-  """Waits until some of the runs are over: (which, why it was cut or "")."""
+  """Waits for output or a deadline: (program, why it was stopped or "") of the runs that ended."""
   until = min(deadline for _, deadline in active.values())
   with selectors.DefaultSelector() as selector:
     for at, (run, _) in active.items():
       selector.register(run.output, selectors.EVENT_READ, at)
-    heard = [key.data for key, _ in selector.select(max(until - time.monotonic(), 0.0))]
-  now, over = time.monotonic(), []
+    readable = [key.data for key, _ in selector.select(max(until - time.monotonic(), 0.0))]
+  now = time.monotonic()
+  over = []
   for at, (run, deadline) in active.items():
-    if at in heard and (run.read() or b"\n" in run.data):
+    if at in readable and (run.read() or b"\n" in run.data):
       over.append((at, ""))
     elif now >= deadline:
       over.append((at, f"{ERROR}over the deadline of {seconds:g} s"))
@@ -132,24 +143,24 @@ def _ended(active: dict[int, tuple[Run, float]], seconds: float) -> list[tuple[i
 
 @dataclasses.dataclass(frozen=True)
 class ToolUseState:
-  """The example, and the calls of the tool so far."""
+  """An episode of `ToolUse`."""
   example: Example
-  made: int = 0
+  made: int = 0  # calls of the tool so far
 
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse(OfTask):
-  """A task with one answer and a tool. calls: at most; the text after them is the answer, whatever
-  it is. shows: what stands around what the tool shows, at `{}`."""
+  """A single-answer task with a tool."""
   task: Task
-  tool: Callable[[Sequence[str]], list[str]] = Python()
-  calls: int = 4
-  shows: str = "```output\n{}\n```\n"
-  max_observation: int = 160
-  fence: str = "python"
+  tool: Callable[[Sequence[str]], list[str]] = Python()  # programs -> what each shows
+  calls: int = 4  # of the tool, at most; the text after them is the answer, whatever it is
+  shows: str = "```output\n{}\n```\n"  # the observation; {} stands for what the tool shows
+  max_observation: int = 160  # tokens
+  fence: str = "python"  # the language of the fences that hold programs
+  __repr__ = stable_repr
 
   def program(self, text: str) -> str | None:
-    """The program that a text ends with; None for an answer."""
+    """The program at the end of a text; None for an answer."""
     found = re.findall(rf"```{re.escape(self.fence)}[^\S\n]*\n(.*?)```", text, re.DOTALL)
     return found[-1] if found and text.rstrip().endswith("```") else None
 
@@ -158,17 +169,17 @@ class ToolUse(OfTask):
     return ToolUseState(example), example.prompt
 
   def steps(self, states: Sequence[ToolUseState], texts: Sequence[str]) -> list[Step]:
-    """One text each: the programs run at the same time, the answers are judged together."""
+    """A text of each episode: programs run at the same time, answers are verified together."""
     programs = [self.program(text) if state.made < self.calls else None
                 for state, text in zip(states, texts, strict=True)]
-    called = [at for at, program in enumerate(programs) if program is not None]
+    calls = {at: program for at, program in enumerate(programs) if program is not None}
     answers = [at for at, program in enumerate(programs) if program is None]
-    done: dict[int, Step] = {}
-    for at, shown in zip(called, self.tool([programs[at] or "" for at in called]), strict=True):
+    results: dict[int, Step] = {}
+    for at, shown in zip(calls, self.tool(list(calls.values())), strict=True):
       state = dataclasses.replace(states[at], made=states[at].made + 1)
-      done[at] = state, self.shows.replace("{}", shown), 0.0, False
+      results[at] = state, self.shows.replace("{}", shown), 0.0, False
     verdicts = self.task.verify([texts[at] for at in answers],
                                 [states[at].example for at in answers])
     for at, verdict in zip(answers, verdicts, strict=True):
-      done[at] = states[at], "", float(verdict.status == "right"), True
-    return [done[at] for at in range(len(texts))]
+      results[at] = states[at], "", float(verdict.status == "right"), True
+    return [results[at] for at in range(len(texts))]

@@ -1,1 +1,1 @@
-"""Tasks: where problems come from, how they are asked, who judges the answers."""
+"""Tasks: the source of problems, their prompts, and the verdicts on responses."""

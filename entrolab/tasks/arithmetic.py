@@ -1,4 +1,4 @@
-"""Few-shot arithmetic, which a small pre-trained model half knows."""
+"""Few-shot arithmetic, which a small pre-trained model solves in part."""
 
 import dataclasses
 import re
@@ -16,17 +16,18 @@ Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4"
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic(Task):
-  """Few-shot completion that a small pre-trained model half knows: solved lines `3 + 4 = 7`, then
-  a question up to ` =`. The response ends at a newline; its first integer must be the answer.
+  """Solved lines such as `3 + 4 = 7`, then a question up to ` =`. The response ends at a newline;
+  its first integer must be the answer.
 
-  kind, of digits: add (a + b), multiply (a * b, 2 to 9), sum3, sum4; of two digits: times (one
-  factor of one digit), mod, add2, subtract2; max (of four numbers below 100), count (a's among
-  six letters). One question in five is for evaluation; the solved lines come from the others.
-  Raises ValueError for another kind.
+  One question in five is for evaluation; the solved lines come from the others. Raises ValueError
+  for another kind, or shots out of range.
   """
+  # numbers of one digit: add (a + b), multiply (a * b, 2 to 9), sum3, sum4; of two digits: times
+  # (b of one digit), mod (b of one digit), add2, subtract2; max (of four numbers below 100), count
+  # (the letter a among six letters)
   kind: Kind = "add"
-  shots: int = 4
-  max_prompt: int = 112
+  shots: int = 4  # solved lines, at most 16
+  max_prompt: int = 112  # tokens
   stop: tuple[str, ...] = ("\n",)
 
   def __post_init__(self) -> None:
@@ -43,19 +44,21 @@ class Arithmetic(Task):
 
   def _make(self, part: int, seed: int, index: int) -> Example:
     rng = np.random.default_rng([seed, part, index])
-    asked = self._question(rng, bool(part), ())
-    lines: dict[str, str] = {}
+    last, answer = self._question(rng, bool(part), ())
+    solved: dict[str, str] = {}
     for _ in range(self.shots):
-      question, answer = self._question(rng, False, (asked[0], *lines))
-      lines[question] = answer
-    text = "".join(f"{question} = {answer}\n" for question, answer in lines.items())
-    return Example(index, f"{text}{asked[0]} =", asked[1], f"arithmetic/{self.kind}")
+      # always questions of the training part, which differ from the last one and from each other
+      question, value = self._question(rng, False, (last, *solved))
+      solved[question] = value
+    lines = "".join(f"{question} = {value}\n" for question, value in solved.items())
+    return Example(index, f"{lines}{last} =", answer, f"arithmetic/{self.kind}")
 
-  def _question(self, rng: np.random.Generator, held: bool, taken: tuple[str, ...]
+  def _question(self, rng: np.random.Generator, evaluation: bool, taken: tuple[str, ...]
                 ) -> tuple[str, str]:
+    """(question, answer) of the evaluation or training part, not among `taken`."""
     while True:
       question, answer = question_of(self.kind, rng)
-      if held_out(question, 5) == held and question not in taken:
+      if held_out(question, 5) == evaluation and question not in taken:
         return question, answer
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
@@ -63,17 +66,17 @@ class Arithmetic(Task):
     return tokenizer.encode(example.prompt)
 
   def key(self, text: str) -> str | None:
-    """What a vote compares: the first integer."""
+    """The first integer: what a vote compares."""
     found = re.search(r"-?\d+", text)
     return found[0] if found else None
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """The first integer of the response is the answer's."""
+    """Right where the first integer of the response is the answer."""
     return exact.verify_integer(texts, [e.answer for e in examples])
 
 
 def question_of(kind: Kind, rng: np.random.Generator) -> tuple[str, str]:
-  """(question, answer) of one kind, exact."""
+  """A random question of a kind and its exact answer."""
   draw = lambda low, high, n: [int(x) for x in rng.integers(low, high, n)]
   if kind == "max":
     numbers = draw(1, 100, 4)

@@ -1,5 +1,4 @@
-"""Countdown: reach a target from a few numbers; a rule makes the problems and judges them exactly.
-"""
+"""Countdown: reach a target from a few numbers. Problems are generated, and verified exactly."""
 
 import dataclasses
 import functools
@@ -13,9 +12,14 @@ from entrolab.verify import Verdict, countdown
 
 def chain(rng: np.random.Generator, smallest: int, largest: int,
           highest: int) -> tuple[list[int], list[str], int]:
-  """(numbers, steps, target): a random chain whose every result is a whole number of 1 to 99."""
-  numbers = [int(n) for n in rng.integers(1, highest + 1, rng.integers(smallest, largest + 1))]
-  left, steps = list(numbers), []
+  """(numbers, steps, target) of a random chain, each of whose results is an integer of 1 to 99.
+
+  smallest, largest: how many numbers; highest: of the numbers.
+  """
+  count = rng.integers(smallest, largest + 1)
+  numbers = [int(n) for n in rng.integers(1, highest + 1, count)]
+  left = list(numbers)
+  steps = []
   while len(left) > 1:
     i, j = rng.permutation(len(left))[:2]
     a, b = left[i], left[j]
@@ -26,27 +30,26 @@ def chain(rng: np.random.Generator, smallest: int, largest: int,
     op = choices[rng.integers(len(choices))]
     left = [n for k, n in enumerate(left) if k not in (i, j)] + [results[op]]
     steps.append(f"{a}{op}{b}={results[op]}")
-  order = rng.permutation(len(numbers))
+  order = rng.permutation(len(numbers))  # else the order of the numbers tells that of the steps
   return [numbers[k] for k in order], steps, left[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Countdown(Task):
-  """Reach a target from three or four numbers of 1 to 12, each used once: `3,5,7>22:` and a chain
-  of steps `3*5=15,15+7=22`. Several chains are right; training and evaluation share no problem,
-  not even in another order of its numbers.
+  """Reach a target from a few numbers, each used once: prompt `3,5,7>22:`, response
+  `3*5=15,15+7=22`. More than one chain of steps may be right.
 
-  fixed: number of distinct training problems, 0 for a million independent draws. Evaluation draws
-  independently from its own part, so that every prefix has the same mixture of easy and hard.
-  Raises ValueError for sizes out of range.
+  Training and evaluation share no problem, not even in another order of its numbers. Evaluation
+  problems are independent draws, so that every prefix of them has the same mixture of easy and
+  hard. Raises ValueError for sizes out of range.
   """
-  smallest: int = 3
-  largest: int = 4
-  highest: int = 12
-  fixed: int = 0
-  max_prompt: int = 10
+  smallest: int = 3  # fewest numbers of a problem
+  largest: int = 4  # most numbers of a problem
+  highest: int = 12  # of the numbers, which begin at 1
+  fixed: int = 0  # distinct training problems; 0: a million independent draws
+  max_prompt: int = 10  # tokens
   stop: tuple[str, ...] = ()
-  think_end: str = ","  # the first step is what others would call thinking
+  think_end: str = ","  # the first step stands for the thinking part of a response
   step_end: str = ","
 
   def __post_init__(self) -> None:
@@ -57,22 +60,25 @@ class Countdown(Task):
 
   def examples(self, split: str, seed: int) -> Lazy:
     """The same problems for the same seed."""
-    part, name = part_of(split), f"{self!r}.examples({split!r}, {seed})"
+    part = part_of(split)
+    name = f"{self!r}.examples({split!r}, {seed})"
     if self.fixed and not part:
       made = _distinct(self, seed)
       return Lazy(self.fixed, made.__getitem__, name)
-    return Lazy(2**20, lambda index: self._make(part, seed, index, index), name)
+    return Lazy(2**20, lambda index: self.make(part, seed, index, index), name)
 
-  def _make(self, part: int, seed: int, index: int, number: int) -> Example:
+  def make(self, part: int, seed: int, index: int, example_id: int) -> Example:
+    """The draw `index` of a part and seed, under an id."""
     rng = np.random.default_rng([seed, part, index])
-    problem, steps = self.demonstration(rng, held=bool(part))
-    return Example(number, problem, steps, f"countdown/{problem.count(',') + 1}")
+    problem, steps = self.demonstration(rng, evaluation=bool(part))
+    return Example(example_id, problem, steps, f"countdown/{problem.count(',') + 1}")
 
-  def demonstration(self, rng: np.random.Generator, *, held: bool) -> tuple[str, str]:
-    """A random problem of the evaluation (`held`) or training part, and a chain that solves it."""
+  def demonstration(self, rng: np.random.Generator, *, evaluation: bool) -> tuple[str, str]:
+    """A random problem and a chain that solves it, of the evaluation or training part."""
     while True:
       numbers, steps, target = chain(rng, self.smallest, self.largest, self.highest)
-      if held_out(f"{sorted(numbers)}>{target}", 10) == held:
+      # sorted: the same problem in another order of its numbers belongs to the same part
+      if held_out(f"{sorted(numbers)}>{target}", 10) == evaluation:
         return f"{','.join(map(str, numbers))}>{target}:", ",".join(steps)
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
@@ -80,7 +86,7 @@ class Countdown(Task):
     return tokenizer.encode(example.prompt)
 
   def solution(self, example: Example) -> str:
-    """The chain that the problem was made from, one of several that are right."""
+    """The chain that the problem was made from; others may be right too."""
     return example.answer
 
   def problem(self, example: Example) -> tuple[list[int], int]:
@@ -89,7 +95,7 @@ class Countdown(Task):
     return [int(n) for n in numbers.split(",")], int(target)
 
   def key(self, text: str) -> str | None:
-    """What a vote compares: the whole chain, since every right one ends in the target."""
+    """The whole chain, since every right chain ends in the target: what a vote compares."""
     return text or None
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
@@ -100,32 +106,32 @@ class Countdown(Task):
 
 @functools.lru_cache(maxsize=8)
 def _distinct(task: Countdown, seed: int) -> tuple[Example, ...]:
+  """The first `task.fixed` distinct training problems of a seed."""
   found: dict[str, Example] = {}
   for index in range(100 * task.fixed):
-    example = task._make(0, seed, index, len(found))
+    example = task.make(0, seed, index, len(found))
     numbers, target = task.problem(example)
     found.setdefault(f"{sorted(numbers)}>{target}", example)
     if len(found) == task.fixed:
       return tuple(found.values())
-  raise ValueError(f"{task!r}: only {len(found)} distinct training problems found; ask for fewer, "
-                   "or for more or higher numbers")
+  raise ValueError(f"{task!r}: only {len(found)} distinct training problems found; lower fixed, or "
+                   "raise largest or highest")
 
 
 @dataclasses.dataclass(frozen=True)
 class Copies(Task):
-  """Training on copies of a few problems of another task, each copy a group of its own; evaluation
-  is the other task's. indices: which problems; copies: of each, at least the prompts of a step
-  over their number."""
+  """Training on copies of a few problems of another task, each copy a group by itself; evaluation
+  on the problems of the other task."""
   task: Countdown = Countdown()
-  indices: tuple[int, ...] = (0,)
-  copies: int = 64
-  max_prompt: int = 10
+  indices: tuple[int, ...] = (0,)  # which training problems
+  copies: int = 64  # of each problem, at least prompts of a step / problems
+  max_prompt: int = 10  # tokens
   stop: tuple[str, ...] = ()
   think_end: str = ","
   step_end: str = ","
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """copies x len(indices) rows that differ by their id, hence by the noise of their samples."""
+    """copies x len(indices) rows that differ by their id, and so by the noise of their samples."""
     source = self.task.examples(split, seed)
     if part_of(split):
       return source
@@ -133,13 +139,13 @@ class Copies(Task):
     return Lazy(self.copies * len(self.indices), make, f"{self!r}.examples({split!r}, {seed})")
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
-    """As the other task."""
+    """That of the other task."""
     return self.task.prompt(example, tokenizer)
 
   def key(self, text: str) -> str | None:
-    """As the other task."""
+    """That of the other task."""
     return self.task.key(text)
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """As the other task."""
+    """That of the other task."""
     return self.task.verify(texts, examples)

@@ -13,20 +13,20 @@ from entrolab.verify import Verdict
 class ReasoningGym(Task):
   """A generator of reasoning-gym (extra [tasks]); right where its scorer gives at least 0.99.
 
-  options: pairs of the generator's own configuration. Training and evaluation have different
-  seeds; a generator with few problems may still give both the same one. Raises ValueError for
-  game_of_life_halting, whose scorer pays for nonsense, and what the generator raises for its own
-  options.
+  Training and evaluation have different seeds; a generator of few problems may still give both the
+  same one. Raises ValueError for game_of_life_halting, whose scorer rewards meaningless text;
+  `examples` raises what the generator raises for its options.
   """
-  name: str
-  size: int = 5000
-  options: tuple[tuple[str, Any], ...] = ()
-  max_prompt: int = 256
+  name: str  # of the generator
+  size: int = 5000  # examples of a split
+  options: tuple[tuple[str, Any], ...] = ()  # (name, value) pairs of the generator's configuration
+  max_prompt: int = 256  # tokens; longer prompts are left out
   stop: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if self.name == "game_of_life_halting":
-      raise ValueError("game_of_life_halting: its scorer pays for nonsense; choose another task")
+      raise ValueError("game_of_life_halting: its scorer rewards meaningless text; choose another "
+                       "generator")
 
   def examples(self, split: str, seed: int) -> Lazy:
     """`size` rows, deterministic in (seed, split)."""
@@ -40,18 +40,19 @@ class ReasoningGym(Task):
     return tokenizer.encode(tokenizer.chat([{"role": "user", "content": example.prompt}]))
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """By the generator's scorer, of the last <answer>...</answer> or else the whole response.
+    """By the generator's scorer, on the last <answer>...</answer>, else on the whole response.
 
-    A scorer that raises has met nonsense: wrong, with the exception's name.
+    Where the scorer raises, the response is wrong, with the exception's name as the reason.
     """
     verdicts = []
     for text, example in zip(texts, examples, strict=True):
+      # the source names split and seed, so that a verdict needs no state of this object
       split, seed = example.source.split("/")[1:]
       data = _gym(self.name, self.size, 2 * int(seed) + part_of(split), self.options)
       answer = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
       try:
         score = float(data.score_answer(answer, data[example.id]))
-      except Exception as error:  # a hundred scorers of others, each with its own way to fail
+      except Exception as error:  # the library has a hundred scorers, which fail in many ways
         verdicts.append(Verdict("wrong", f"the scorer raised {type(error).__name__}"))
         continue
       verdicts.append(Verdict("right" if score >= 0.99 else "wrong", f"score {score:.2f}"))
@@ -60,6 +61,7 @@ class ReasoningGym(Task):
 
 @functools.lru_cache(maxsize=8)
 def _gym(name: str, size: int, seed: int, options: tuple[tuple[str, Any], ...]):
+  """A data set of reasoning-gym. Raises ImportError without the library."""
   try:
     import reasoning_gym
   except ImportError as error:

@@ -1,4 +1,4 @@
-"""Prompts in a deterministic order: Grain over any task, left padding, and the tokens that stop."""
+"""Prompts in a deterministic order: Grain over any task, left padding, and stop tokens."""
 
 import functools
 import json
@@ -12,9 +12,10 @@ from entrolab.tasks.task import Example, Lazy, Task, Tokenizer
 
 
 def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
-  """The task's examples whose prompts have at most max_prompt tokens; says how many have not.
+  """The task's examples whose prompts have at most max_prompt tokens; logs how many have more.
 
-  Only lists of written problems are looked through; made problems fit by construction.
+  Only listed examples are checked; generated problems fit by construction. Raises ValueError when
+  no prompt fits.
   """
   source = task.examples(split, seed)
   if not source.listed:
@@ -32,14 +33,14 @@ def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
 
 
 class Batches(Iterator[list[Example]]):
-  """Endless lists of examples over a Grain pipeline; `get_state` and `set_state` resume it.
+  """An endless iterator over batches of a Grain pipeline; `get_state` and `set_state` resume it.
 
   The state is JSON bytes that name the source, so that a checkpoint does not resume with other
-  data; `grain.checkpoint.CheckpointSave` takes this object as it is.
+  data. `grain.checkpoint.CheckpointSave` accepts this object.
   """
 
   def __init__(self, pipeline: grain.MapDataset, name: str) -> None:
-    # read in the calling thread: making a prompt is cheap, and threads do not mix with forks
+    # read in the calling thread: making a prompt is cheap, and forks do not mix with threads
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     self._rows = iter(pipeline.to_iter_dataset(options))
     self.name = name
@@ -48,75 +49,83 @@ class Batches(Iterator[list[Example]]):
     return next(self._rows)
 
   def get_state(self) -> bytes:
-    """Where the iterator stands."""
+    """The position and the name of the source."""
     return json.dumps({"source": self.name, "position": self._rows.get_state()}).encode()
 
   def set_state(self, state: bytes) -> None:
-    """Continues from a state. Raises ValueError when it is of other data, seed or batch size."""
+    """Continues from a state. Raises ValueError for a state of other data, seed or batch size."""
     saved = json.loads(state)
     if saved["source"] != self.name:
       raise ValueError(f"the saved position is in {saved['source']}, this run reads {self.name}")
     self._rows.set_state(saved["position"])
 
   def start_prefetch(self) -> None:
-    """Nothing: asked for by Grain's restoring handler."""
+    """Does nothing; Grain's restoring handler calls it."""
 
 
 def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokenizer | None = None,
              split: str = "train", process_index: int = 0, process_count: int = 1) -> Batches:
-  """Lists of prompts_per_step / process_count examples: shuffled anew each epoch, for ever.
+  """An endless iterator over batches of n = prompts_per_step / process_count examples.
 
-  Process p makes rows p n to (p + 1) n of each step's batch, so that a step's prompts do not depend
-  on the number of processes. An epoch's last incomplete batch is dropped, and no prompt is twice
-  in a batch (its samples would be equal). With a tokenizer, prompts that are too long are left out.
-  Raises ValueError when an epoch is under one batch or processes do not divide the batch.
+  Every epoch is shuffled differently. Process p makes rows p n to (p + 1) n of each step's batch,
+  so that the prompts of a step do not depend on the number of processes. The last incomplete batch
+  of an epoch is dropped, and no prompt is twice in a batch (its samples would be equal). With a
+  tokenizer, prompts that are too long are left out. Raises ValueError when an epoch is shorter than
+  a batch or the processes do not divide it.
   """
   if not 0 <= process_index < process_count or prompts_per_step % process_count:
     raise ValueError(f"process {process_index} of {process_count} with {prompts_per_step} prompts "
                      "a step: the number of processes must divide the prompts")
-  source = task.examples(split, seed) if tokenizer is None else fitting(task, tokenizer, split,
-                                                                        seed)
+  if tokenizer is None:
+    source = task.examples(split, seed)
+  else:
+    source = fitting(task, tokenizer, split, seed)
   if not 0 < prompts_per_step <= len(source):
     raise ValueError(f"{source!r}: {len(source)} examples, {prompts_per_step} prompts a step; a "
                      "step needs at least one prompt and takes each at most once")
   each = prompts_per_step // process_count
-  own = slice(process_index * each, (process_index + 1) * each)
-  # indices are batched and examples made from them, so that a process makes its own alone
+  local = slice(process_index * each, (process_index + 1) * each)
+  # batches are of indices, and examples are made last, so that a process makes no other's examples
   pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=seed)
               .batch(prompts_per_step, drop_remainder=True, batch_fn=list).repeat()
-              .map(lambda rows: [source[int(at)] for at in rows[own]]))
+              .map(lambda rows: [source[int(at)] for at in rows[local]]))
   return Batches(pipeline, f"{source!r} shuffled by {seed}, {prompts_per_step} a step")
 
 
 def padded(prompts: Sequence[Sequence[int]], length: int, pad_id: int
            ) -> tuple[np.ndarray, np.ndarray]:
-  """Left-padded (tokens [P, length] int32, mask [P, length]). Raises ValueError for a prompt that
-  is empty or longer."""
+  """Left-padded prompts: (tokens [P, length] int32, mask [P, length] bool).
+
+  Raises ValueError for a prompt that is empty or longer than `length`.
+  """
   tokens = np.full((len(prompts), length), pad_id, np.int32)
   mask = np.zeros((len(prompts), length), bool)
   for row, ids in enumerate(prompts):
     if not 0 < len(ids) <= length:
       raise ValueError(f"prompt {row} has {len(ids)} tokens; the task allows 1 to {length} "
                        "(task.max_prompt)")
-    tokens[row, length - len(ids):], mask[row, length - len(ids):] = ids, True
+    start = length - len(ids)
+    tokens[row, start:] = ids
+    mask[row, start:] = True
   return tokens, mask
 
 
 def stop_ids(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The tokenizer's stop tokens, and every token whose text holds one of the task's stop strings
-  (a newline ends a response also as part of a longer token).
+  """The tokenizer's stop tokens, and every token whose text contains a stop string of the task.
 
-  Raises ValueError for a stop string that no token holds.
+  A longer token that contains it counts as well: the sampler sees tokens, not text. Raises
+  ValueError for a stop string that no token contains.
   """
   found = list(tokenizer.stop_ids)
   for text in task.stop:
     ids = [at for at, piece in enumerate(_pieces(tokenizer)) if text in piece]
     if not ids:
-      raise ValueError(f"no token of {tokenizer.name} holds the stop string {text!r}")
+      raise ValueError(f"no token of {tokenizer.name} contains the stop string {text!r}")
     found += ids
   return tuple(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=2)
 def _pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
+  """The text of every token."""
   return tuple(tokenizer.decode([at]) for at in range(tokenizer.vocab_size))

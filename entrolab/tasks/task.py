@@ -1,34 +1,39 @@
-"""What a run asks of a task and of a tokenizer, and what examples are.
+"""The interfaces of a task, an environment and a tokenizer, and what an example is.
 
-A task is a frozen dataclass with a stable repr, by which a checkpoint names its data.
+A task is a frozen dataclass. Its repr is the same in every process, because a checkpoint names its
+data by it.
 """
 
 import dataclasses
 import operator
+import types
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from entrolab.typing import name_of
 from entrolab.verify import Verdict, vote
 
 SPLITS = ("train", "eval")
+_NAMED = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One problem: id is stable and unique within its split; it is folded into sampling keys."""
-  id: int
-  prompt: str
-  answer: str
-  source: str
+  """A problem."""
+  id: int  # stable and unique within its split: the keys of its samples are made from it
+  prompt: str  # the problem as text; Task.prompt makes tokens of it
+  answer: str  # the reference, in the task's own form
+  source: str  # where it comes from; some tasks read their verdict's context from it
 
 
 class Lazy(Sequence):
-  """`size` examples made on demand by `make(index)`; the repr is the same in every process.
+  """A sequence of `size` examples, each made on demand by `make(index)`.
 
-  listed: rows of a finite list whose prompts may be longer than the task allows.
+  name: its repr, the same in every process.
+  listed: whether they are rows of a finite list, whose prompts may be longer than the task allows.
   """
 
   def __init__(self, size: int, make: Callable[[int], Example], name: str, *,
@@ -56,24 +61,37 @@ def part_of(split: str) -> int:
 
 
 def held_out(text: str, one_in: int) -> bool:
-  """Whether a problem belongs to evaluation: one in `one_in`, by its text, for every seed."""
+  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed."""
   return zlib.crc32(text.encode()) % one_in == 0
 
 
+def stable_repr(self: Any) -> str:
+  """The repr of a dataclass with functions by name, for tasks that have functions as fields.
+
+  Checkpoints store it, so it must contain neither addresses, which differ between processes, nor
+  the folders of the code.
+  """
+  parts = []
+  for field in dataclasses.fields(self):
+    value = vars(self)[field.name]
+    parts.append(f"{field.name}={name_of(value) if isinstance(value, _NAMED) else repr(value)}")
+  return f"{type(self).__name__}({', '.join(parts)})"
+
+
 class Tokenizer(Protocol):
-  """What a run asks of a tokenizer; `stop_ids` end a response, `pad_id` fills what follows."""
+  """The members of a tokenizer that a run uses."""
   name: str
   vocab_size: int
-  pad_id: int
+  pad_id: int  # fills a sequence after its end
   eos_id: int
-  stop_ids: tuple[int, ...]
+  stop_ids: tuple[int, ...]  # tokens that end a response
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text; nothing is added."""
+    """Token ids of a text; no special token is added."""
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of token ids, padding and end of sequence left out."""
+    """The text of token ids, without padding and end of sequence."""
     ...
 
   def chat(self, messages: list[dict[str, str]]) -> str:
@@ -82,12 +100,12 @@ class Tokenizer(Protocol):
 
 
 class Task(Protocol):
-  """Where problems come from, how they are asked, who judges the answers.
+  """A source of problems with their prompts and the verdicts on responses.
 
-  A task subclasses it, as a frozen dataclass, and defines `max_prompt`, `examples`, `prompt` and
-  `verify`. The other members have the defaults that stand here.
+  A task is a frozen dataclass that subclasses this and defines `max_prompt`, `examples`, `prompt`
+  and `verify`. The other members are optional: they have the defaults below.
   """
-  stop: tuple[str, ...] = ()  # strings that end a response besides the tokenizer's own end
+  stop: tuple[str, ...] = ()  # strings that end a response, besides the tokenizer's stop tokens
   think_end: str = "</think>"  # a token with this text ends the thinking part of a response
   step_end: str = "\n"  # a token with this text is the last one of its step
 
@@ -97,7 +115,7 @@ class Task(Protocol):
     ...
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The examples of a split, "train" or "eval": a sequence whose repr is stable."""
+    """The examples of a split, "train" or "eval". Raises ValueError for another split."""
     ...
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
@@ -105,11 +123,11 @@ class Task(Protocol):
     ...
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
-    """One verdict a text: right, wrong, or unknown with the reason."""
+    """A verdict for each text: right, wrong, or unknown with the reason. No text raises."""
     ...
 
   def key(self, text: str) -> str | None:
-    """What responses are compared by in a vote; None for a response without an answer."""
+    """The text by which a vote compares responses; None for a response without an answer."""
     return vote.key(text)
 
   def solution(self, example: Example) -> str:
@@ -117,24 +135,25 @@ class Task(Protocol):
     raise TypeError(f"{type(self).__name__} has no solution(example) to learn from")
 
   def eased(self, example: Example, level: int) -> Example:
-    """An easier version of an example, for a curriculum. Raises TypeError where there is none."""
+    """An easier version of an example, for a curriculum. Raises TypeError if there is none."""
     raise TypeError(f"{type(self).__name__} has no eased(example, level) for a curriculum")
 
   def as_environment(self) -> "Environment":
-    """The task as an environment. Raises TypeError where a response is a single turn."""
+    """The task as an environment. Raises TypeError for a task whose responses are single turns."""
     raise TypeError(f"episodes of several turns need an environment, and {self!r} is none; "
                     "environments.adapters.Attempts makes one of a task with one answer")
 
 
-# what an environment answers to an action: (state, observation, reward, is the episode done)
+# The result of an action: (state, observation, reward, whether the episode is done).
 Step = tuple[Any, str, float, bool]
 
 
 class Environment(Task, Protocol):
-  """A task of several turns, pure and on the host.
+  """A task of several turns: pure functions on the host.
 
-  States are values: a step changes none, so that an episode can be replayed, and `verify` does so.
-  An episode is right when its rewards add up to `environments.SUCCESS` or more.
+  States are values that no step changes, so that an episode can be replayed; `verify` does so. An
+  episode is right when the sum of its rewards is `environments.SUCCESS` or more. An environment
+  defines `max_observation`, `reset` and `step` in addition to the members of a task.
   """
 
   @property
@@ -143,7 +162,7 @@ class Environment(Task, Protocol):
     ...
 
   def reset(self, example: Example) -> tuple[Any, str]:
-    """(state, the text that opens the episode: the prompt)."""
+    """(initial state, the text that opens the episode: the prompt)."""
     ...
 
   def step(self, state: Any, text: str) -> Step:
@@ -151,13 +170,13 @@ class Environment(Task, Protocol):
     ...
 
   def steps(self, states: Sequence[Any], texts: Sequence[str]) -> list[Step]:
-    """`step` of many episodes, which a tool or a verifier may take side by side."""
+    """`step` of several episodes; an environment may override it to run a tool on all at once."""
     return [self.step(state, text) for state, text in zip(states, texts, strict=True)]
 
   def expert(self, state: Any, rng: np.random.Generator) -> str:
-    """The text of a good action, to clone a policy from. Raises TypeError where there is none."""
+    """A good action, for cloning a policy. Raises TypeError where the environment has none."""
     raise TypeError(f"{type(self).__name__} has no expert(state, rng) to clone")
 
   def as_environment(self) -> "Environment":
-    """Itself."""
+    """This environment."""
     return self

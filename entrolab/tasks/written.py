@@ -1,4 +1,4 @@
-"""Written problems: JSONL files, data sets of the Hugging Face hub, and the formats of a prompt."""
+"""Written problems: JSONL files, data sets of the Hugging Face Hub, formats of their prompts."""
 
 import dataclasses
 import json
@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, part_of
-from entrolab.typing import name_of
+from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, part_of, stable_repr
 from entrolab.verify import Verdict
 from entrolab.verify import math as mathematics
 
@@ -24,15 +23,15 @@ def plain(problem: str, tokenizer: Tokenizer) -> str:
 
 
 def chat(problem: str, tokenizer: Tokenizer) -> str:
-  """The tokenizer's template around the problem and the usual request for a box."""
+  """The tokenizer's chat template around the problem and the usual request for a box."""
   return tokenizer.chat([{"role": "user", "content": f"{problem}\n{BOX}"}])
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """The tokenizer's template around `{problem}` in `user`, after a system message if given."""
-  user: str = "{problem}"
-  system: str = ""
+  """The tokenizer's chat template around a user message, and a system message before it."""
+  user: str = "{problem}"  # the user message; {problem} stands for the problem
+  system: str = ""  # the system message; empty: none
 
   def __call__(self, problem: str, tokenizer: Tokenizer) -> str:
     messages = [{"role": "system", "content": self.system}] if self.system else []
@@ -42,28 +41,18 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-  """Solved (problem, solution) pairs in the plain format, a blank line after each, then the
-  problem."""
-  solved: tuple[tuple[str, str], ...]
+  """Solved problems in the plain format, a blank line after each, then the problem."""
+  solved: tuple[tuple[str, str], ...]  # (problem, solution) pairs
 
   def __call__(self, problem: str, tokenizer: Tokenizer) -> str:
-    shown = [f"{plain(p, tokenizer)} {solution}\n\n" for p, solution in self.solved]
-    return "".join(shown) + plain(problem, tokenizer)
-
-
-def _shown(task: Any) -> str:
-  """A dataclass's repr with functions by name: checkpoints hold it, so that neither addresses,
-  which change from process to process, nor folders of the code may stand in it."""
-  values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-  text = [f"{key}={name_of(v) if hasattr(v, '__qualname__') else repr(v)}"
-          for key, v in values.items()]
-  return f"{type(task).__name__}({', '.join(text)})"
+    examples = [f"{plain(solved, tokenizer)} {solution}\n\n" for solved, solution in self.solved]
+    return "".join(examples) + plain(problem, tokenizer)
 
 
 def data_path(name: str) -> pathlib.Path:
-  """An absolute path as it is, another one below the folder that ENTROLAB_DATA names.
+  """The path of a data file: an absolute one, or one relative to the folder of ENTROLAB_DATA.
 
-  Raises FileNotFoundError that says which of the two it was.
+  Raises FileNotFoundError, which says where the file was looked for.
   """
   path, folder = pathlib.Path(name), os.environ.get("ENTROLAB_DATA", "")
   if path.is_absolute():
@@ -79,8 +68,10 @@ def data_path(name: str) -> pathlib.Path:
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Rows with text under `problem` or `prompt`, and under `answer`; `choices`, where a row has
-  them, are lettered below the problem. Raises ValueError that names file, line and what is missing.
+  """The rows of a file: text under `problem` or `prompt`, and under `answer`.
+
+  The `choices` of a row are lettered below its problem. Raises ValueError with file and line for a
+  row that is not of this form, and for a file without rows.
   """
   rows = []
   with open(path, encoding="utf-8") as lines:
@@ -106,10 +97,10 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class _Formatted(Task, Protocol):
-  """What tasks of written problems share; fields `format` and `verifier` come from the task."""
-  format: Format
-  verifier: Verifier
-  __repr__ = _shown  # type: ignore[assignment]
+  """What tasks of written problems share."""
+  format: Format  # makes the prompt's text of (problem, tokenizer)
+  verifier: Verifier  # makes verdicts of (texts, answers)
+  __repr__ = stable_repr
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the formatted problem."""
@@ -122,21 +113,16 @@ class _Formatted(Task, Protocol):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Jsonl(_Formatted):
-  """Problems of JSONL files: `{"problem" | "prompt": text, "answer": text}` a line.
-
-  path, eval_path: absolute, or below ENTROLAB_DATA; without eval_path every tenth row of `path`
-  is for evaluation. format: plain, chat, Chat(...), FewShot(...) or any function of (problem,
-  tokenizer); verifier: a function of (texts, answers).
-  """
-  path: str
-  eval_path: str = ""
-  format: Format = plain
+  """Problems of JSONL files: `{"problem" | "prompt": text, "answer": text}` on each line."""
+  path: str  # absolute, or relative to the folder of ENTROLAB_DATA
+  eval_path: str = ""  # of evaluation; empty: every tenth row of `path` is for evaluation
+  format: Format = plain  # plain, chat, Chat(...), FewShot(...) or a function of this type
   verifier: Verifier = mathematics.verify
-  max_prompt: int = 256
+  max_prompt: int = 256  # tokens; longer prompts are left out
   stop: tuple[str, ...] = ()
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The rows in the file's order; ids are line numbers from 0. The seed changes nothing."""
+    """The rows in the order of the file; ids are line numbers from 0. The seed has no effect."""
     del seed
     part = part_of(split)
     name = self.eval_path if part and self.eval_path else self.path
@@ -149,33 +135,34 @@ class Jsonl(_Formatted):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Hub(_Formatted):
-  """A data set of the Hugging Face hub by name, when online: `problem` and `answer` are columns,
-  `train` and `evaluation` splits, `config` its configuration if it has several.
-  """
+  """A data set of the Hugging Face Hub; needs `datasets` and a connection."""
   name: str
-  config: str = ""
-  problem: str = "problem"
-  answer: str = "answer"
-  train: str = "train"
-  evaluation: str = "test"
+  config: str = ""  # the configuration, for a data set of several
+  problem: str = "problem"  # a column
+  answer: str = "answer"  # a column
+  train: str = "train"  # the split for training
+  evaluation: str = "test"  # the split for evaluation
   format: Format = chat
   verifier: Verifier = mathematics.verify
-  max_prompt: int = 256
+  max_prompt: int = 256  # tokens; longer prompts are left out
   stop: tuple[str, ...] = ()
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The rows of a split, in its order. Raises ImportError without `datasets`, OSError when the
-    hub cannot be reached, ValueError for a column that is not there."""
+    """The rows of a split in its order; the seed has no effect.
+
+    Raises ImportError without `datasets`, OSError when the Hub cannot be reached, ValueError for a
+    column that does not exist.
+    """
     del seed
     part = (self.train, self.evaluation)[part_of(split)]
     try:
       import datasets
     except ImportError as error:
-      raise ImportError("a data set of the hub needs `pip install datasets`") from error
+      raise ImportError("a data set of the Hub needs `pip install datasets`") from error
     try:
       rows = datasets.load_dataset(self.name, self.config or None, split=part)
     except OSError as error:
-      raise OSError(f"data set {self.name!r}, split {part!r}: not to be had from the hub "
+      raise OSError(f"data set {self.name!r}, split {part!r}: cannot be loaded from the Hub "
                     f"({error}); offline, use Jsonl(path)") from error
     for column in (self.problem, self.answer):
       if column not in rows.column_names:
