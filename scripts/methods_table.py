@@ -1,21 +1,32 @@
-"""README's table of methods, out of the methods' own docstrings and docs/results.json.
+"""README's table of methods, and where papers differ from their code, out of the methods' headers.
 
-  python scripts/methods_table.py [--check README.md | --write README.md]
-  python scripts/methods_table.py --differences   # docs/papers_against_code.md
+  python scripts/methods_table.py --write   # README.md and docs/papers_against_code.md
+  python scripts/methods_table.py --check   # exits 1 when one of them is out of date
   python scripts/methods_table.py --collect NAME=RUN ...   # finished runs to docs/results.json
 """
 
 import argparse
 import ast
+import functools
 import json
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests import adapters  # noqa: E402
+
+README = ROOT / "README.md"
+DIFFERENCES = ROOT / "docs/papers_against_code.md"
 RESULTS = ROOT / "docs/results.json"
+GOLDEN = ROOT / "tests/golden"
+METHODS = sorted(path.stem for path in (ROOT / "entrolab/methods").glob("*.py")
+                 if path.stem != "__init__")
 FIGURES = ("pass@1", "pass@16", "entropy")  # after the default run of the recipe
-SHARED = "base_objectives"  # recipe, tests and golden files of many
+SHARED = "base_objectives"  # the recipe of many methods
 BASELINES = ("toy", "grpo", SHARED)
 BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->"
 
@@ -33,11 +44,33 @@ def recipe_of(stem: str) -> pathlib.Path | None:
   return next((p for p in [*recipes, *uses] if p.stem == stem), uses[0] if uses else None)
 
 
-def golden_of(stem: str) -> str:
-  """What the golden files of a method are called: the base objectives share theirs."""
-  own = any((ROOT / "tests/golden").glob(f"{stem}_*"))
-  used = re.search(rf"\b{stem}\.\w", (ROOT / f"tests/methods/{SHARED}_test.py").read_text())
-  return SHARED if used and not own else stem
+def golden_files(stem: str) -> list[pathlib.Path]:
+  """The golden files that compare a method: those of its name, else the shared ones that use it."""
+  slugs = {path: adapters.slug_of(path) for path in sorted(GOLDEN.glob("*.npz"))}
+  own = [path for path, slug in slugs.items() if slug == stem]
+  return own or [path for path, slug in slugs.items()
+                 if slug in adapters.SHARED and stem in methods_compared(adapters.SHARED[slug])]
+
+
+@functools.cache
+def methods_compared(module: str) -> set[str]:
+  """The methods that `golden` of a test module uses, itself or through what the module defines."""
+  defined: dict[str, ast.stmt] = {}
+  for statement in ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body:
+    if isinstance(statement, ast.FunctionDef):
+      defined[statement.name] = statement
+    elif isinstance(statement, ast.Assign):
+      defined |= {target.id: statement for target in statement.targets
+                  if isinstance(target, ast.Name)}
+  used: set[str] = set()
+  pending = ["golden"]
+  while pending:
+    for node in ast.walk(defined[pending.pop()]):
+      if isinstance(node, ast.Name) and node.id not in used:
+        used.add(node.id)
+        if node.id in defined:
+          pending.append(node.id)
+  return used & {*METHODS}
 
 
 def row(path: pathlib.Path) -> str:
@@ -47,7 +80,7 @@ def row(path: pathlib.Path) -> str:
   papers = ", ".join(f"[{i}](https://arxiv.org/abs/{i})"
                      for i in dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{4,5})", text)))
   part = lambda name: (re.search(rf"{name}: (.*?)\.(?: |$)", text) or ["", "none"])[1].strip()
-  recipe, golden = recipe_of(stem), len(list((ROOT / "tests/golden").glob(f"{golden_of(stem)}_*")))
+  recipe, golden = recipe_of(stem), len(golden_files(stem))
   known = json.loads(RESULTS.read_text())
   result = known.get(stem)
   if recipe and recipe.stem != SHARED:  # a part of a recipe that has another name
@@ -62,7 +95,7 @@ def row(path: pathlib.Path) -> str:
 
 def table() -> str:
   """The whole table, sorted by file."""
-  files = sorted(p for p in (ROOT / "entrolab/methods").glob("*.py") if p.stem != "__init__")
+  files = [ROOT / f"entrolab/methods/{stem}.py" for stem in METHODS]
   head = ["| method | what it does | paper | acts on | state | recipe | golden files | pass@1 / "
           "pass@16 / entropy |", "|---|---|---|---|---|---|---|---|"]
   return "\n".join([*head, *map(row, files)]) + "\n"
@@ -74,8 +107,7 @@ def differences() -> str:
            "Where a paper, its official code and this project disagree: one row a difference, as",
            "the header of the method states it. Keywords in code type select the sides;",
            "`scope=\"micro\"` of `Objective` scores each micro-batch alone, as most official code",
-           "does. Made by",
-           "`python scripts/methods_table.py --differences`.", "",
+           "does. Made by `python scripts/methods_table.py --write`.", "",
            "| method | difference |", "|---|---|"]
   for path in sorted((ROOT / "entrolab/methods").glob("*.py")):
     found = re.search(r"Differs from (?:the|that) .*?: (.*)", header(path))
@@ -103,30 +135,37 @@ def collect(runs: list[str]) -> None:
   RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
-def main() -> None:
-  """Prints, checks or writes."""
-  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  parser.add_argument("--check", type=pathlib.Path, metavar="README")
-  parser.add_argument("--write", type=pathlib.Path, metavar="README")
-  parser.add_argument("--differences", action="store_true")
-  parser.add_argument("--collect", nargs="+", metavar="NAME=RUN")
-  args = parser.parse_args()
+def up_to_date() -> dict[pathlib.Path, str]:
+  """The text that README.md and docs/papers_against_code.md should have."""
+  before, _, rest = README.read_text().partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not end:
+    raise ValueError(f"{README}: no table between {BEGIN.strip()} and {END}")
+  return {README: before + BEGIN + table() + END + after, DIFFERENCES: differences()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Writes or checks both tables, or collects runs."""
+  what, _, how = (__doc__ or "").partition("\n")
+  parser = argparse.ArgumentParser(description=what, epilog=how,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  action = parser.add_mutually_exclusive_group(required=True)
+  action.add_argument("--write", action="store_true")
+  action.add_argument("--check", action="store_true")
+  action.add_argument("--collect", nargs="+", metavar="NAME=RUN")
+  args = parser.parse_args(arguments)
   if args.collect:
     collect(args.collect)
     return
-  if args.differences:
-    print(differences(), end="")
-    return
-  path = args.check or args.write
-  if path is None:
-    print(table(), end="")
-    return
-  before, _, rest = path.read_text().partition(BEGIN)
-  old, _, after = rest.partition(END)
-  if args.check and old != table():
-    sys.exit(f"{path}: the table of methods is out of date; run scripts/methods_table.py --write")
+  texts = up_to_date()
+  old = [path for path, text in texts.items() if path.read_text() != text]
+  if args.check and old:
+    names = ", ".join(path.name for path in old)
+    sys.exit(f"out of date: {names}; run python scripts/methods_table.py --write")
   if args.write:
-    path.write_text(before + BEGIN + table() + END + after)
+    for path in old:
+      path.write_text(texts[path])
+      print(f"wrote {path}")
 
 
 if __name__ == "__main__":

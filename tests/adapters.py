@@ -2,7 +2,7 @@
 
 A golden file `SLUG_CASE.npz` holds inputs and outputs of an official implementation. The function
 `golden(case)` of `tests/methods/SLUG_test.py`, or of `tests/analysis`, runs ours on the inputs and
-compares every output.
+compares every output. Files that compare several methods are listed in `SHARED`.
 Nothing is skipped in silence: an array that is neither an input, nor compared, nor ignored with a
 reason fails the file, and so does a file whose slug nobody knows.
 """
@@ -26,6 +26,13 @@ COLUMNS = dict(tokens="tokens", response_mask="mask", old_logprobs="old_logp",
                ref_logprobs="ref_logp", advantages="adv", rewards="rewards",
                rollout_logprobs="sampled_logp")
 INPUTS = {*COLUMNS, "logits", "group_ids"}  # every file may carry them, used or not
+# golden files of several methods -> the test file that compares them
+SHARED = {"base_objectives_adv": "tests.methods.advantages_test",
+          "base_objectives_misc": "tests.methods.value_loss_test",
+          "base_objectives_pg": "tests.methods.surrogates_test",
+          "base_objectives_rollcorr": "tests.methods.rollout_correction_test",
+          "base_objectives_trl": "tests.methods.trl_losses_test"}
+METHODS = str(pathlib.Path("entrolab/methods"))
 # for programs that run a few times, in a third of the time to compile: without LLVM's passes, and
 # without XLA's fusion emitters for the CPU, whose code LLVM takes twice as long to translate
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -145,24 +152,46 @@ def _error(got, want):
 def slugs():
   """Every slug that has an adapter, and its module: the test files of methods and analyses."""
   here = pathlib.Path(__file__).parent
-  return {path.name.removesuffix("_test.py"): f"tests.{folder}.{path.stem}"
-          for folder in ("methods", "analysis") for path in (here / folder).glob("*_test.py")}
+  own = {path.name.removesuffix("_test.py"): f"tests.{folder}.{path.stem}"
+         for folder in ("methods", "analysis") for path in (here / folder).glob("*_test.py")}
+  return {**own, **SHARED}
+
+
+def slug_of(path):
+  """The slug of a golden file, the longest that fits; raises Mismatch where none does."""
+  stem, known = pathlib.Path(path).stem, slugs()
+  found = [slug for slug in sorted(known, key=len) if stem == slug or stem.startswith(slug + "_")]
+  if not found:
+    raise Mismatch(f"{stem}.npz: no method of that name; have: {', '.join(sorted(known))}")
+  return found[-1]
 
 
 def adapter(path):
   """The `golden` function of a file; raises Mismatch for a slug that nobody knows."""
-  stem = pathlib.Path(path).stem
-  known = slugs()
-  found = [slug for slug in sorted(known, key=len) if stem == slug or stem.startswith(slug + "_")]
-  if not found:
-    raise Mismatch(f"{stem}.npz: no method of that name; have: {', '.join(sorted(known))}")
+  name = slugs()[slug_of(path)]
   root = str(pathlib.Path(__file__).parents[1])
   if root not in sys.path:
     sys.path.insert(0, root)
-  module = importlib.import_module(known[found[-1]])
+  module = importlib.import_module(name)
   if not hasattr(module, "golden"):
-    raise Mismatch(f"{stem}.npz: {known[found[-1]]} has no golden(case)")
+    raise Mismatch(f"{pathlib.Path(path).name}: {name} has no golden(case)")
   return module.golden
+
+
+@contextlib.contextmanager
+def methods_called(names):
+  """Adds to the set `names` every file of entrolab/methods of which a function is called."""
+  def note(frame, *_):
+    file = frame.f_code.co_filename
+    if METHODS in file:
+      names.add(pathlib.PurePath(file).stem)
+
+  before = sys.gettrace()
+  sys.settrace(note)  # sees calls alone, as `note` asks for no line events
+  try:
+    yield
+  finally:
+    sys.settrace(before)
 
 
 @contextlib.contextmanager
@@ -184,13 +213,21 @@ def check(path):
   return case, case.finish()
 
 
-def per_group(case, fn, values, **knobs):
+def per_group(case, fn, *columns, **knobs):
   """A group function on the file's ragged, possibly scattered groups, one group at a time."""
-  ids, out = case.raw("group_ids"), np.zeros(np.shape(values))
+  ids, out = case.raw("group_ids"), np.zeros(np.shape(columns[0]))
   for one in np.unique(ids):
     rows = np.flatnonzero(ids == one)
-    out[rows] = fn(jnp.asarray(values)[rows], size=len(rows), **knobs)
+    out[rows] = fn(*(jnp.asarray(column)[rows] for column in columns), size=len(rows), **knobs)
   return jnp.asarray(out)
+
+
+def whole_groups(case):
+  """The size of the file's groups when they are contiguous and alike, else None."""
+  ids = case.raw("group_ids")
+  size = int((ids == ids[0]).sum())
+  tidy = len(ids) % size == 0 and (ids.reshape(-1, size) == ids[::size, None]).all()
+  return size if tidy and len(np.unique(ids)) * size == len(ids) else None
 
 
 def loss_and_grad(objective, case, logits, **more):
@@ -202,3 +239,13 @@ def loss_and_grad(objective, case, logits, **more):
     return objective.loss({**case.columns(**more), **live})[0]
 
   return jax.value_and_grad(loss)(logits)
+
+
+def slack(case, objective, live, loss):
+  """The tolerance of a loss whose terms cancel: 3e-8 of their sizes, since the row means of the
+  official code divide by n + 1e-8."""
+  columns = {**case.columns(), **live}
+  scored = objective.score(columns)
+  terms = jnp.abs(scored["scale"] * scored["weight"] * objective.surrogate(columns))
+  size = jnp.where(columns["mask"], terms, 0.0).sum()
+  return max(VALUE, float(3e-8 * size / jnp.maximum(jnp.abs(loss), 1e-12)))
