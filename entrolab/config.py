@@ -1,4 +1,4 @@
-"""Experiments from files: `path.py:knob=value,...`, `--set path=value`, and their identity."""
+"""Experiments from files: `path.py:knob=value,...`, `--set path=value`, configuration hashes."""
 
 import ast
 import dataclasses
@@ -8,25 +8,29 @@ import importlib.util
 import inspect
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from entrolab.experiment import Experiment
 from entrolab.objective import Term
 from entrolab.typing import name_of
 
-# leaves that change what is kept or looked at, not what is computed from what
+# Prefixes of leaves that change what is saved, measured or placed where, not what is computed.
 NEUTRAL = ("name", "saving.", "evaluation.", "mesh.")
 
 
-def _near(name: str, choices) -> str:
+def _suggestion(name: str, choices: Iterable[str]) -> str:
+  """The choices, and the closest one if there is any."""
   close = difflib.get_close_matches(name, list(choices), n=1)
   hint = f"did you mean {close[0]!r}? " if close else ""
   return f"{hint}choices: {', '.join(choices)}"
 
 
 def parse(text: str, like: Any, where: str) -> Any:
-  """Text as the type of `like`. Raises ValueError that names the place, the value and the type."""
+  """The value of a text, of the type of `like`.
+
+  where: the place that the error names. Raises ValueError for a text of another type.
+  """
   kind = type(like)
   try:
     if kind is bool:
@@ -42,82 +46,91 @@ def parse(text: str, like: Any, where: str) -> Any:
 
 
 def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
-  """The experiment of `path.py[:knob=value,...]`, knobs checked against `get_config`, then
-  `path=value` overrides. Raises FileNotFoundError, TypeError or ValueError with the choices."""
+  """The experiment that `get_config` of a file returns.
+
+  text: `path.py[:knob=value,...]`, with the keyword arguments of `get_config` as knobs.
+  overrides: `path=value`, of leaves of the experiment. Raises FileNotFoundError, TypeError or
+  ValueError with the choices.
+  """
   name, _, knobs = text.partition(":")
   path = pathlib.Path(name)
   if not path.is_file():
-    there = sorted(str(p) for p in pathlib.Path("experiments").glob("*.py"))
-    raise FileNotFoundError(f"--config={name}: no such file; {_near(name, there)}")
+    recipes = sorted(str(recipe) for recipe in pathlib.Path("experiments").glob("*.py"))
+    raise FileNotFoundError(f"--config={name}: no such file; {_suggestion(name, recipes)}")
   spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
   assert spec is not None and spec.loader is not None, path
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  if "get_config" not in vars(module):
     raise TypeError(f"{path}: defines no get_config(*, ...) -> Experiment")
-  known = {n: p.default for n, p in inspect.signature(module.get_config).parameters.items()}
-  given = {}
+  parameters = inspect.signature(module.get_config).parameters
+  defaults = {knob: parameter.default for knob, parameter in parameters.items()}
+  arguments = {}
   for entry in filter(None, knobs.split(",")):
     knob, _, value = entry.partition("=")
-    if knob not in known:
-      raise ValueError(f"{path}: unknown knob {knob!r}; {_near(knob, known)}")
-    given[knob] = parse(value, known[knob], f"{path}:{knob}")
-  experiment = module.get_config(**given)
+    if knob not in defaults:
+      raise ValueError(f"{path}: unknown knob {knob!r}; {_suggestion(knob, defaults)}")
+    # a knob has the type of its default: no annotation has to be read
+    arguments[knob] = parse(value, defaults[knob], f"{path}:{knob}")
+  experiment = module.get_config(**arguments)
   changes: dict[str, str] = {}
   for entry in overrides:
     leaf, sign, value = entry.partition("=")
     if not sign:
       raise ValueError(f"--set {entry!r}: write path=value, such as training.lr=1e-5")
-    changes[leaf] = value  # of two for one leaf, the last
+    changes[leaf] = value  # the last of several for the same leaf
   return set_paths(experiment, changes) if changes else experiment
 
 
 def set_paths(node: Any, changes: Mapping[str, str], where: str = "") -> Any:
-  """A copy of a nested frozen dataclass with some leaves parsed and replaced, all at once, so that
-  their order does not matter to what must fit together."""
-  names = [f.name for f in dataclasses.fields(node)]
-  inner: dict[str, dict[str, str]] = {}
-  new = {}
+  """A copy of a nested frozen dataclass with some leaves parsed and replaced.
+
+  All are replaced at the same time, so that two values that must agree with each other can be given
+  in any order. where: the path of `node`, for errors. Raises ValueError for an unknown path.
+  """
+  names = [field.name for field in dataclasses.fields(node)]
+  new: dict[str, Any] = {}  # leaves of this node
+  inner: dict[str, dict[str, str]] = {}  # changes of the nodes below it
   for leaf, text in changes.items():
     head, _, rest = leaf.partition(".")
     place = f"{where}.{head}" if where else head
     if head not in names:
-      raise ValueError(f"--set {place}: no such name; {_near(head, names)}")
+      raise ValueError(f"--set {place}: no such name; {_suggestion(head, names)}")
     current = getattr(node, head)
     if rest:
       if not dataclasses.is_dataclass(current):
         raise ValueError(f"--set {place}.{rest}: {place} is {current!r}, which has no parts")
       inner.setdefault(head, {})[rest] = text
     elif dataclasses.is_dataclass(current):
-      parts = [f"{place}.{f.name}" for f in dataclasses.fields(current)]
+      parts = [f"{place}.{field.name}" for field in dataclasses.fields(current)]
       raise ValueError(f"--set {place}: has parts; choices: {', '.join(parts)}")
     else:
       new[head] = parse(text, current, f"--set {place}")
-  new |= {head: set_paths(getattr(node, head), own, f"{where}.{head}" if where else head)
-          for head, own in inner.items()}
+  for head, below in inner.items():
+    new[head] = set_paths(getattr(node, head), below, f"{where}.{head}" if where else head)
   return dataclasses.replace(node, **new)
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data: terms as the line you would write, functions by name, dataclasses by field.
+  """Plain data: terms as the line of code that makes them, functions by name, dataclasses by field.
 
-  A function is known as `typing.name_of` it, by its file and not by the folders above: an identity
-  that a checkpoint holds must not change when a folder is renamed.
+  A function appears as `typing.name_of` it, without the folders above its file: a hash that a
+  checkpoint stores must not change when a folder is renamed.
   """
   if isinstance(value, Term):
     return repr(value)
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return {"kind": type(value).__name__, **fields}
   if isinstance(value, tuple | list):
-    return [to_dict(v) for v in value]
+    return [to_dict(item) for item in value]
   if callable(value):
     return name_of(value)
   return value
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-  """Every leaf by its path."""
+  """Every leaf of nested dicts and lists by its path, such as `training.lr`."""
   pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
   flat = {}
   for name, value in pairs:
@@ -127,14 +140,16 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def mathematics(experiment: Experiment) -> dict[str, Any]:
-  """The leaves that decide the numbers of a run; its length only where the schedule reads it."""
+  """The leaves that decide what a run computes."""
+  neutral = NEUTRAL
+  if experiment.training.schedule == "constant":
+    neutral += ("training.steps",)  # only a schedule reads the length of the run
   flat = leaves(to_dict(experiment))
-  free = NEUTRAL + (("training.steps",) if experiment.training.schedule == "constant" else ())
-  return {name: value for name, value in flat.items() if not name.startswith(free)}
+  return {name: value for name, value in flat.items() if not name.startswith(neutral)}
 
 
 def config_hash(experiment: Experiment) -> str:
-  """Sixteen hexadecimal digits of everything that decides the numbers of a run."""
+  """Sixteen hexadecimal digits of everything that decides what a run computes."""
   text = json.dumps(mathematics(experiment), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

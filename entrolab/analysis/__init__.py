@@ -1,1 +1,1 @@
-"""What a run, or an array of its numbers, shows: no training here."""
+"""Analyses of runs and of arrays, by papers that do not change the training."""

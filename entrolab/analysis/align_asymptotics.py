@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-DECIMALS = 10  # sums of rewards that agree so far are one outcome
+DECIMALS = 10  # sums of rewards that agree to this many are the same outcome
 
 
 def log_partition(p: np.ndarray, r: np.ndarray, w: float) -> float:
@@ -41,24 +41,26 @@ def tilt_kl(p: np.ndarray, r: np.ndarray, w: float) -> float:
 
 
 def weight_of_kl(p: np.ndarray, r: np.ndarray, budget: float) -> float:
-  """The w whose tilt spends the budget, nats; inf where the largest rewards cost no more."""
+  """The w with KL(phi_w || p) = budget, nats; inf if the largest rewards are within the budget."""
   if budget >= tilt_kl(p, r, np.inf) - 1e-12:
     return float("inf")
-  return _increasing(lambda w: tilt_kl(p, r, w) - budget)
+  return _root(lambda w: tilt_kl(p, r, w) - budget)
 
 
 def weight_of_reward(p: np.ndarray, r: np.ndarray, target: float) -> float:
   """The w, of either sign, with Lambda'(w) = target. Raises ValueError outside (min r, max r)."""
   if not r.min() < target < r.max():
-    raise ValueError(f"target={target}: inside ({r.min()}, {r.max()})")
-  mean = lambda w: float((tilt(p, r, w) * r).sum()) - target
-  return _increasing(mean) if mean(0.0) <= 0 else -_increasing(lambda w: -mean(-w))
+    raise ValueError(f"target={target}: must be inside ({r.min()}, {r.max()})")
+  excess = lambda w: float((tilt(p, r, w) * r).sum()) - target
+  if excess(0.0) <= 0:
+    return _root(excess)
+  return -_root(lambda w: -excess(-w))
 
 
 def best_of(p: np.ndarray, r: np.ndarray, n: int) -> np.ndarray:
   """Best of n draws, ties uniform: p(y) / P(r = r(y)) (F(r(y))^n - F(r(y)-)^n)."""
-  at = lambda u: p[r == u].sum()
-  below = lambda u: p[r < u].sum()
+  at = lambda u: p[r == u].sum()  # P(r = u)
+  below = lambda u: p[r < u].sum()  # F(u-)
   gain = {u: ((below(u) + at(u)) ** n - below(u) ** n) / at(u) for u in np.unique(r)}
   return p * np.asarray([gain[u] for u in r])
 
@@ -69,23 +71,24 @@ def best_of_kl_bound(n: int) -> float:
 
 
 def sum_law(p: np.ndarray, r: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-  """(values, probabilities) of the reward of m independent tokens, ascending."""
-  law = {0.0: 1.0}
+  """(values, probabilities) of the total reward of m independent tokens, ascending."""
+  law = {0.0: 1.0}  # total -> probability
   for _ in range(m):
-    grown: dict[float, float] = {}
-    for s, q in law.items():
+    longer: dict[float, float] = {}
+    for total, q in law.items():
       for token_p, token_r in zip(p, r, strict=True):
-        key = round(s + float(token_r), DECIMALS)
-        grown[key] = grown.get(key, 0.0) + q * float(token_p)
-    law = grown
+        key = round(total + float(token_r), DECIMALS)
+        longer[key] = longer.get(key, 0.0) + q * float(token_p)
+    law = longer
   values = np.asarray(sorted(law))
   return values, np.asarray([law[v] for v in values])
 
 
 def memoryless(p: np.ndarray, r: np.ndarray, m: int, budget: float) -> tuple[float, ...]:
-  """Best of N = floor(e^{m budget}) against the tilt that spends m budget, for m tokens:
+  """Best of N = floor(e^{m budget}) against the tilt of KL m budget, for m independent tokens:
   (m, N, E R_bon / m, KL(bon || p) / m, KL(bon || tilt) / m, E R_tilt / m)."""
-  n, w = int(np.floor(np.exp(m * budget))), weight_of_kl(p, r, budget)
+  n = int(np.floor(np.exp(m * budget)))
+  w = weight_of_kl(p, r, budget)
   values, law = sum_law(p, r, m)
   best = best_of(law, values, n)
   to_p = kl(best, law)
@@ -101,13 +104,16 @@ def rate(p: np.ndarray, r: np.ndarray, w: float, target: float) -> float:
   return (other - w) * target - (log_partition(p, r, other) - log_partition(p, r, w))
 
 
-def _increasing(f: Callable[[float], float]) -> float:
-  """Root of an increasing function on [0, inf), by bisection to the last bit."""
+def _root(f: Callable[[float], float]) -> float:
+  """The root of an increasing function on [0, inf), by bisection to the last bit."""
   high = 1.0
   while f(high) < 0:
     high *= 2.0
   low = 0.0
   for _ in range(200):
     middle = 0.5 * (low + high)
-    low, high = (middle, high) if f(middle) < 0 else (low, middle)
+    if f(middle) < 0:
+      low = middle
+    else:
+      high = middle
   return 0.5 * (low + high)

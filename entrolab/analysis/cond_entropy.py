@@ -3,7 +3,7 @@
 Measuring Reasoning Utility in LLMs via Conditional Entropy Reduction, Guo (arXiv:2508.20395,
 2025). Official code: none found; formulas read in a description.
 Acts on: analysis.  State: none.
-Differs from the paper, as far as known: nothing. Slope and share of falling steps are ours.
+Differs from the paper, as far as known: nothing. `slope` and `falling_share` are additions.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ def trajectory(entropy: Float[Array, "C K M"], answer: Bool[Array, "C M"],
                steps: Int[Array, " C"]) -> Float[Array, "C K"]:
   """H_k: mean entropy over the answer's tokens after k = 0, 1, ... steps, nats; 0 beyond the last.
 
-  entropy: of the full vocabulary with the answer forced (or minus its log-probs: cross-entropy).
+  entropy: over the vocabulary, with the answer's tokens given (or minus their log-probs, for the
+  cross-entropy); answer: the answer's tokens; steps: the number of steps of each chain.
   """
   on = answer[:, None]
   mean = jnp.where(on, entropy, 0.0).sum(2) / jnp.maximum(real(on).sum(2), 1.0)
@@ -49,14 +50,14 @@ def slope(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " 
 
 
 def falling_share(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
-  """Share of the steps after which the entropy is lower than before."""
+  """Fraction of the steps that lower the entropy."""
   return real(information_gain(path, steps) > 0.0).sum(1) / real(steps)
 
 
 def aligned(path: np.ndarray, grid: np.ndarray, *, cubic: bool = False) -> np.ndarray:
-  """One chain's H_0 ... H_K on a grid of k / K in [0, 1], by lines or a not-a-knot spline.
+  """H_0 ... H_K of a chain on a grid of k / K in [0, 1], linear or by a not-a-knot spline.
 
-  A spline needs K >= 3, and lines are used below that; it may overshoot under 0.
+  A spline needs K >= 3, else the interpolation is linear; it may overshoot below 0.
   """
   path = np.asarray(path, np.float64)
   x = np.linspace(0.0, 1.0, len(path))
@@ -65,12 +66,14 @@ def aligned(path: np.ndarray, grid: np.ndarray, *, cubic: bool = False) -> np.nd
 
 def _spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
   """Cubic through equally spaced points; third derivatives continuous at the ends' inner knots."""
-  n, h = len(x), x[1] - x[0]
-  system, right = np.zeros((n, n)), np.zeros(n)
-  for i in range(1, n - 1):  # continuity of the first derivative, unknowns are second ones
+  n = len(x)
+  h = x[1] - x[0]
+  system = np.zeros((n, n))  # the unknowns are the second derivatives at the points
+  right = np.zeros(n)
+  for i in range(1, n - 1):  # continuity of the first derivative
     system[i, i - 1:i + 2] = 1.0, 4.0, 1.0
     right[i] = 6.0 * (y[i - 1] - 2.0 * y[i] + y[i + 1]) / h**2
-  system[0, :3] = system[-1, -3:] = 1.0, -2.0, 1.0
+  system[0, :3] = system[-1, -3:] = 1.0, -2.0, 1.0  # continuity of the third, next to the ends
   second = np.linalg.solve(system, right)
   i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, n - 2)
   b = (at - x[i]) / h
@@ -80,4 +83,5 @@ def _spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _inside(length: int, steps: Array) -> Array:
+  """[C, length]: positions 0 to the number of steps."""
   return jnp.arange(length)[None] <= steps[:, None]

@@ -33,16 +33,16 @@ def threshold(score: np.ndarray, alpha: float, *,
 
 
 def prediction_set(posteriors: np.ndarray, qhat: float) -> np.ndarray:
-  """bool [..., C]: labels with f >= -qhat; equal up to float32 rounding is in, since a threshold
-  is one of the posteriors that were calibrated on."""
+  """bool [..., C]: labels with f >= -qhat, up to float32 rounding: a threshold equals a posterior
+  of the calibration set, which must be inside."""
   return posteriors >= -qhat - 1e-7
 
 
 def bound(sets: np.ndarray, labels: np.ndarray, alpha: float) -> np.ndarray:
-  """U of each query from the sets [Q, n, C] after simulated answers of n labels, bits:
+  """The bound U of each query [Q], bits, from the sets [Q, n, C] after simulated answers:
 
   h2(alpha) + (1 - alpha_n) mean_covered log2 |C| + alpha mean_missed log2(classes - |C|), with
-  alpha_n = alpha - 1 / (n + 1); an empty mean counts 0.
+  alpha_n = alpha - 1 / (n + 1); an empty mean is 0. labels [n]: those of the simulated answers.
   """
   classes = sets.shape[-1]
   size = sets.sum(-1).astype(np.float64)
@@ -63,15 +63,16 @@ def expected_entropy(posteriors: np.ndarray) -> np.ndarray:
 
 
 def choose(value: np.ndarray, *, slack: float = 0.0) -> int:
-  """The query of lowest value, the first one among those within `slack`."""
+  """The query of lowest value; the first of those within `slack` of it."""
   return int(np.flatnonzero(value <= value.min() + slack)[0])
 
 
 def naive_posterior(attributes: np.ndarray, asked: list[int], answers: np.ndarray, *, flip: float,
                     sharpness: float = 1.0) -> np.ndarray:
-  """Posterior [C] over classes with binary attributes [C, Q] whose answers flip with a chance.
+  """Posterior [C] over classes with binary attributes [C, Q], given answers to some queries.
 
-  sharpness: exponent of an over-confident predictor.
+  asked: the queries; answers: to them, each wrong with probability `flip`; sharpness: exponent of
+  an over-confident predictor.
   """
   same = attributes[:, asked] == answers[None]
   likelihood = np.where(same, 1.0 - flip, flip).prod(1) ** sharpness

@@ -64,8 +64,8 @@ def entropy_estimate(log_pi: Float[Array, " K"], log_ref: Float[Array, " K"], *,
                      drawn_from: str = "pi") -> tuple[Array, Array, Array]:
   """(entropy of q, ln Z, effective sample size) from K samples of "pi" or "ref", nats.
 
-  ln w = -ln ref for samples of pi, ln pi - 2 ln ref for samples of ref. Trust it only where the
-  effective sample size is a fair part of K.
+  ln w = -ln ref for samples of pi, ln pi - 2 ln ref for samples of ref. The estimate is reliable
+  only if the effective sample size is not small against K. Raises ValueError for another source.
   """
   if drawn_from not in ("pi", "ref"):
     raise ValueError(f"drawn_from={drawn_from!r}; choices: 'pi', 'ref'")

@@ -4,8 +4,8 @@ DiffAdapt: Difficulty-Adaptive Reasoning for Token-Efficient LLM Inference (arXi
 2025). Official code: none found; formulas read in descriptions.
 Acts on: analysis.  State: none.
 Differs from the paper, as far as known: a question's entropy is the mean over samples of their
-token means; the order of the tests (Normal, Hard, else Easy) is ours and matters only for
-gamma > alpha.
+token means; the order of the conditions (Normal, Hard, else Easy) is chosen here and matters only
+for gamma > alpha.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ EASY, NORMAL, HARD = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """How a class of questions is asked: temperature, share of the token limit, prompt style."""
+  """How responses to a class of questions are sampled."""
   temperature: float
-  budget: float
-  style: str
+  budget: float  # fraction of max_tokens
+  style: str  # of the prompt
 
 
 STRATEGIES = (Strategy(0.5, 0.4, "answer directly, then verify"),
@@ -35,7 +35,8 @@ def labels(entropy: Float[Array, " Q"], accuracy: Float[Array, " Q"], *, alpha: 
            gamma: float) -> Int[Array, " Q"]:
   """NORMAL if accuracy >= alpha and entropy <= beta; else HARD if accuracy < gamma; else EASY.
 
-  entropy: nats a token. Easy is the over-thinking zone: often right, and yet uncertain.
+  entropy: nats per token. EASY questions are often answered correctly, but with high entropy:
+  over-thinking.
   """
   rest = jnp.where(accuracy < gamma, HARD, EASY)
   return jnp.where((accuracy >= alpha) & (entropy <= beta), NORMAL, rest)
@@ -53,7 +54,7 @@ def probe_loss(logits: Float[Array, "Q 3"], label: Int[Array, " Q"]) -> Float[Ar
 
 
 def decide(label: Int[Array, " Q"], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-  """(temperature, token budget) of each question: floor(share x max_tokens)."""
+  """(temperature, floor(budget * max_tokens)) of each question's strategy."""
   at = np.asarray(label)
   temperature = np.asarray([s.temperature for s in STRATEGIES])[at]
   budget = np.asarray([int(s.budget * max_tokens) for s in STRATEGIES])[at]
@@ -61,9 +62,9 @@ def decide(label: Int[Array, " Q"], max_tokens: int) -> tuple[np.ndarray, np.nda
 
 
 def cheapest_right(right: np.ndarray, cost: np.ndarray) -> np.ndarray:
-  """Oracle: of each question the cheapest strategy among those that answer it, else the cheapest.
+  """Oracle: for each question the cheapest strategy that answers it, else the cheapest of all.
 
-  right, cost: [Q, strategies].
+  right, cost: [Q, strategies]; returns indices [Q].
   """
   priced = np.where(right | ~right.any(1, keepdims=True), cost, np.inf)
   return priced.argmin(1)

@@ -3,9 +3,9 @@
 The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models (arXiv:2505.22617,
 2025). Official code: PRIME-RL/Entropy-Mechanism-of-RL logs these entropies; no fit is published.
 Acts on: analysis.  State: none.
-Differs from the paper: nothing known; the fit is linear least squares in e^H, the optimum of any
-optimiser. H of the fit is the mean over rows of their token means (`entropy/sequence`).
-The one-sample form of a network's step is in `entropy_change`.
+Differs from the paper: nothing known; the fit is linear least squares in e^H, whose optimum is
+exact. H of the fit is the mean over rows of their token means (`entropy/sequence`). The one-sample
+form of a network's step is in `entropy_change`.
 """
 
 from typing import NamedTuple
@@ -19,21 +19,22 @@ from entrolab.typing import Array, Bool, Float
 
 
 class Fit(NamedTuple):
-  """R = -a e^H + b; ceiling = b - a, the value at H = 0; NaN everywhere if H does not vary."""
+  """R = -a e^H + b; every field is NaN if H does not vary."""
   a: float
   b: float
-  ceiling: float
-  rmse: float
-  r2: float
+  ceiling: float  # b - a, the value at H = 0
+  rmse: float  # root mean square error of R
+  r2: float  # coefficient of determination; NaN if R does not vary
 
   def predict(self, entropy: np.ndarray) -> np.ndarray:
-    """R at these entropies."""
+    """The fitted R at these entropies."""
     return self.b - self.a * np.exp(np.asarray(entropy, np.float64))
 
 
 def fit(entropy: np.ndarray, reward: np.ndarray) -> Fit:
-  """Least squares of reward on e^entropy. Raises ValueError for under three points."""
-  x, r = np.exp(np.asarray(entropy, np.float64)), np.asarray(reward, np.float64)
+  """Least squares of reward on e^entropy. Raises ValueError for fewer than three points."""
+  x = np.exp(np.asarray(entropy, np.float64))
+  r = np.asarray(reward, np.float64)
   if len(x) < 3:
     raise ValueError(f"a fit needs at least 3 points, not {len(x)}")
   spread = x.var()
@@ -44,17 +45,20 @@ def fit(entropy: np.ndarray, reward: np.ndarray) -> Fit:
   error = r - (b - a * x)
   total = np.square(r - r.mean()).sum()
   r2 = 1.0 - np.square(error).sum() / total if total else float("nan")
-  return Fit(float(a), float(b), float(b - a), float(np.sqrt(np.square(error).mean())), float(r2))
+  rmse = np.sqrt(np.square(error).mean())
+  return Fit(float(a), float(b), float(b - a), float(rmse), float(r2))
 
 
 def prefix(entropy: np.ndarray, reward: np.ndarray, *, fraction: float = 0.15
            ) -> tuple[Fit, int, float, float]:
-  """(fit of the first part, its number of points, RMSE on the rest, |error| at the last point)."""
+  """Extrapolation from the first points, at least three: (their fit, their number, RMSE on the
+  other points, |error| at the last point)."""
   entropy, reward = np.asarray(entropy), np.asarray(reward)
   count = max(3, int(np.ceil(fraction * len(entropy))))
   early = fit(entropy[:count], reward[:count])
   error = reward - early.predict(entropy)
-  return early, count, float(np.sqrt(np.square(error[count:]).mean())), float(abs(error[-1]))
+  rmse = np.sqrt(np.square(error[count:]).mean())
+  return early, count, float(rmse), float(abs(error[-1]))
 
 
 def covariance(probs: Float[Array, "S A"], x: Float[Array, "S A"],
@@ -89,4 +93,5 @@ def group_covariance(sequence_logp: Float[Array, "P G"],
 def token_covariance(logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                      mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """(logp - mean)(A - mean) over all valid tokens of the batch; 0 outside."""
-  return jnp.where(mask, (logp - masked_mean(logp, mask)) * (adv - masked_mean(adv, mask)), 0.0)
+  centre = lambda x: x - masked_mean(x, mask)
+  return jnp.where(mask, centre(logp) * centre(adv), 0.0)

@@ -73,7 +73,7 @@ def stable_repr(self: Any) -> str:
   """
   parts = []
   for field in dataclasses.fields(self):
-    value = vars(self)[field.name]
+    value = getattr(self, field.name)
     parts.append(f"{field.name}={name_of(value) if isinstance(value, _NAMED) else repr(value)}")
   return f"{type(self).__name__}({', '.join(parts)})"
 
