@@ -120,7 +120,8 @@ def to_dict(value: Any) -> Any:
   if isinstance(value, Term):
     return repr(value)
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = {field.name: to_dict(getattr(value, field.name))
+              for field in dataclasses.fields(value)}
     return {"kind": type(value).__name__, **fields}
   if isinstance(value, tuple | list):
     return [to_dict(item) for item in value]

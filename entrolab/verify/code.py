@@ -248,7 +248,7 @@ def _command(box: Sandbox, task: Command, source: str) -> Steps:
 
 
 class _Batch:
-  """The event loop of one call of `verify`: at most `box.size` items run at the same time."""
+  """The event loop of a call of `verify`: at most `box.size` items run at the same time."""
 
   def __init__(self, box: Sandbox, texts: Sequence[str], tasks: Sequence[Task]) -> None:
     self.box, self.tasks = box, tasks

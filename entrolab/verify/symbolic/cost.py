@@ -68,9 +68,9 @@ def _tall(text: str) -> bool:
 def _powers(text: str) -> str | None:
   """Why the powers in `text` are too large to write out, or None."""
   exponents = [run.lstrip("0") for run in _POWER.findall(text)]
-  longest = max(map(len, exponents), default=0)
-  if longest > MAX_POWER_DIGITS:
-    return f"exponent of {longest} digits"
+  digits = max(map(len, exponents), default=0)
+  if digits > MAX_POWER_DIGITS:
+    return f"exponent of {digits} digits"
   if _tall(text):
     return "tower of powers"
   outer = [int(run or "0") for run in re.findall(r"[)\]}]\s*\^[\s{(]*(\d{1,4})", text)]

@@ -21,8 +21,8 @@ import weakref
 from collections.abc import Sequence
 
 from entrolab.verify import Verdict
-from entrolab.verify.symbolic import worker
 from entrolab.verify.symbolic.compare import INSTALL
+from entrolab.verify.symbolic.worker import HEAD, MAX_MESSAGE, send
 
 Job = tuple[str, str, int]  # canonical reference, canonical answer, decimals
 
@@ -61,7 +61,7 @@ class _Worker:
     """Sends a message; whether the worker still takes it. It is idle, so the pipe is empty and this
     does not block."""
     try:
-      worker.send(self.outbox, message)
+      send(self.outbox, message)
     except BrokenPipeError:
       return False
     return True
@@ -74,13 +74,13 @@ class _Worker:
     data = os.read(self.inbox, 1 << 16)
     self.buffer += data
     messages = []
-    while len(self.buffer) >= worker.HEAD.size:
-      end = worker.HEAD.size + worker.HEAD.unpack_from(self.buffer)[0]
-      if end > worker.HEAD.size + worker.MAX_MESSAGE:
+    while len(self.buffer) >= HEAD.size:
+      end = HEAD.size + HEAD.unpack_from(self.buffer)[0]
+      if end > HEAD.size + MAX_MESSAGE:
         return messages, False
       if len(self.buffer) < end:
         break
-      messages.append(json.loads(self.buffer[worker.HEAD.size:end]))
+      messages.append(json.loads(self.buffer[HEAD.size:end]))
       self.buffer = self.buffer[end:]
     return messages, bool(data)
 
@@ -104,9 +104,9 @@ class _Worker:
 def _end_all(workers: list[_Worker], owner: int) -> None:
   if os.getpid() != owner:  # a forked copy of the parent has no workers
     return
-  for one in workers:
-    assert one.process.stdin
-    one.process.stdin.close()  # all exit at the same time
+  for worker in workers:
+    assert worker.process.stdin
+    worker.process.stdin.close()  # all exit at the same time
   while workers:
     workers.pop().end(seconds=1.0)
 
@@ -116,7 +116,7 @@ class Pool:
 
   Any thread may run a batch; batches run one after the other.
 
-  size: number of workers; None: one for each usable core, at most 4.
+  size: number of workers; None: as many as usable cores, at most 4.
   seconds: wall time of a job.
   batch_seconds: wall time of a whole batch.
   memory: bytes of address space of a worker's child.
@@ -151,7 +151,7 @@ class Pool:
 
   def pids(self) -> list[int]:
     """Process ids of the workers that are alive: `size` of them after a batch."""
-    return [one.process.pid for one in self._workers if one.process.poll() is None]
+    return [worker.process.pid for worker in self._workers if worker.process.poll() is None]
 
   def run(self, jobs: Sequence[Job], *, seconds: float | None = None,
           batch_seconds: float | None = None) -> list[Verdict]:
@@ -189,7 +189,7 @@ class Pool:
 
 
 class _Batch:
-  """The event loop of one call of `Pool.run`."""
+  """The event loop of a call of `Pool.run`."""
 
   def __init__(self, pool: Pool, jobs: Sequence[Job], seconds: float,
                batch_seconds: float) -> None:
@@ -207,11 +207,12 @@ class _Batch:
     while len(self.verdicts) < len(self.jobs):
       self._assign()
       now = time.monotonic()
-      deadlines = [one.deadline for one in workers if one.job is not None or not one.ready]
+      deadlines = [worker.deadline for worker in workers
+                   if worker.job is not None or not worker.ready]
       until = min([self.end, *deadlines])
       with selectors.DefaultSelector() as selector:
-        for at, one in enumerate(workers):
-          selector.register(one.inbox, selectors.EVENT_READ, at)
+        for at, worker in enumerate(workers):
+          selector.register(worker.inbox, selectors.EVENT_READ, at)
         events = selector.select(max(until - now, 0.0))
       for key, _ in events:
         self._receive(key.data)
@@ -224,46 +225,47 @@ class _Batch:
 
   def _assign(self) -> None:
     """Sends waiting jobs to idle workers."""
-    for at, one in enumerate(self.pool._workers):
-      if self.waiting and one.ready and one.job is None:
+    for at, worker in enumerate(self.pool._workers):
+      if self.waiting and worker.ready and worker.job is None:
         job = self.waiting.popleft()
-        if one.send({"job": self.jobs[job], "seconds": self.seconds}):
-          one.job = job
-          one.deadline = time.monotonic() + self.seconds + _GRACE_SECONDS
+        if worker.send({"job": self.jobs[job], "seconds": self.seconds}):
+          worker.job = job
+          worker.deadline = time.monotonic() + self.seconds + _GRACE_SECONDS
         else:  # it died while idle, which this job did not cause
           self.waiting.appendleft(job)
           self.pool._replace(at)
 
   def _receive(self, at: int) -> None:
     """Takes the messages of a worker, and replaces it if it has died."""
-    one = self.pool._workers[at]
-    messages, alive = one.read()
+    worker = self.pool._workers[at]
+    messages, alive = worker.read()
     for message in messages:
       if "error" in message:
         raise ImportError(f"a verifier worker cannot import math-verify ({message['error']}): "
                           f"{INSTALL}")
       if "ready" in message:
-        one.ready = True
+        worker.ready = True
         self.pool._failed_starts = 0
-      elif one.job is not None:
-        self.verdicts[one.job] = Verdict(message["status"], message["why"])
-        one.job = None
+      elif worker.job is not None:
+        self.verdicts[worker.job] = Verdict(message["status"], message["why"])
+        worker.job = None
     if not alive:
       # the child compares, so a job can hardly kill the worker: it is tried once more
-      if one.job is not None and one.job not in self.retried:
-        self.retried.add(one.job)
-        self.waiting.appendleft(one.job)
-        one.job = None
+      if worker.job is not None and worker.job not in self.retried:
+        self.retried.add(worker.job)
+        self.waiting.appendleft(worker.job)
+        worker.job = None
       self._lost(at, "two verifier workers died over this comparison")
 
   def _lost(self, at: int, why: str) -> None:
     """Replaces a worker that died or hung. Raises RuntimeError when no worker starts."""
-    pool, one = self.pool, self.pool._workers[at]
-    self._unknown(one.job, why)
-    if not one.ready:
+    pool = self.pool
+    worker = pool._workers[at]
+    self._unknown(worker.job, why)
+    if not worker.ready:
       pool._failed_starts += 1
       if pool._failed_starts > 2 * pool.size:
-        code = one.end()
+        code = worker.end()
         raise RuntimeError(f"no verifier worker starts: {sys.executable} -m "
                            f"entrolab.verify.symbolic.worker ended with code {code}")
     pool._replace(at)
@@ -271,17 +273,17 @@ class _Batch:
   def _expire(self) -> None:
     """Replaces workers past their deadline; leaves all jobs unknown past that of the batch."""
     now = time.monotonic()
-    for at, one in enumerate(self.pool._workers):
-      if one.job is None and one.ready:
+    for at, worker in enumerate(self.pool._workers):
+      if worker.job is None and worker.ready:
         continue
-      if now >= one.deadline:
+      if now >= worker.deadline:
         self._lost(at, f"over the deadline of {self.seconds:g} s")
     if now < self.end:
       return
     why = f"over the batch deadline of {self.batch_seconds:g} s"
-    for at, one in enumerate(self.pool._workers):
-      if one.job is not None:
-        self._unknown(one.job, why)
+    for at, worker in enumerate(self.pool._workers):
+      if worker.job is not None:
+        self._unknown(worker.job, why)
         self.pool._replace(at)
     while self.waiting:
       self._unknown(self.waiting.popleft(), why)
