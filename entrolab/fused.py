@@ -46,7 +46,6 @@ The terms with [j=y] are left out of the blocks, since they touch one entry of a
 times h to that of W_y.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -54,26 +53,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entrolab import nucleus
 from entrolab.nucleus import inside, summed
+from entrolab.sharding import Layout
 from entrolab.statistics import Spec, Sums, from_sums, moved, sums_about
 from entrolab.typing import Array, Bool, Float, Int
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """Where rows and vocabulary live: their mesh axes (None: not sharded).
-
-  width: the one of the rows' axes that shards the width of the parameters (None: no axis does).
-  """
-  mesh: Mesh
-  rows: tuple[str, ...] = ("data", "fsdp")
-  vocab: str | None = "tensor"
-  width: str | None = None
-
 
 # N rows; V vocabulary entries, or those of a shard; C entries of a block; D the width of the model
 PerRow = Float[Array, " N"]

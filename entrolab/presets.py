@@ -45,14 +45,14 @@ class HuggingFace:
 
   def load(self):
     """(Config, params, Tokenizer). Raises FileNotFoundError with the places looked at."""
-    from entrolab.models import huggingface
+    from entrolab.models import huggingface, huggingface_tokenizer
     places = [pathlib.Path(self.name)]
     if "ENTROLAB_MODELS" in os.environ:
       places.append(pathlib.Path(os.environ["ENTROLAB_MODELS"]) / self.name)
     for place in places:
       if (place / "config.json").is_file():
         config, params = huggingface.load(place)
-        return config, params, huggingface.Tokenizer(place)
+        return config, params, huggingface_tokenizer.Tokenizer(place)
     raise FileNotFoundError(
         f"model {self.name!r}: no config.json in {', '.join(map(str, places))}; download it with "
         f"`huggingface-cli download {self.name} --local-dir $ENTROLAB_MODELS/{self.name}` and set "

@@ -11,9 +11,10 @@ Nats; float32 accumulation (float64 input stays float64); value and gradient fin
 import jax
 import jax.numpy as jnp
 
-from entrolab.fused import Layout, fused
+from entrolab.fused import fused
 from entrolab.nucleus import cut_rows, inside
 from entrolab.ranks import replicated
+from entrolab.sharding import Layout
 from entrolab.statistics import NAMES, Spec
 from entrolab.typing import Array, Bool, Float, Int
 

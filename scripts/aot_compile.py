@@ -36,6 +36,7 @@ from entrolab.batch import Batch  # noqa: E402
 from entrolab.cost import chips, hlo  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
+from entrolab.models.parameters import check_mesh  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
 from entrolab.rollout import decode  # noqa: E402
 from entrolab.trainer.learner import Learner, State  # noqa: E402
@@ -275,8 +276,8 @@ def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
   e, s, u = t.experiment, t.experiment.sampling, t.experiment.training
   mesh = sharding.make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, t.devices)
   rows = s.prompts // u.updates * s.samples
-  sharding.check(t.size, mesh, s.prompts, "sampling.prompts")
-  sharding.check(t.size, mesh, rows // u.micro, "rows of a micro-batch")
+  check_mesh(t.size, mesh, s.prompts, "sampling.prompts")
+  check_mesh(t.size, mesh, rows // u.micro, "rows of a micro-batch")
   learner = Learner(e, t.size, mesh)
   state, batch = step_arguments(t, learner)
   params, held = state.params, bytes_of(state)

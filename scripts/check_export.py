@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from entrolab.keys import row_keys  # noqa: E402
-from entrolab.models import huggingface  # noqa: E402
+from entrolab.models import huggingface, huggingface_tokenizer  # noqa: E402
 from entrolab.rollout import decode  # noqa: E402
 
 PROMPT = "The capital of France is"
@@ -28,7 +28,7 @@ PROMPT = "The capital of France is"
 def ours(folder, prompt, max_tokens):
   """(prompt ids, greedy ids) by the sampler."""
   config, params = huggingface.load(folder)
-  tokenizer = huggingface.Tokenizer(folder)
+  tokenizer = huggingface_tokenizer.Tokenizer(folder)
   ids = tokenizer.encode(prompt)
   keys = row_keys(jax.random.key(0), 0, jnp.arange(1), 1)
   greedy = decode.Decoding.of(temperature=0.0, stop_ids=tokenizer.stop_ids,
@@ -52,7 +52,7 @@ def theirs(folder, prompt, max_tokens):
 
 def agreement(folder, prompt, max_tokens):
   """True when prompt ids and greedy ids agree; prints both continuations."""
-  tokenizer = huggingface.Tokenizer(folder)
+  tokenizer = huggingface_tokenizer.Tokenizer(folder)
   (our_prompt, our_ids), (their_prompt, their_ids) = (
       make(folder, prompt, max_tokens) for make in (ours, theirs))
   same = sum(a == b for a, b in zip(our_ids, their_ids, strict=False))

@@ -16,7 +16,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from entrolab.models import gguf, huggingface  # noqa: E402
+from entrolab.models import gguf, huggingface, huggingface_tokenizer  # noqa: E402
 
 
 def read(source, with_tokenizer, run=None):
@@ -34,7 +34,7 @@ def read(source, with_tokenizer, run=None):
     config, params, tokenizer = gguf.load_gguf(source)
     return config, params, tokenizer if with_tokenizer else None
   config, params = huggingface.load(source)
-  return config, params, huggingface.Tokenizer(source) if with_tokenizer else None
+  return config, params, huggingface_tokenizer.Tokenizer(source) if with_tokenizer else None
 
 
 def main(argv=None):

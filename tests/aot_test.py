@@ -15,9 +15,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab import sharding, vocab
+from entrolab import sharding
 from entrolab.cost import chips, hlo
-from entrolab.models import tiny, transformer
+from entrolab.models import parameters, tiny, transformer
 from entrolab.trainer import explain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -254,9 +254,9 @@ def test_rows_stay_on_their_devices():
   rows, length = 8, 16
   tree = jax.eval_shape(lambda key: transformer.init(size, key), jax.random.key(0))
   place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s))
-  params = jax.tree.map(place, tree, sharding.param_specs(size))
+  params = jax.tree.map(place, tree, parameters.specs(size))
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding.rows(mesh))
-  layout = vocab.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
+  layout = sharding.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
   held = dataclasses.replace(size, layout=layout)
   states = compiled(lambda p, x: transformer.hidden_states(held, p, x, x, x), params, ids)
   # queries, keys and gates of all rows on one device: what the compiler makes without a layout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from entrolab import config, sharding, vocab
-from entrolab.models import tiny, transformer
+from entrolab.models import parameters, tiny, transformer
 from entrolab.trainer import loop
 from entrolab.trainer.learner import Learner
 from tests import sampler_test
@@ -31,7 +31,8 @@ def dequantised(served):
       if name == "layers":
         out[name] = one(x)
       elif f"{name}_scale" in tree:
-        out[name] = x * np.expand_dims(tree[f"{name}_scale"], transformer.SUMMED[name])
+        axes = parameters.BY_NAME[name].summed_axes
+        out[name] = x * np.expand_dims(tree[f"{name}_scale"], axes)
       elif not name.endswith("_scale"):
         out[name] = x
     return out
@@ -48,14 +49,12 @@ def test_a_weight_is_off_by_half_a_step_of_its_channel_at_most(case):
   assert jax.tree.structure(back) == jax.tree.structure(params)
   flat = {**served, **served["layers"]}
   assert {name for name, x in flat.items() if getattr(x, "dtype", 0) == jnp.int8} == (
-      transformer.SUMMED.keys() - ({"head"} if made.tied else set()))
-  for name, axes in transformer.SUMMED.items():
-    tree = params if name in params else params["layers"]
-    if name not in tree:
-      continue
-    got = (back if name in params else back["layers"])[name]
-    half = np.abs(np.asarray(tree[name])).max(axes, keepdims=True) / 127.0 / 2.0
-    assert (np.abs(got - tree[name]) <= half * (1 + 1e-5)).all()
+      {"embed", "qkv", "out", "gate_up", "down"} | (set() if made.tied else {"head"}))
+  for row in parameters.of(made):
+    if row.summed:
+      got, want = row.within(back), row.within(params)
+      half = np.abs(np.asarray(want)).max(row.summed_axes, keepdims=True) / 127.0 / 2.0
+      assert (np.abs(got - want) <= half * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -12,7 +12,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from entrolab.keys import row_keys
-from entrolab.models import gguf, huggingface, tiny, transformer
+from entrolab.models import gguf, huggingface, huggingface_tokenizer, tiny, transformer
 from entrolab.rollout import decode
 
 PARITY = pathlib.Path(__file__).parent / "parity"
@@ -244,9 +244,9 @@ def small(pre="smollm", template=CHATML):
 def test_every_text_survives_the_tokenizer_and_its_export(pre, tmp_path):
   tokenizer = small(pre)
   tokenizer.save(tmp_path)
-  exported = huggingface.Tokenizer(tmp_path)
+  exported = huggingface_tokenizer.Tokenizer(tmp_path)
   exported.save(tmp_path)
-  for other in (exported, huggingface.Tokenizer(tmp_path)):
+  for other in (exported, huggingface_tokenizer.Tokenizer(tmp_path)):
     for fact in ("pad_id", "eos_id", "stop_ids", "vocab_size"):
       assert getattr(other, fact) == getattr(tokenizer, fact)
     assert other.stop_ids == (2, 0)
@@ -277,22 +277,22 @@ def test_templates_are_bounded_and_sandboxed(tmp_path):
     small(template="x" * 70000)
   tokenizer = small(template="{{ ''.__class__.__mro__[1].__subclasses__() }}")
   tokenizer.save(tmp_path)
-  for one in (tokenizer, huggingface.Tokenizer(tmp_path)):
+  for one in (tokenizer, huggingface_tokenizer.Tokenizer(tmp_path)):
     with pytest.raises(ValueError, match="the chat template failed"):
       one.chat([{"role": "user", "content": "3"}])
   facts = json.loads((tmp_path / "tokenizer_config.json").read_text())
   write = lambda **more: (tmp_path / "tokenizer_config.json").write_text(json.dumps(facts | more))
   write(chat_template="x" * 70000)
   with pytest.raises(ValueError, match="chat template of 70000 characters"):
-    huggingface.Tokenizer(tmp_path)
+    huggingface_tokenizer.Tokenizer(tmp_path)
   write(eos_token=None)
   with pytest.raises(ValueError, match="no eos_token"):
-    huggingface.Tokenizer(tmp_path)
+    huggingface_tokenizer.Tokenizer(tmp_path)
   write(pad_token=None)
-  assert huggingface.Tokenizer(tmp_path).pad_id == 2
+  assert huggingface_tokenizer.Tokenizer(tmp_path).pad_id == 2
   (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 5000]}')
   with pytest.raises(ValueError, match="eos_token_id 5000 is no token id below"):
-    huggingface.Tokenizer(tmp_path)
+    huggingface_tokenizer.Tokenizer(tmp_path)
 
 
 # ---- GGUF

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from entrolab.models.huggingface import Stored, assemble, check_template, write_json
-from entrolab.models.transformer import Config, Params
+from entrolab.models.huggingface import Stored, assemble
+from entrolab.models.huggingface_config import write_json
+from entrolab.models.huggingface_tokenizer import check_template
+from entrolab.models.parameters import Config, Params
 
 ARCHITECTURES = ("llama", "qwen2")
 NAMES = {  # below model.layers.i / blk.i

@@ -1,17 +1,18 @@
 """Checkpoints of the Hugging Face layout: config.json, safetensors in one file or in shards.
 
 Llama, Qwen2 and Qwen3 decoders go in and out; whatever this decoder would compute differently is
-refused. Projections are stored there as [out, in] with heads in order, query head k R + r reading
-key-value head k; `tensors` and `assemble` are the two directions of that change of layout.
+refused. Which tensors hold a parameter stands in `parameters.PARAMETERS`; `assemble` and `tensors`
+are the two directions.
 """
 
 import contextlib
-import json
+import dataclasses
+import math
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,111 +21,82 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
-from entrolab.models import rope, transformer
-from entrolab.models.transformer import Config, Params
+from entrolab.models import parameters
+from entrolab.models.huggingface_config import describe, read_config, read_json, write_json
+from entrolab.models.parameters import Config, Parameter, Params
 
-ARCHITECTURES = dict(llama="LlamaForCausalLM", qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM")
-OFF = ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "quantization_config")
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SAVED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-TEMPLATE_LIMIT = 65536  # characters of a chat template
 SHARD_BYTES = 4 * 2 ** 30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file. Raises ValueError that names the file."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error})") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: must hold an object, not {type(value).__name__}")
-  return value
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where one tensor of a checkpoint belongs in the tree of parameters.
 
-
-def read_config(path: pathlib.Path) -> Config:
-  """The Config that a config.json describes.
-
-  Raises ValueError for another architecture, for a switch that this decoder has no counterpart of,
-  and for a size that is missing.
+  A matrix is stored there as [out, in]: first the axes that its matmul leaves, then those that it
+  sums over, each side flattened, so that query head k R + r is the one that reads key-value head k.
   """
-  facts, where = read_json(path), str(path)
-  kind = facts.get("model_type")
-  if kind not in ARCHITECTURES:
-    raise ValueError(f"{where}: model_type {kind!r}; known: {', '.join(ARCHITECTURES)}")
-  for name in facts.get("architectures") or ():
-    if name != ARCHITECTURES[kind]:
-      raise ValueError(f"{where}: architecture {name!r} of model_type {kind!r}; known: "
-                       f"{', '.join(ARCHITECTURES.values())}")
-  for switch in OFF:
-    if facts.get(switch):
-      raise ValueError(f"{where}: {switch}={facts[switch]!r} is not supported; it must be off")
-  if facts.get("hidden_act", "silu") != "silu":
-    raise ValueError(f"{where}: hidden_act {facts['hidden_act']!r} is not supported; known: silu")
-  layers = set(facts.get("layer_types") or ()) - {"full_attention"}
-  if layers:
-    raise ValueError(f"{where}: layer_types {sorted(layers)} are not supported; known: "
-                     "full_attention")
+  tensor: str  # its Hugging Face name
+  parameter: Parameter
+  layer: int | None  # None outside the layers
+  sizes: dict[str, int]  # lengths of the parameter's axes, `layers` left out, in this tensor
+  fused: str | None  # the axis of which the tensor holds a part, if it does not hold all
+  start: int  # where its part begins on that axis
 
-  def size(key, default=None):
-    value = default if facts.get(key) is None else facts[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-      raise ValueError(f"{where}: {key}={value!r}; it must be a positive whole number")
-    return value
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the tensor in the checkpoint: [out, in], or [out] of a gain or bias."""
+    length = lambda summed: math.prod(size for axis, size in self.sizes.items()
+                                      if (axis in self.parameter.summed) == summed)
+    return (length(False), length(True)) if self.parameter.summed else (length(False),)
 
-  width, heads = size("hidden_size"), size("num_attention_heads")
-  even = width // heads if width % heads == 0 and kind != "qwen3" else None
-  dim = size("head_dim", even)
-  if dim % 2:
-    raise ValueError(f"{where}: head_dim={dim} must be even to be rotated by halves")
-  theta, stretch = rope.read(facts, where)
-  return Config(
-      vocab_size=size("vocab_size"), width=width, layers=size("num_hidden_layers"), heads=heads,
-      kv_heads=size("num_key_value_heads", heads if kind == "llama" else None), head_dim=dim,
-      mlp_width=size("intermediate_size"), rope_theta=theta, rope_stretch=stretch,
-      norm_eps=float(facts.get("rms_norm_eps", 1e-6)),
-      tied=bool(facts.get("tie_word_embeddings", False)), qkv_bias=kind == "qwen2",
-      qk_norm=kind == "qwen3", max_length=size("max_position_embeddings"))
+  def view(self, params: Params) -> np.ndarray:
+    """Its part of the parameter, which may be written to."""
+    leaf = self.parameter.within(params)
+    if self.layer is not None:
+      leaf = leaf[self.layer]
+    part = slice(self.start, self.start + self.sizes[self.fused]) if self.fused else slice(None)
+    return leaf[tuple(part if axis == self.fused else slice(None) for axis in self.sizes)]
+
+  def arranged(self, x: np.ndarray) -> np.ndarray:
+    """The stored tensor in the axes of `view`; only reshapes and transposes."""
+    stored = [axis for axis in self.parameter.channels if axis in self.sizes]
+    stored += self.parameter.summed
+    return x.reshape([self.sizes[axis] for axis in stored]).transpose(
+        [stored.index(axis) for axis in self.sizes])
 
 
-def _places(c: Config) -> Iterator[tuple[str, tuple[int, ...], Callable[[Params], Any],
-                                         Callable[[Any], Any]]]:
-  """(tensor, shape there, its view in the stacked tree, the change of layout to that view)."""
-  d, k, r, dh, f = c.width, c.kv_heads, c.queries, c.head_dim, c.mlp_width
-  same = lambda x: x
-  spread = lambda n: lambda x: x.reshape(k, n, dh, d).transpose(3, 0, 1, 2)
-  parts = (("q", slice(0, r), r), ("k", slice(r, r + 1), 1), ("v", slice(r + 1, r + 2), 1))
+def _places(config: Config) -> Iterator[Place]:
+  """Every tensor of a checkpoint of this decoder."""
+  rows = parameters.of(config)
+  for row in rows:
+    if not row.layered:
+      yield from _places_of(config, row, None)
+  for layer in range(config.layers):
+    for row in rows:
+      if row.layered:
+        yield from _places_of(config, row, layer)
 
-  yield "model.embed_tokens.weight", (c.vocab_size, d), lambda p: p["embed"], same
-  for i in range(c.layers):
-    at = f"model.layers.{i}"
-    inner = lambda name, i=i: lambda p: p["layers"][name][i]
-    yield f"{at}.input_layernorm.weight", (d,), inner("attn_norm"), same
-    for name, part, n in parts:
-      yield (f"{at}.self_attn.{name}_proj.weight", (k * n * dh, d),
-             lambda p, i=i, part=part: p["layers"]["qkv"][i][:, :, part], spread(n))
-      if c.qkv_bias:
-        yield (f"{at}.self_attn.{name}_proj.bias", (k * n * dh,),
-               lambda p, i=i, part=part: p["layers"]["qkv_bias"][i][:, part],
-             lambda x, n=n: x.reshape(k, n, dh))
-    for name in ("q_norm", "k_norm") if c.qk_norm else ():
-      yield f"{at}.self_attn.{name}.weight", (dh,), inner(name), same
-    yield (f"{at}.self_attn.o_proj.weight", (d, k * r * dh), inner("out"),
-           lambda x: x.T.reshape(k, r, dh, d))
-    yield f"{at}.post_attention_layernorm.weight", (d,), inner("mlp_norm"), same
-    for j, name in enumerate(("gate", "up")):
-      yield (f"{at}.mlp.{name}_proj.weight", (f, d),
-             lambda p, i=i, j=j: p["layers"]["gate_up"][i][:, j], lambda x: x.T)
-    yield f"{at}.mlp.down_proj.weight", (d, f), inner("down"), lambda x: x.T
-  yield "model.norm.weight", (d,), lambda p: p["final_norm"], same
-  if not c.tied:
-    yield "lm_head.weight", (c.vocab_size, d), lambda p: p["head"], same
+
+def _places_of(config: Config, row: Parameter, layer: int | None) -> Iterator[Place]:
+  """The tensors of one parameter, in one layer."""
+  lengths, parts = parameters.sizes(config), parameters.fused(config)
+  sizes = {axis: lengths[axis] for axis in row.axes if axis != "layers"}
+  prefix = "" if layer is None else f"model.layers.{layer}."
+  fused = next((axis for axis in row.axes if axis in parts), None)
+  start = 0
+  for at, tensor in enumerate(row.tensors):
+    if fused is not None:
+      sizes = {**sizes, fused: parts[fused][at]}
+    yield Place(prefix + tensor, row, layer, sizes, fused, start)
+    start += sizes[fused] if fused else 0
 
 
 class Stored(NamedTuple):
-  """A tensor that a file holds: where (file and name, for messages), shape, and how to read it."""
-  where: str
+  """A tensor in a file."""
+  where: str  # file and name, for messages
   shape: tuple[int, ...]
   read: Callable[[], np.ndarray]
 
@@ -136,26 +108,20 @@ def assemble(config: Config, stored: Mapping[str, Stored], source: str,
   called: what the source calls a tensor. Raises ValueError for a tensor that is missing, has
   another shape or is left over, before any is read.
   """
-  places = {}
-  for name, shape, view, layout in _places(config):
+  places = {place.tensor: place for place in _places(config)}
+  for name, place in places.items():
     if name not in stored:
-      raise ValueError(f"{source}: no tensor {called(name)} (shape {shape})")
-    if stored[name].shape != shape:
-      raise ValueError(f"{stored[name].where}: shape {stored[name].shape}, wanted {shape}")
-    places[name] = view, layout
+      raise ValueError(f"{source}: no tensor {called(name)} (shape {place.shape})")
+    if stored[name].shape != place.shape:
+      raise ValueError(f"{stored[name].where}: shape {stored[name].shape}, wanted {place.shape}")
   extra = sorted(called(name) for name in stored.keys() - places.keys())
   if extra:
     raise ValueError(f"{source}: {len(extra)} tensors that this decoder has no place for: "
                      f"{', '.join(extra[:5])}")
-  params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes(config))
-  for name, (view, layout) in places.items():
-    view(params)[...] = layout(stored[name].read())
+  params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), parameters.shapes(config))
+  for name, place in places.items():
+    place.view(params)[...] = place.arranged(stored[name].read())
   return params
-
-
-def shapes(config: Config) -> Params:
-  """The parameter tree of `transformer.init`, with shapes in place of arrays."""
-  return jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
 
 
 def _stored(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
@@ -221,65 +187,50 @@ def tensors(config: Config, params: Params, dtype: str = "float32"
 
   Raises ValueError for a tree that is not the config's, naming leaf, shape found and wanted.
   """
-  is_shape = lambda x: isinstance(x, tuple)
-  flat = lambda tree: {jax.tree_util.keystr(path, simple=True, separator="."): shape for
-                       path, shape in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)}
-  want = flat(jax.tree.map(lambda leaf: tuple(leaf.shape), shapes(config)))
-  have = flat(jax.tree.map(lambda leaf: tuple(np.shape(leaf)), params))
-  for leaf in sorted(want.keys() | have.keys()):
-    if want.get(leaf) != have.get(leaf):
-      raise ValueError(f"params {leaf}: shape {have.get(leaf)}, the config wants {want.get(leaf)}")
+  wanted, found = _leaf_shapes(parameters.shapes(config)), _leaf_shapes(params)
+  for leaf in sorted(wanted.keys() | found.keys()):
+    if wanted.get(leaf) != found.get(leaf):
+      raise ValueError(f"params {leaf}: shape {found.get(leaf)}, the config wants "
+                       f"{wanted.get(leaf)}")
   params = jax.tree.map(np.asarray, params)
 
-  def make(shape, view, layout):
-    array = np.empty(shape, SAVED[dtype])
-    layout(array)[...] = view(params)  # layout only reshapes and transposes: it writes into array
+  def make(place: Place) -> np.ndarray:
+    array = np.empty(place.shape, SAVED[dtype])
+    place.arranged(array)[...] = place.view(params)  # it is a view: this writes into `array`
     return array
 
-  for name, shape, view, layout in _places(config):
-    yield name, shape, lambda s=shape, v=view, t=layout: make(s, v, t)
+  for place in _places(config):
+    yield place.tensor, place.shape, lambda place=place: make(place)
 
 
-def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> dict[str, Any]:
-  """The config.json of a config. Raises ValueError where no known architecture fits."""
-  if config.qkv_bias and config.qk_norm:
-    raise ValueError("no known architecture has both qkv_bias and qk_norm")
-  kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-  facts = dict(
-      architectures=[ARCHITECTURES[kind]], model_type=kind, vocab_size=config.vocab_size,
-      hidden_size=config.width, intermediate_size=config.mlp_width,
-      num_hidden_layers=config.layers, num_attention_heads=config.heads,
-      num_key_value_heads=config.kv_heads, head_dim=config.head_dim, hidden_act="silu",
-      max_position_embeddings=config.max_length, rms_norm_eps=config.norm_eps,
-      tie_word_embeddings=config.tied, torch_dtype=dtype,
-      **rope.describe(config.rope_theta, config.rope_stretch))
-  # None, because the class defaults name ids that this vocabulary may not have
-  ends = (None, None) if tokenizer is None else (list(tokenizer.stop_ids), tokenizer.pad_id)
-  return facts | dict(bos_token_id=None, eos_token_id=ends[0], pad_token_id=ends[1])
+def _leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+  """The shapes of a tree by `layers.qkv` and so on."""
+  return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(np.shape(leaf))
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _write(folder: pathlib.Path, config: Config, params: Params, dtype: str) -> None:
   """model.safetensors, or shards of at most SHARD_BYTES and their index."""
-  shards, room = [], -1
+  shards: list[dict[str, Callable[[], np.ndarray]]] = []
+  room, total = -1, 0  # bytes left in the last shard; bytes of all
   for name, shape, make in tensors(config, params, dtype):
-    size = int(np.prod(shape)) * np.dtype(SAVED[dtype]).itemsize
+    size = math.prod(shape) * np.dtype(SAVED[dtype]).itemsize
     if size > room:
-      shards, room = [*shards, {}], SHARD_BYTES
-    shards[-1][name], room = (size, make), room - size
-  label = lambda i: (SINGLE if len(shards) == 1 else
-                     f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
-  for i, shard in enumerate(shards):
-    made = {name: make() for name, (_, make) in shard.items()}
-    safetensors.save_file(made, folder / label(i), metadata={"format": "pt"})
+      shards.append({})
+      room = SHARD_BYTES
+    shards[-1][name] = make
+    room -= size
+    total += size
+  files = [SINGLE]
   if len(shards) > 1:
-    where = {name: label(i) for i, shard in enumerate(shards) for name in shard}
-    total = sum(size for shard in shards for size, _ in shard.values())
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+  for file, shard in zip(files, shards, strict=True):
+    # arrays are made a shard at a time: a second copy of the whole model would not fit
+    made = {name: make() for name, make in shard.items()}
+    safetensors.save_file(made, folder / file, metadata={"format": "pt"})
+  if len(shards) > 1:
+    where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  """Indented JSON and a newline."""
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save(folder: str | os.PathLike, config: Config, params: Params, *,
@@ -306,78 +257,3 @@ def save(folder: str | os.PathLike, config: Config, params: Params, *,
     os.replace(staged, folder)
   finally:
     shutil.rmtree(staged, ignore_errors=True)
-
-
-def check_template(where: object, template: str) -> None:
-  """Raises ValueError for a chat template that is too long to be one."""
-  if len(template) > TEMPLATE_LIMIT:
-    raise ValueError(f"{where}: a chat template of {len(template)} characters; at most "
-                     f"{TEMPLATE_LIMIT} are accepted")
-
-
-class Tokenizer:
-  """The tokenizer of a local folder, through transformers; no code of the folder is run.
-
-  A response ends with the tokenizer's end of sequence or any that generation_config.json names;
-  where there is no padding token, the end of sequence pads.
-  """
-
-  def __init__(self, folder: str | os.PathLike):
-    """Raises ImportError without transformers, ValueError without an end of sequence or for a chat
-    template of over TEMPLATE_LIMIT characters."""
-    try:
-      from transformers import AutoTokenizer
-    except ImportError as error:
-      raise ImportError("this tokenizer needs `pip install transformers jinja2`") from error
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-      raise FileNotFoundError(f"{folder}: no such folder")
-    self.inner = AutoTokenizer.from_pretrained(folder, local_files_only=True,
-                                               trust_remote_code=False)
-    self.name = folder.name
-    self.vocab_size = max(self.inner.get_vocab().values()) + 1
-    self.eos_id, self.pad_id = self.inner.eos_token_id, self.inner.pad_token_id
-    if self.eos_id is None:
-      raise ValueError(f"{folder}: the tokenizer has no eos_token, so that no response would end; "
-                       "name one in tokenizer_config.json")
-    self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
-    self.stop_ids = tuple(dict.fromkeys((self.eos_id, *self._generation_stops(folder))))
-    self._skip = {self.pad_id, *self.stop_ids}
-    template = self.inner.chat_template
-    several = template.values() if isinstance(template, dict) else [template or ""]
-    check_template(folder, max(several, key=len))
-
-  def _generation_stops(self, folder: pathlib.Path) -> list[int]:
-    path = folder / "generation_config.json"
-    named = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    for one in ids:
-      if not isinstance(one, int) or not 0 <= one < self.vocab_size:
-        raise ValueError(f"{path}: eos_token_id {one!r} is no token id below {self.vocab_size}")
-    return ids
-
-  def encode(self, text: str) -> list[int]:
-    """Token ids; nothing is added."""
-    return self.inner.encode(text, add_special_tokens=False)
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """The text, padding and stop tokens left out."""
-    kept = [int(i) for i in ids if int(i) not in self._skip]
-    return self.inner.decode(kept, clean_up_tokenization_spaces=False)
-
-  def chat(self, messages: list[dict[str, str]]) -> str:
-    """The prompt of a conversation, up to where the answer begins; the template is rendered in
-    jinja's sandbox. Raises ValueError where there is none or it fails."""
-    from jinja2 import TemplateError
-    if not self.inner.chat_template:
-      raise ValueError(f"{self.name} has no chat template; use a task with a plain prompt")
-    try:
-      return self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-      raise ValueError(f"{self.name}: the chat template failed: {error}") from error
-
-  def save(self, folder: str | os.PathLike) -> None:
-    """tokenizer.json, tokenizer_config.json, and generation_config.json with the stop tokens."""
-    self.inner.save_pretrained(folder)
-    write_json(pathlib.Path(folder) / "generation_config.json",
-               dict(eos_token_id=list(self.stop_ids), pad_token_id=self.pad_id))

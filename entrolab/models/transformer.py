@@ -4,19 +4,16 @@ RMSNorm, rotary positions (half split), grouped-query attention, SwiGLU; optiona
 queries, keys and values (Qwen2), optional norms of queries and keys (Qwen3), optional tied head.
 Layers are stacked and scanned, so that compile time does not depend on depth.
 
-Parameter tree, L layers of width D, K key-value heads each serving R = heads / K queries:
-  embed [V, D]; head [V, D] unless tied; final_norm [D];
-  layers: attn_norm [L, D], qkv [L, D, K, R + 2, dh], qkv_bias [L, K, R + 2, dh], q_norm and
-  k_norm [L, dh], out [L, K, R, dh, D], mlp_norm [L, D], gate_up [L, D, 2, F], down [L, F, D].
-qkv and gate_up are fused because one wide product is faster than three; they are grouped by
-key-value head, so that sharding over K needs no reshuffling.
+The tree and its axes are those of `parameters.PARAMETERS`. Served parameters may have matrices in
+int8; then the factors of their output channels stand beside them as NAME_scale, in the shape of
+the matrix without the axes that its matmul sums over.
 
-Served parameters may have matrices in int8; the factors of their output channels are leaves of
-their own, NAME_scale, in the shape of the matrix without the axes that a product sums over.
+Letters of shapes: B rows, N tokens, S positions of a cache, D width, K key-value heads that serve
+R query heads each, dh width of a head, F feed-forward width, V vocabulary, L layers.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,69 +21,28 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from entrolab.models.rope import Stretch, rotate
+from entrolab.models import parameters, rope
+from entrolab.models.parameters import Config, Params
+from entrolab.sharding import Layout
 from entrolab.typing import Array, Bool, Float, Int
-from entrolab.vocab import Layout
 
-Params = dict[str, Any]
-# what a layer keeps for its backward pass: everything, the states between layers, and beside these
-# the products with its matrices; the rest is computed again
+# What a layer keeps for its backward pass: everything; the states between layers; or beside these
+# the results of its matmuls. The rest is computed again.
 REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable,
          "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-# the axes of a matrix, its layers included, that its product sums over; an embedding is looked up
-SUMMED = {"embed": (1,), "head": (1,), "qkv": (1,), "out": (1, 2, 3), "gate_up": (1,), "down": (1,)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Sizes and switches of the decoder; hashable, static under jit.
-
-  layout: the mesh axes of rows and of heads; None leaves all placement to the compiler.
-  """
-  vocab_size: int
-  width: int
-  layers: int
-  heads: int
-  kv_heads: int
-  head_dim: int
-  mlp_width: int
-  rope_theta: float = 1e4
-  rope_stretch: Stretch | None = None
-  norm_eps: float = 1e-5
-  tied: bool = True
-  qkv_bias: bool = False
-  qk_norm: bool = False
-  max_length: int = 2048
-  dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "block", "dots"] = "none"
-  layout: Layout | None = None
-
-  def __post_init__(self) -> None:
-    if self.heads % self.kv_heads:
-      raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
-    if self.remat not in REMAT:
-      raise ValueError(f"remat={self.remat!r}; choices: {', '.join(map(repr, REMAT))}")
-
-  @property
-  def queries(self) -> int:
-    """R, query heads a key-value head serves."""
-    return self.heads // self.kv_heads
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values [L, B, K, S, dh] of S slots, and which slots hold a token [B, S].
-
-  k and v may have more rows than `valid`: the first B are in use.
-  """
-  k: Any
-  v: Any
-  valid: Any
+  """Keys and values of all layers at S positions; the first B of its rows are in use."""
+  k: Float[Array, "L rows K S dh"]  # rows >= B
+  v: Float[Array, "L rows K S dh"]
+  valid: Bool[Array, "B S"]  # which positions have a token that may be attended to
 
 
-def _held(x: Array, layout: Layout | None) -> Array:
-  """States [B, N, D] that stay whole on the devices of their rows.
+def _over_rows(x: Float[Array, "B N D"], layout: Layout | None) -> Float[Array, "B N D"]:
+  """Shards states over their rows alone, their width whole on every device.
 
   Left alone, the compiler spreads their width as it finds that of the parameters, and copies the
   rows to every device.
@@ -96,27 +52,42 @@ def _held(x: Array, layout: Layout | None) -> Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, P(layout.rows)))
 
 
-def _embedded(table: Array, tokens: Array, layout: Layout | None) -> Array:
-  """Rows of the table [V, D]. Where the layout shards its width, each device looks up its part of
-  the width for all rows that share it, and states are exchanged: neither the table nor its
-  gradient is ever whole."""
+def _embedded(table: Float[Array, "V D"], tokens: Int[Array, "B N"],
+              layout: Layout | None) -> Float[Array, "B N D"]:
+  """The rows of the table at the tokens, sharded over B.
+
+  Where the layout shards the width, each device looks up its part of the width for all rows of the
+  devices that share the table, and states are exchanged: neither the table nor its gradient is
+  ever whole on a device.
+  """
   x = table[tokens]
   if layout is not None and layout.width is not None:
-    rest = tuple(name for name in layout.rows if name != layout.width)
-    parts = NamedSharding(layout.mesh, P(rest, None, layout.width))
+    others = tuple(name for name in layout.rows if name != layout.width)
+    parts = NamedSharding(layout.mesh, P(others, None, layout.width))
     x = jax.lax.with_sharding_constraint(x, parts)
-  return _held(x, layout)
+  return _over_rows(x, layout)
 
 
-def _norm(x: Array, gain: Array, eps: float) -> Array:
+def _norm(x: Float[Array, "B N *h d"], gain: Float[Array, " d"],
+          eps: float) -> Float[Array, "B N *h d"]:
+  """RMSNorm over the last axis, in float32: gain x / sqrt(mean x^2 + eps)."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
   gain = gain.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
   return (y * gain).astype(x.dtype)
 
 
-def _attend(q: Array, k: Array, v: Array, allowed: Array) -> Array:
-  """q [B, N, K, R, d], k and v [B, K, S, d], allowed [B, N, S] -> [B, N, K, R, d]."""
+def _matmul(spec: str, x: Array, params: Params, name: str) -> Array:
+  """einsum(spec, x, matrix) in the dtype of x; an int8 matrix is scaled by output channel."""
+  y = jnp.einsum(spec, x, params[name].astype(x.dtype))
+  scale = params.get(parameters.BY_NAME[name].scale)
+  # behind the matmul, where there are fewer factors than entries of the matrix; (0, 1) are B and N
+  return y if scale is None else y * jnp.expand_dims(scale.astype(x.dtype), (0, 1))
+
+
+def _attend(q: Float[Array, "B N K R dh"], k: Float[Array, "B K S dh"], v: Float[Array, "B K S dh"],
+            allowed: Bool[Array, "B N S"]) -> Float[Array, "B N K R dh"]:
+  """sum_s softmax_s(q k_s / sqrt(dh)) v_s over the allowed positions s; softmax in float32."""
   scores = jnp.einsum("bnkrd,bksd->bkrns", q, k, preferred_element_type=jnp.float32)
   scores = scores * (q.shape[-1] ** -0.5)
   allowed = allowed[:, None, None]
@@ -126,58 +97,98 @@ def _attend(q: Array, k: Array, v: Array, allowed: Array) -> Array:
   mix = lambda weights, v: jnp.einsum("bkrns,bksd->bnkrd", weights, v)
   if q.shape[1] > 1:
     return mix(weights, v)
-  # the same sums: a CPU's library has no product with an axis of one query and takes twice as long;
+  # the same sums: a CPU's library has no matmul with an axis of one query and takes twice as long;
   # a TPU may copy more of the cache without it
   alone = lambda weights, v: jnp.einsum("bkrs,bksd->bkrd", weights[:, :, :, 0], v)[:, None]
   return jax.lax.platform_dependent(weights, v, cpu=alone, default=mix)
 
 
+def _write(stack: Float[Array, "L rows K S dh"], new: Float[Array, "B K N dh"],
+           layer: Int[Array, ""], start: Array | int) -> Float[Array, "L rows K S dh"]:
+  """Keys or values of all layers, with N new positions of one layer from `start` on."""
+  at = (layer, 0, 0, start, 0)
+  return jax.lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
+
+
+def _read(stack: Float[Array, "L rows K S dh"], layer: Int[Array, ""],
+          rows: int) -> Float[Array, "B K S dh"]:
+  """Keys or values of one layer, of the first rows."""
+  size = (1, rows, *stack.shape[2:])
+  return jax.lax.dynamic_slice(stack, (layer, 0, 0, 0, 0), size)[0]
+
+
+def _rates(config: Config) -> Float[Array, " h"]:
+  """Radians a position by which each pair of a head is rotated."""
+  rate = rope.rates(config.head_dim, config.rope_theta)
+  if config.rope_stretch is None:
+    return rate
+  return rope.stretched(rate, **dataclasses.asdict(config.rope_stretch))
+
+
+def _project(config: Config, params: Params, h: Float[Array, "B N D"],
+             positions: Int[Array, "B N"]) -> tuple[Array, Array, Array]:
+  """(queries [B, N, K, R, dh], keys [B, K, N, dh], values [B, K, N, dh]) of a layer's input."""
+  qkv = _matmul("bnd,dkre->bnkre", h, params, "qkv")
+  if config.qkv_bias:
+    qkv = qkv + params["qkv_bias"].astype(qkv.dtype)[None, None]
+  q, k, v = jax.lax.split(qkv, parameters.fused(config)["qkv"], axis=3)
+  k, v = k[..., 0, :], v[..., 0, :]
+  if config.qk_norm:
+    q = _norm(q, params["q_norm"], config.norm_eps)
+    k = _norm(k, params["k_norm"], config.norm_eps)
+  q = rope.rotate(q, positions, _rates(config))
+  k = rope.rotate(k, positions, _rates(config))
+  # positions next to the head: those of a head then lie together in the cache
+  return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def _feed_forward(params: Params, h: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+  """SwiGLU: down (silu(gate h) * up h)."""
+  both = _matmul("bnd,dgf->bngf", h, params, "gate_up")
+  gate, up = jax.lax.split(both, (1, 1), axis=2)
+  return _matmul("bnf,fd->bnd", nn.silu(gate[:, :, 0]) * up[:, :, 0], params, "down")
+
+
+def _declared(module: Any, config: Config, layered: bool) -> Params:
+  """The parameters of the table that belong to a module, by name; scales where they are served."""
+  found = {}
+  for row in parameters.of(config):
+    if row.layered != layered:
+      continue
+    shape = row.shape(config)
+    # nn.scan stacks the parameters of a layer: their first axis is its affair
+    found[row.name] = module.param(row.name, row.init(config), shape[1:] if layered else shape)
+    if module.has_variable("params", row.scale):
+      found[row.scale] = module.get_variable("params", row.scale)
+  return found
+
+
 class Block(nn.Module):
-  """One layer; the stacked cache rides in the carry and is updated in place."""
+  """One layer; the stacked cache is part of the scan's carry and updated in place."""
   config: Config
 
   @nn.compact
   def __call__(self, carry, layer, positions, allowed, start):
+    """carry: (states [B, N, D], keys, values of all layers [L, rows, K, S, dh], or None for both).
+
+    layer: which one; allowed [B, N, S]; start: the first position of the cache that is written.
+    """
     x, cache_k, cache_v = carry
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
-    d, f, k, r, dh = c.width, c.mlp_width, c.kv_heads, c.queries, c.head_dim
-    deep = 0.02 / (2 * c.layers) ** 0.5
-    weight = lambda name, shape, std: self.param(name, nn.initializers.normal(std), shape)
-    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    c = self.config
+    params = _declared(self, c, layered=True)
 
-    def product(spec, x, name, shape, std=0.02):
-      y = jnp.einsum(spec, x, weight(name, shape, std).astype(dtype))
-      if not self.has_variable("params", f"{name}_scale"):
-        return y
-      scale = self.get_variable("params", f"{name}_scale").astype(dtype)
-      return y * jnp.expand_dims(scale, (0, 1))
-
-    h = _norm(x, self.param("attn_norm", ones, (d,)), c.norm_eps)
-    qkv = product("bnd,dkre->bnkre", h, "qkv", (d, k, r + 2, dh))
-    if c.qkv_bias:
-      qkv = qkv + self.param("qkv_bias", zeros, (k, r + 2, dh)).astype(dtype)[None, None]
-    q, key, value = jax.lax.split(qkv, (r, 1, 1), axis=3)
-    key, value = key[..., 0, :], value[..., 0, :]
-    if c.qk_norm:
-      q = _norm(q, self.param("q_norm", ones, (dh,)), c.norm_eps)
-      key = _norm(key, self.param("k_norm", ones, (dh,)), c.norm_eps)
-    q, key = (rotate(x, positions, c.rope_theta, c.rope_stretch) for x in (q, key))
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    h = _norm(x, params["attn_norm"], c.norm_eps)
+    q, k, v = _project(c, params, h, positions)
     if cache_k is not None:
-      at = (layer, 0, 0, start, 0)
-      cache_k = jax.lax.dynamic_update_slice(cache_k, key[None].astype(cache_k.dtype), at)
-      cache_v = jax.lax.dynamic_update_slice(cache_v, value[None].astype(cache_v.dtype), at)
-      used = (1, x.shape[0], *cache_k.shape[2:])
-      key, value = (jax.lax.dynamic_slice(held, (layer, 0, 0, 0, 0), used)[0]
-                    for held in (cache_k, cache_v))
-    mixed = _attend(q, key, value, allowed)
-    x = _held(x + product("bnkrd,krde->bne", mixed, "out", (k, r, dh, d), deep), c.layout)
+      cache_k = _write(cache_k, k, layer, start)
+      cache_v = _write(cache_v, v, layer, start)
+      k = _read(cache_k, layer, x.shape[0])
+      v = _read(cache_v, layer, x.shape[0])
+    mixed = _attend(q, k, v, allowed)
+    x = _over_rows(x + _matmul("bnkrd,krde->bne", mixed, params, "out"), c.layout)
 
-    h = _norm(x, self.param("mlp_norm", ones, (d,)), c.norm_eps)
-    both = product("bnd,dgf->bngf", h, "gate_up", (d, 2, f))
-    gate, up = jax.lax.split(both, (1, 1), axis=2)
-    h = nn.silu(gate[:, :, 0]) * up[:, :, 0]
-    x = _held(x + product("bnf,fd->bnd", h, "down", (f, d), deep), c.layout)
+    h = _norm(x, params["mlp_norm"], c.norm_eps)
+    x = _over_rows(x + _feed_forward(params, h), c.layout)
     return (x, cache_k, cache_v), None
 
 
@@ -187,24 +198,27 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens, positions, allowed, cache_k=None, cache_v=None, start=0):
+    """(states [B, N, D], keys, values) of tokens [B, N]; the arguments are those of `Block`."""
     c = self.config
-    embed = self.param("embed", nn.initializers.normal(0.02), (c.vocab_size, c.width))
-    if not c.tied:
-      self.param("head", nn.initializers.normal(0.02), (c.vocab_size, c.width))
-    block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False,
-                                                     policy=REMAT[c.remat])
+    params = _declared(self, c, layered=False)
+    embed = params["embed"]
+    if embed.dtype == jnp.int8:
+      x = _embedded(embed, tokens, c.layout)
+      x = x.astype(c.dtype) * params["embed_scale"].astype(c.dtype)[tokens][..., None]
+    else:
+      x = _embedded(embed.astype(c.dtype), tokens, c.layout)
+
+    block = Block
+    if c.remat != "none":
+      block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
+    # one layer number a step of the scan; positions, allowed and start are those of all layers
     axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=axes, length=c.layers)
-    x = _embedded(embed if embed.dtype == jnp.int8 else embed.astype(c.dtype), tokens, c.layout)
-    if embed.dtype == jnp.int8:
-      x = x.astype(c.dtype) * self.get_variable("params", "embed_scale").astype(c.dtype)[tokens][
-          ..., None]
     carry, _ = layers(c, name="layers")((x, cache_k, cache_v), jnp.arange(c.layers), positions,
                                         allowed, start)
     x, cache_k, cache_v = carry
-    gain = self.param("final_norm", nn.initializers.ones, (c.width,))
-    return _norm(x, gain, c.norm_eps), cache_k, cache_v
+    return _norm(x, params["final_norm"], c.norm_eps), cache_k, cache_v
 
 
 def init(config: Config, key: Array) -> Params:
@@ -220,33 +234,34 @@ def serving(config: Config, params: Params, int8: bool = False) -> Params:
 
   int8: matrices as round(w / s) with s = max |w| / 127 over what an output channel sums, and s.
   """
-  cast = lambda path, x: x if path[-1].key.endswith("norm") else x.astype(config.dtype)
-  if not int8:
-    return jax.tree_util.tree_map_with_path(cast, params)
+  def leaves(row: parameters.Parameter, x: Array) -> Params:
+    if row.gain:
+      return {row.name: x}
+    if not int8 or not row.summed:
+      return {row.name: x.astype(config.dtype)}
+    largest = jnp.abs(x).max(row.summed_axes, keepdims=True)
+    scale = jnp.where(largest > 0.0, largest, 1.0) / 127.0  # a channel of zeros stays one
+    return {row.name: jnp.round(x / scale).astype(jnp.int8),
+            row.scale: scale.squeeze(row.summed_axes).astype(jnp.float32)}
 
-  def one(tree):
+  def served(tree: Params) -> Params:
     out = {}
     for name, x in tree.items():
-      if name == "layers":
-        out[name] = one(x)
-      elif name in SUMMED:
-        most = jnp.abs(x).max(SUMMED[name], keepdims=True)
-        scale = jnp.where(most > 0.0, most, 1.0) / 127.0
-        out[name] = jnp.round(x / scale).astype(jnp.int8)
-        out[f"{name}_scale"] = scale.squeeze(SUMMED[name]).astype(jnp.float32)
-      else:
-        out[name] = cast((jax.tree_util.DictKey(name),), x)
+      out |= {name: served(x)} if name == "layers" else leaves(parameters.BY_NAME[name], x)
     return out
 
-  return one(params)
+  return served(params)
 
 
 def logits(config: Config, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
-  """float32 logits of the next tokens, to draw from; the trainer never holds so many."""
-  name = "head" if "head" in params else "embed"
-  z = jnp.einsum("bd,vd->bv", hidden, params[name].astype(config.dtype),
+  """float32 logits to draw the next tokens from; training has B T of them and uses `vocab.fused`.
+
+  int8 scales multiply the logits: a row of the matrix is an output channel.
+  """
+  row = parameters.BY_NAME["head" if "head" in params else "embed"]
+  z = jnp.einsum("bd,vd->bv", hidden, params[row.name].astype(config.dtype),
                  preferred_element_type=jnp.float32)
-  return z * params[f"{name}_scale"][None] if f"{name}_scale" in params else z
+  return z * params[row.scale][None] if row.scale in params else z
 
 
 def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],
@@ -266,7 +281,7 @@ def head_matrix(params: Params) -> Float[Array, "V D"]:
 
 
 def empty_cache(config: Config, batch: int, length: int) -> Cache:
-  """A cache of `length` slots for `batch` rows, in the compute dtype."""
+  """A cache of `length` positions for `batch` rows, in the compute dtype."""
   shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
   zeros = jnp.zeros(shape, config.dtype)
   return Cache(zeros, zeros, jnp.zeros((batch, length), bool))
@@ -274,18 +289,19 @@ def empty_cache(config: Config, batch: int, length: int) -> Cache:
 
 def extend(config: Config, params: Params, tokens: Int[Array, "B N"], positions: Int[Array, "B N"],
            mask: Bool[Array, "B N"], cache: Cache, start: Array | int) -> tuple[Array, Cache]:
-  """Writes N tokens into slots start ... start + N - 1 of every row; (hidden [B, N, D], cache).
+  """Writes N tokens at positions start ... start + N - 1 of the cache; (hidden [B, N, D], cache).
 
-  A token attends to all valid slots but those of the tokens after it: slots may be a ring.
-  mask: which of the tokens are real; the others are never attended to. Prompts are left padded,
-  so that all rows write the same slots.
+  positions: of the tokens in their texts, for the rotary embedding. mask: which tokens are real;
+  the others are never attended to. Prompts are left padded, so that all rows write at one place.
   """
   n = tokens.shape[1]
   valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, start))
+  # A token attends to every valid position but those of the new tokens behind it. Positions beyond
+  # these are older: the cache may be a ring.
   ahead = jnp.arange(cache.valid.shape[1])[None] - (start + jnp.arange(n)[:, None])
   later = (ahead > 0) & (ahead < n - jnp.arange(n)[:, None])
   allowed = ~later[None] & valid[:, None]
-  # served parameters are whole in their width
+  # the width of served parameters is whole on every device
   layout = config.layout and dataclasses.replace(config.layout, width=None)
   config = dataclasses.replace(config, remat="none", layout=layout)
   out: Any = Decoder(config).apply({"params": params}, tokens, positions, allowed, cache.k, cache.v,

@@ -1,7 +1,6 @@
 """The plan of a run before it runs: arithmetic, memory, and terms that cannot act here."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +44,8 @@ def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]
 
 def parameter_count(config) -> int:
   """Parameters of the decoder, from shapes alone."""
-  from entrolab.models import transformer
-  tree = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+  from entrolab.models import parameters
+  return parameters.count(config)
 
 
 def _probe(objective: Objective, size: int) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from entrolab import keys, microbatch, sharding, vocab
 from entrolab.analysis import entropy_change
 from entrolab.batch import Batch
 from entrolab.experiment import Experiment, Training
-from entrolab.models import transformer
+from entrolab.models import parameters, transformer
 from entrolab.ranks import masked_mean
 from entrolab.trainer import packing
 from entrolab.typing import Array
@@ -105,11 +105,11 @@ class Learner:
     placed = lambda specs, keep: jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(*(keep(axis) for axis in spec))), specs,
         is_leaf=lambda x: isinstance(x, PartitionSpec))
-    self.param_shardings = placed(sharding.param_specs(self.config), lambda axis: axis)
+    self.param_shardings = placed(parameters.specs(self.config), lambda axis: axis)
 
     def serve(int8):
       # for sampling: gathered once a rollout, where every token would gather them layer by layer
-      whole = placed(sharding.param_specs(self.config, int8),
+      whole = placed(parameters.specs(self.config, int8),
                      lambda axis: None if axis == "fsdp" else axis)
       return jax.jit(partial(transformer.serving, self.config, int8=int8), out_shardings=whole)
 

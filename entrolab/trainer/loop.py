@@ -18,6 +18,7 @@ from entrolab import config, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
+from entrolab.models import parameters
 from entrolab.rollout import compilations, continuous_batching, one_step_off_policy, strategy
 from entrolab.rollout.strategy import Request, Rollout
 from entrolab.tasks.prompts import fitting, iterator
@@ -39,13 +40,13 @@ class Lab:
     strategy.check(experiment.rollout, s, jax.process_count())
     self.mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
     self.config, self.params, self.tokenizer = experiment.model.load()
-    sharding.check(self.config, self.mesh, s.prompts, "sampling.prompts")
+    parameters.check_mesh(self.config, self.mesh, s.prompts, "sampling.prompts")
     if s.slots:
       continuous_batching.check(s.slots, s.prompts * s.samples, sharding.row_devices(self.mesh))
     rows = s.prompts // t.updates * s.samples // t.micro
-    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch")
+    parameters.check_mesh(self.config, self.mesh, rows, "rows of a micro-batch")
     rows = experiment.rollout.further_rows(s.samples, t.updates, t.micro) // t.micro
-    sharding.check(self.config, self.mesh, rows, "rows of a micro-batch for a replay")
+    parameters.check_mesh(self.config, self.mesh, rows, "rows of a micro-batch for a replay")
     self.learner = Learner(experiment, self.config, self.mesh)
     objective, made = experiment.objective, experiment.rollout.columns
     wanted = (*objective.extra, *(("phase",) if "phase" in objective.reads else ()))
