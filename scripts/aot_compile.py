@@ -33,7 +33,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from entrolab import config, nucleus, sharding  # noqa: E402
 from entrolab import control as controls  # noqa: E402
 from entrolab.batch import Batch  # noqa: E402
-from entrolab.cost import chips, hlo  # noqa: E402
+from entrolab.cost import chips, hlo, hlo_cost  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.models import transformer  # noqa: E402
 from entrolab.models.parameters import check_mesh  # noqa: E402
@@ -196,7 +196,7 @@ def lower_sample(t: Target, learner: Learner) -> Any:
       decoding, samples=s.samples, max_tokens=s.max_tokens)
 
 
-def account(t: Target, mesh: Any, name: str, cost: hlo.Cost, memory: Any) -> dict[str, Any]:
+def account(t: Target, mesh: Any, name: str, cost: hlo_cost.Cost, memory: Any) -> dict[str, Any]:
   """The facts of one program, or of a part of one, per device."""
   coords = [device.coords for device in mesh.devices.flat]
   kinds, sent = {}, 0.0
@@ -240,7 +240,7 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{t.model}-{t.topology.replace(':', '-')}-{name}.txt").write_text(text)
   program = hlo.Program(text, {nucleus.SEARCH: nucleus.TYPICAL})
-  parts = {name: program.cost()}
+  parts = {name: hlo_cost.analyse(program)}
   if name == "sample":
     parts = phases(program, t.experiment.sampling.max_tokens)
   total = (beside + memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -262,13 +262,14 @@ def is_logits(t: Target, mesh: Any, shape: hlo.Shape) -> bool:
       n and n % t.experiment.sampling.max_tokens == 0 and n not in other for n in shape.dims)
 
 
-def phases(program: hlo.Program, max_tokens: int) -> dict[str, hlo.Cost]:
+def phases(program: hlo.Program, max_tokens: int) -> dict[str, hlo_cost.Cost]:
   """The sampler's prefill, and one step of its loop over `max_tokens` tokens."""
   bodies = {body for trips, body, _ in program.loops() if trips == max_tokens}
   if len(bodies) != 1:
     raise ValueError(f"the sampler has {len(bodies)} loops of {max_tokens} steps, not one; loops: "
                      f"{program.loops()}")
-  return {"prefill": program.cost(skip=frozenset(bodies)), "decode": program.cost(bodies.pop())}
+  return {"prefill": hlo_cost.analyse(program, skip=frozenset(bodies)),
+          "decode": hlo_cost.analyse(program, bodies.pop())}
 
 
 def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:

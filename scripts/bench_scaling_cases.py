@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from entrolab import sharding, vocab
-from entrolab.cost import hlo
+from entrolab.cost import hlo, hlo_cost
 from entrolab.trainer import loop
 from entrolab.trainer.learner import BEFORE, Learner
 
@@ -120,7 +120,7 @@ def collectives(recipe):
     if count == PARTS:
       programs[f"step in {PARTS} parts"] = step(mesh, recipe, size, PARTS)
     for name, (lowered, weights, states) in programs.items():
-      cost = hlo.Program(lowered.compile().as_text()).cost()
+      cost = hlo_cost.analyse(hlo.Program(lowered.compile().as_text()))
       found.append({"program": name, "axis": axis, "devices": count, "layers": size.layers,
                     "weights": weights, "states": states, "found": [
                         dataclasses.asdict(c) | {"wire": c.wire} for c in cost.collectives]})

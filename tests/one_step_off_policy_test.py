@@ -168,7 +168,7 @@ def test_the_floating_point_operations_are_those_of_the_compiled_model():
   params = {**params, "layers": jax.tree.map(lambda x: x[:1], params["layers"])}
   counted = jax.jit(logits).lower(params).compile().cost_analysis()["flops"]
   chip = chips.Chip("one", 1.0, 0.0, 1.0, 1.0, 1, "")
-  own = flops.Meter(shape, chip, 1, 1, 4.0)
+  own = flops.ModelRoofline(shape, chip, 1, 1, 4.0)
   dense = own.forward(rows * size, rows * size * size, rows * size)  # attention is dense here
   assert 0.9 < dense / counted < 1.0  # the rest is norms, rotations and exponentials
   lengths = np.asarray([[size] * rows, [size // 2] * rows])

@@ -15,15 +15,14 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """flops: bfloat16 a second; memory: bytes; bandwidth: of the memory, bytes a second; link: bytes
-  a second, one way; axes: dimensions of the torus, 1 for a switch; source: where it is stated."""
+  """Rates of one accelerator."""
   name: str
-  flops: float
-  memory: float
-  bandwidth: float
-  link: float
-  axes: int
-  source: str
+  flops: float  # bfloat16 FLOPs a second
+  memory: float  # bytes
+  bandwidth: float  # of the memory, bytes a second
+  link: float  # over all links together, bytes a second, one way
+  axes: int  # dimensions of the torus, 1 for a switch
+  source: str  # where the rates are stated
 
 
 GB, GIB = 1e9, 2.0 ** 30
@@ -42,22 +41,26 @@ def get(name: str) -> Chip:
     raise ValueError(f"chip {name!r}; choices: {', '.join(CHIPS)}")
   return CHIPS[name]
 
+
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e",
          "NVIDIA A100": "A100", "NVIDIA H100": "H100"}  # how jax's device kinds begin
 
 
 def of(devices: Sequence[Any]) -> Chip:
-  """The chip of the devices that a host uses, which are alike; one that the table does not have,
-  such as a CPU, is measured."""
+  """The chip of devices that are alike; one that is not in CHIPS, such as a CPU, is measured."""
   kind = devices[0].device_kind
   known = [start for start in KINDS if kind.startswith(start)]
-  return get(KINDS[max(known, key=len)]) if known else measured(devices)
+  if not known:
+    return measured(devices)
+  return get(KINDS[max(known, key=len)])  # "TPU v5 lite" begins with "TPU v5" too
 
 
 def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> Chip:
-  """What the first of them does now, at a quarter of a second's look: the best of five float32
-  products of `size` and of five sums over an array. Devices of one CPU share its cores, so that
-  each counts for its part."""
+  """Rates measured on the first device, in about a quarter of a second.
+
+  flops: the best of five float32 matmuls of `size`; bandwidth and link: of five sums over an array
+  of `megabytes`. Devices of one CPU share its cores, so each gets its part of the rates.
+  """
   def best(fn, *args):
     made = jax.jit(fn).lower(*args).compile()
     jax.block_until_ready(made(*args))
@@ -77,10 +80,10 @@ def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds for the arithmetic, the memory and the interconnect of one program on one chip."""
-  compute: float
-  memory: float
-  link: float
+  """Seconds that one program on one chip needs at least."""
+  compute: float  # for its FLOPs
+  memory: float  # for its bytes from and to the memory
+  link: float  # for its bytes over the interconnect
 
   @property
   def seconds(self) -> float:

@@ -1,8 +1,8 @@
-"""What a compiled program costs a device: matmul FLOPs, bytes of its memory, collectives.
+"""Reads the optimised HLO text of a compiled program, `compiled.as_text()`.
 
-Read from the optimised HLO text of `compiled.as_text()`, because `cost_analysis()` counts the body
-of a loop once, and layers, micro-batches, vocabulary chunks and decoded tokens are loops here.
-Loops are those of jax: a counter from zero up to a constant. Everything is per device.
+A text is a list of computations, one of them the entry, each a list of instructions that name
+other computations: the body of a loop, the inside of a fusion. Loops are those of jax: a counter
+from zero up to a constant. Shapes are those of one device. `hlo_cost` says what a program costs.
 """
 
 import dataclasses
@@ -12,23 +12,21 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+# of one element
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
          "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
          "c64": 8, "token": 0}
 INTEGERS = ("s32", "u32", "s64")
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-        "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"}
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 NAME = re.compile(r"%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One array: element type, sizes, and whether it lives in the main memory of the device."""
-  dtype: str
+  """One array."""
+  dtype: str  # of BYTES
   dims: tuple[int, ...]
-  main: bool = True
+  main: bool = True  # lies in the main memory of the device, not in a small one on the chip
 
   @property
   def size(self) -> int:
@@ -53,14 +51,14 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """One instruction."""
+  """One instruction: `%name = shapes kind(inside), rest`."""
   name: str
-  kind: str
-  shapes: tuple[Shape, ...]
-  operands: tuple[str, ...]
-  inside: str
-  rest: str
-  root: bool
+  kind: str  # the opcode: dot, fusion, while, ...
+  shapes: tuple[Shape, ...]  # of its results
+  operands: tuple[str, ...]  # names of instructions of the same computation
+  inside: str  # the text between the brackets
+  rest: str  # the attributes
+  root: bool  # its result is that of the computation
 
   def called(self, role: str) -> list[str]:
     """The computations that an attribute such as `calls` or `body` names."""
@@ -72,38 +70,6 @@ class Op:
     """The operation of the Python program, as jax names it."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else self.name
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-  """A collective: bytes a device puts in, the devices of the first group, how often it runs."""
-  kind: str
-  shape: str
-  bytes: float
-  group: tuple[int, ...]
-  times: float
-  source: str
-
-  @property
-  def wire(self) -> float:
-    """Bytes that a device sends, over all runs, by the ring algorithm of its kind."""
-    n = len(self.group)
-    share = {"all-gather": n - 1.0, "all-reduce": 2.0 * (n - 1) / n, "collective-permute": 1.0}
-    return self.times * self.bytes * share.get(self.kind, (n - 1) / n)
-
-
-@dataclasses.dataclass
-class Cost:
-  """FLOPs of matrix products, bytes moved from and to the main memory, collectives."""
-  flops: float = 0.0
-  bytes: float = 0.0
-  collectives: list[Collective] = dataclasses.field(default_factory=list)
-
-  def add(self, other: "Cost", times: float) -> None:
-    """Adds `times` runs of another cost."""
-    self.flops += times * other.flops
-    self.bytes += times * other.bytes
-    self.collectives += [dataclasses.replace(c, times=c.times * times) for c in other.collectives]
 
 
 def _close(text: str, at: int) -> int:
@@ -123,6 +89,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _op(line: str) -> Op | None:
+  """The instruction on a line; None where there is none."""
   head, equals, rest = line.strip().partition(" = ")
   if not equals or "(" not in rest:
     return None
@@ -135,15 +102,17 @@ def _op(line: str) -> Op | None:
 
 
 class Program:
-  """Computations of an HLO text, by name; `entry` is where it begins.
+  """An HLO text as computations and their instructions.
 
-  searches: scopes (`jax.named_scope`) whose loops end by their data -> the rounds that count.
+  Attributes: parts, the instructions by name of each computation by name; entry, the name of the
+  computation that the program runs. Raises ValueError for a text without one.
   """
 
   def __init__(self, text: str, searches: Mapping[str, int] | None = None):
+    """searches: scopes (`jax.named_scope`) whose loops end by their data -> rounds to count."""
     self.searches = dict(searches or {})
     self.parts: dict[str, dict[str, Op]] = {}
-    self.entry, self._costs = "", {}
+    self.entry = ""
     part: dict[str, Op] = {}
     for line in text.splitlines():
       if line.endswith("{") and "->" in line and not line.startswith(" "):
@@ -165,7 +134,7 @@ class Program:
     """How often a loop runs: what XLA knows, or from start, step and end of its counter.
 
     A loop that may end earlier counts as if it does not, one of `searches` as that says. Raises
-    ValueError where the numbers are not constants of the program.
+    ValueError where start, step and end are not constants of the program.
     """
     for scope, rounds in self.searches.items():
       if f"/{scope}/" in loop.source:
@@ -174,25 +143,26 @@ class Program:
     if known:
       return int(known[1])
     condition, body = loop.called("condition")[0], loop.called("body")[0]
-    whole = [(part, op) for part, op in self._inside(condition)
-             if op.shapes[0].dtype in INTEGERS and not op.shapes[0].dims]
-    at = {int(i[1]) for _, op in whole if op.kind == "get-tuple-element"
-          if (i := re.search(r"index=(\d+)", op.rest))}
-    ends = {self._number(*found) for found in whole} - {None}
-    if len(at) == 1 and len(ends) == 1:
-      counter, end = at.pop(), ends.pop()
+    # of the condition `counter < end`: which entry of the loop's state it reads, and the constant
+    integers = [(part, op) for part, op in self.inside(condition)
+                if op.shapes[0].dtype in INTEGERS and not op.shapes[0].dims]
+    counters = {int(index[1]) for _, op in integers if op.kind == "get-tuple-element"
+                if (index := re.search(r"index=(\d+)", op.rest))}
+    ends = {self._constant(*found) for found in integers} - {None}
+    if len(counters) == 1 and len(ends) == 1:
+      counter, end = counters.pop(), ends.pop()
       first = self.parts[part][self.parts[part][loop.operands[0]].operands[counter]]
-      start = self._number(part, first)
+      start = self._constant(part, first)
       step = self._step(body, self.root(body).operands[counter])
       if start is not None and end is not None and step:
         return max(0, -(-(end - start) // step))
     raise ValueError(f"loop {loop.name} ({loop.source}): its counter and the numbers it begins and "
                      "ends with are not constants of the program")
 
-  def _number(self, part: str, op: Op) -> int | None:
+  def _constant(self, part: str, op: Op) -> int | None:
     """The integer that an instruction gives, through copies; None if it is not a constant."""
     if op.kind in ("copy", "bitcast", "convert"):
-      return self._number(part, self.parts[part][op.operands[0]])
+      return self._constant(part, self.parts[part][op.operands[0]])
     return int(op.inside) if op.kind == "constant" and re.fullmatch(r"\d+", op.inside) else None
 
   def _step(self, part: str, name: str) -> int | None:
@@ -200,10 +170,10 @@ class Program:
     op = self.parts[part][name]
     if op.kind in ("copy", "bitcast"):
       return self._step(part, op.operands[0])
-    given = {self._number(part, self.parts[part][n]) for n in op.operands}
+    given = {self._constant(part, self.parts[part][name]) for name in op.operands}
     if op.kind == "fusion":
       inner = op.called("calls")[0]
-      given |= {self._number(inner, o) for o in self.parts[inner].values()}
+      given |= {self._constant(inner, inside) for inside in self.parts[inner].values()}
       op = self.root(inner)
     found = given - {None}
     return found.pop() if op.kind == "add" and len(found) == 1 else None
@@ -214,152 +184,22 @@ class Program:
     return [(self.trips(part, op), op.called("body")[0], op.source)
             for op in self.parts[part].values() if op.kind == "while"]
 
-  def cost(self, part: str | None = None, skip: frozenset[str] = frozenset()) -> Cost:
-    """The cost of one run of a computation, default the entry, without the loops of bodies `skip`.
-
-    Of a conditional it takes the branch that moves least: the sampler's other one searches the
-    vocabulary, for draws that top-p or top-k cut.
-    """
-    part = part or self.entry
-    if (part, skip) in self._costs:
-      return self._costs[part, skip]
-    cost, chains = Cost(), set()
-    for where, inner in self._inside(part):
-      cost.flops += self._flops(where, inner)
-      one = self._collective(where, inner, chains)
-      cost.collectives += [one] if one is not None else []
-    for op in self.parts[part].values():
-      cost.bytes += self._traffic(part, op)
-      if op.kind == "while" and op.called("body")[0] not in skip:
-        cost.add(self.cost(op.called("body")[0], skip), self.trips(part, op))
-      elif op.kind == "call":
-        cost.add(self.cost(op.called("to_apply")[0], skip), 1)
-      elif op.kind == "conditional":
-        names = (op.called("branch_computations") or op.called("true_computation")
-                 + op.called("false_computation"))
-        cost.add(min((self.cost(n, skip) for n in names), key=lambda c: c.bytes), 1)
-    self._costs[part, skip] = cost
-    return cost
-
   def arrays(self) -> dict[str, tuple[Shape, str]]:
-    """Every array that the program keeps anywhere, what fusions hold inside left out: the name of
-    its instruction -> (shape, source)."""
+    """Every array that exists in a memory: the name of its instruction -> (shape, source).
+
+    What is inside a fusion never reaches one.
+    """
     fused = {name for part in self.parts.values() for op in part.values()
              for name in op.called("calls") + (op.called("to_apply") if op.kind != "call" else [])}
     return {op.name: (shape, op.source) for name, part in self.parts.items() if name not in fused
             for op in part.values() for shape in op.shapes}
 
-  def _inside(self, part: str) -> Iterator[tuple[str, Op]]:
+  def inside(self, part: str) -> Iterator[tuple[str, Op]]:
     """(computation, instruction) of a computation and of all that is fused into it."""
     for op in self.parts[part].values():
       yield part, op
       if op.kind in ("fusion", "async-start"):
-        yield from self._inside(op.called("calls")[0])
-
-  def _flops(self, part: str, op: Op) -> float:
-    """Of one matrix product: 2 x multiply-adds; those with padding are not made."""
-    if op.kind not in ("dot", "convolution"):
-      return 0.0
-    left, right = (self.parts[part][name].shapes[0].dims for name in op.operands)
-    if op.kind == "dot":
-      over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
-      axes = [int(i) for i in (over[1] if over else "").split(",") if i]
-      return 2.0 * op.shapes[0].size * math.prod(left[i] for i in axes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
-    if labels is None:
-      raise ValueError(f"{op.name}: a convolution without dim_labels: {op.rest[:120]!r}")
-    a, b, out = labels.groups()
-    split = re.search(r"batch_group_count=(\d+)", op.rest)
-    pairs = right[b.index("i")] * right[b.index("o")] * left[a.index("b")]
-    pairs /= int(split[1]) if split else 1
-    for axis in sorted(set(a) - set("bf")):
-      pairs *= _meetings(left[a.index(axis)], right[b.index(axis)],
-                         op.shapes[0].dims[out.index(axis)], op.rest, int(axis))
-    return 2.0 * pairs
-
-  def _collective(self, part: str, op: Op, chains: set[str]) -> Collective | None:
-    """An instruction as a collective; one that is fused in pieces, a chain, counts once."""
-    kind = op.kind.removesuffix("-start")
-    if kind not in KINDS:
-      return None
-    chain = re.search(r'chain_id="(\w+)"', op.rest)
-    if chain and chain[1] in chains:
-      return None
-    chains |= {chain[1]} if chain else set()
-    if kind == "all-reduce" and "reduce-scatter" in part:  # how a TPU writes it
-      kind = "reduce-scatter"
-    inputs = [s for name in op.operands for s in self.parts[part][name].shapes]
-    names = " ".join(map(str, inputs[:3])) + (" ..." if len(inputs) > 3 else "")
-    size = sum(s.bytes for s in inputs)
-    if op.kind == "all-reduce":  # a TPU sends sums in the type of the result
-      size = min(size, sum(s.bytes for s in op.shapes))
-    return Collective(kind, names, size, group_of(op.rest), 1.0, op.source)
-
-  def _traffic(self, part: str, op: Op) -> float:
-    """Bytes that an instruction reads from and writes to the main memory."""
-    if op.kind in FREE or op.kind.endswith("-done"):
-      return 0.0
-    if op.kind in ("fusion", "async-start"):
-      inner = op.called("calls")[0]
-      params = [o.name for o in self.parts[inner].values() if o.kind == "parameter"]
-      return sum(self._read(inner, p) for p in params) + self._written(inner, self.root(inner))
-    inputs = [self.parts[part][name].shapes[0] for name in op.operands]
-    if op.kind in ("dynamic-slice", "gather", "slice", "slice-start"):
-      inputs = [dataclasses.replace(op.shapes[0], main=inputs[0].main)]
-    out = op.shapes[:1] if op.kind.endswith("-start") else op.shapes
-    if op.kind in ("dynamic-update-slice", "scatter"):  # in place
-      inputs = [inputs[1 if op.kind == "dynamic-update-slice" else len(inputs) - 1]]
-      out = (dataclasses.replace(inputs[0], main=op.shapes[0].main),)
-    return sum(s.traffic for s in (*inputs, *out))
-
-  def _read(self, part: str, name: str) -> float:
-    """Bytes that a fusion reads of a parameter: slices, where it only takes slices."""
-    shape = self.parts[part][name].shapes[0]
-    if not shape.main:
-      return 0.0
-    total = 0.0
-    for op in self.parts[part].values():
-      for at, operand in enumerate(op.operands):
-        if operand != name:
-          continue
-        if op.kind in ("dynamic-slice", "slice", "gather") and at == 0:
-          total += op.shapes[0].bytes
-        elif op.kind == "fusion" and f"output_to_operand_aliasing={{{{}}: ({at}, " in op.rest:
-          total += self._read(part, op.name)  # a relayout, made as it is read
-        elif op.kind == "fusion":
-          inner = op.called("calls")[0]
-          total += sum(self._read(inner, o.name) for o in self.parts[inner].values()
-                       if o.kind == "parameter" and int(o.inside) == at)
-        elif op.kind in ("bitcast", "get-tuple-element"):
-          total += self._read(part, op.name)
-        elif not (op.kind == "tuple" or op.kind == "dynamic-update-slice" and at == 0):
-          return shape.bytes
-    return min(total, shape.bytes)
-
-  def _written(self, part: str, op: Op) -> float:
-    """Bytes that a fusion writes: the updates, where it updates in place."""
-    ops = self.parts[part]
-    if op.kind == "tuple":
-      return sum(self._written(part, ops[name]) for name in op.operands)
-    if op.kind == "bitcast" and op.operands[0] in ops:
-      inner = ops[op.operands[0]]
-      return self._written(part, inner) if inner.kind == "dynamic-update-slice" else (
-          op.shapes[0].traffic)
-    if op.kind == "dynamic-update-slice":
-      return ops[op.operands[1]].shapes[0].bytes if op.shapes[0].main else 0.0
-    return 0.0 if op.kind == "parameter" else sum(s.traffic for s in op.shapes)
-
-
-def _meetings(size: int, kernel: int, out: int, rest: str, axis: int) -> int:
-  """Pairs of kernel and output positions of one axis that meet an element, not padding."""
-  window = re.search(r"window=\{([^}]*)\}", rest)
-  given = dict(entry.split("=") for entry in window[1].split()) if window else {}
-  number = lambda name: int(given[name].split("x")[axis]) if name in given else 1
-  low = int(given["pad"].split("x")[axis].split("_")[0]) if "pad" in given else 0
-  spread = number("lhs_dilate")
-  at = (np.arange(out)[:, None] * number("stride") - low
-        + np.arange(kernel)[None] * number("rhs_dilate"))
-  return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
+        yield from self.inside(op.called("calls")[0])
 
 
 def _iota(text: str) -> np.ndarray:
@@ -368,7 +208,7 @@ def _iota(text: str) -> np.ndarray:
   if found is None:
     raise ValueError(f"unknown order of devices {text!r}")
   shape, dims, order = ([int(n) for n in g.split(",")] if g else None for g in found.groups())
-  assert dims is not None
+  assert dims is not None  # the one group that is not optional
   ids = np.arange(math.prod(dims)).reshape(dims)
   ids = ids if order is None else ids.transpose(order)
   return ids if shape is None else ids.reshape(shape)
@@ -379,15 +219,19 @@ def group_of(rest: str) -> tuple[int, ...]:
 
   Raises ValueError for a notation that is not known.
   """
+  # of a permutation: each device sends to one other
   pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}(?:,\{(\d+),(\d+)\})?", rest)
   if pairs:
     return tuple(range(2))
+  # every group written out
   listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
   if listed:
     return tuple(int(n) for n in listed[1].split(","))
+  # [groups, devices in each]<=[all devices, reordered]
   iota = re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", rest)
   if iota:
     return tuple(int(n) for n in _iota(iota[1])[0])
+  # the axes of a mesh over which it runs, at index 0 of the others
   mesh = re.search(r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", rest)
   if mesh is None:
     raise ValueError(f"unknown groups of devices: {rest[:200]!r}")

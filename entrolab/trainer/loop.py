@@ -54,8 +54,8 @@ class Lab:
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         [name for name in wanted if name not in made])
     number = 1.0 if s.weights == "int8" else jax.dtypes.canonicalize_dtype(t.dtype).itemsize
-    self.meter = flops.Meter(self.config, chips.of(self.mesh.local_devices), self.mesh.size,
-                             m.tensor, number)
+    self.meter = flops.ModelRoofline(self.config, chips.of(self.mesh.local_devices),
+                                     self.mesh.size, m.tensor, number)
     self.key = jax.random.key(experiment.seed)
     self.host: Mapping[str, np.ndarray] = {}  # what the strategy keeps
     rank, count = jax.process_index(), jax.process_count()
