@@ -88,7 +88,8 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
   from entrolab import main
   from entrolab.tasks.countdown import Countdown
   from entrolab.trainer import checkpoint, loop
-  rollout, verify = loop.Lab.rollout, Countdown.verify
+  from entrolab.trainer import step as step_module
+  draw_and_verify, verify = step_module.draw_and_verify, Countdown.verify
   step_of, save = loop.train_step, checkpoint.Checkpoints.save
 
   def train_step(lab, state, step, *rest):
@@ -97,9 +98,9 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
 
   def sampling(*args):
     note.enter("sampling")
-    made = rollout(*args)
+    rows = draw_and_verify(*args)
     note.enter("step")
-    return made
+    return rows
 
   def verifying(self, texts, examples):
     phase, step = note.read()
@@ -117,7 +118,7 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
     save(*args)
 
   for place, name, noting in (
-      (loop.Lab, "rollout", sampling), (Countdown, "verify", verifying),
+      (step_module, "draw_and_verify", sampling), (Countdown, "verify", verifying),
       (loop, "train_step", train_step), (checkpoint.Checkpoints, "save", saving)):
     setattr(place, name, noting)
   flags = [f"--set={text}" for text in (*SETTINGS, f"saving.every={every}")]
