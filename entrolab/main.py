@@ -1,7 +1,8 @@
 """`python -m entrolab.main --config=experiments/siren.py:beta=1e-2 --set training.lr=1e-5`
 
-Knobs after the colon are the arguments of the file's `get_config`; `--set` reaches any other leaf
-of the experiment. The same command resumes an interrupted run.
+A recipe is a Python file with a function `get_config`; knobs after the colon are its arguments, and
+`--set` reaches any other hyper-parameter. `--explain` prints what a run would do, `--dry_run` tries
+it for one step. The same command resumes an interrupted run.
 """
 
 import logging as standard
@@ -14,16 +15,20 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
-CONFIG = flags.DEFINE_string("config", None, "experiment: path.py[:knob=value,...]")
-SET = flags.DEFINE_multi_string("set", [], "path=value, such as training.lr=1e-5; repeatable")
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory; default runs/NAME-HASH of the "
-                              "experiment, so that the same command resumes")
-EXPLAIN = flags.DEFINE_bool("explain", False, "print the plan and exit")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "compile, run one step, and exit")
+CONFIG = flags.DEFINE_string("config", None, "recipe and its knobs, path.py[:knob=value,...]; a "
+                             "wrong knob stops with the list of all knobs of the recipe")
+SET = flags.DEFINE_multi_string("set", [], "any other hyper-parameter, path=value, such as "
+                                "training.lr=1e-5; may be given several times")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/NAME-HASH of the "
+                              "configuration, so that the same command resumes")
+EXPLAIN = flags.DEFINE_bool("explain", False, "print batch sizes, memory, the objective and what "
+                            "in it cannot act, and exit")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "compile everything, train one step, leave nothing, "
+                            "and exit")
 ALLOW = flags.DEFINE_bool("allow_config_change", False, "resume although the configuration has "
                           "changed; the changes are recorded in the run")
 CACHE = flags.DEFINE_string("compile_cache", None, "folder of compiled programs; default "
-                            "~/.cache/entrolab, 'off' for none")
+                            "~/.cache/entrolab; 'off' for none")
 
 
 def compile_cache(choice: str | None) -> str:
@@ -63,13 +68,13 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     standard.getLogger("absl").setLevel(standard.WARNING)
   from entrolab import config, sharding
-  from entrolab.trainer import loop  # after the flags, so that --help is quick
+  from entrolab.trainer import explain, loop, step  # after the flags, so that --help is quick
   try:
     sharding.start_hosts()  # before anything asks for a device, as building an objective does
     experiment = config.load(CONFIG.value, tuple(SET.value))
     cache = compile_cache(CACHE.value)
     if EXPLAIN.value:
-      print(loop.Lab(experiment).plan())
+      print(explain.plan(experiment, step.Lab(experiment).config))
       return
     if DRY_RUN.value:
       loop.dry_run(experiment)
@@ -79,7 +84,7 @@ def main(argv: list[str]) -> None:
         f"{experiment.name}-{config.config_hash(experiment)[:8]}"))
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
     result = loop.run(experiment, folder, allow_config_change=ALLOW.value,
-                       source={"config": CONFIG.value, "set": SET.value})
+                      source={"config": CONFIG.value, "set": SET.value})
   except Exception as error:
     leave(error)
   if not result["finished"]:

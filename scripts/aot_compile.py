@@ -39,7 +39,8 @@ from entrolab.models import transformer  # noqa: E402
 from entrolab.models.parameters import check_mesh  # noqa: E402
 from entrolab.presets import PRESETS, HuggingFace  # noqa: E402
 from entrolab.rollout import decode  # noqa: E402
-from entrolab.trainer.learner import Learner, State  # noqa: E402
+from entrolab.trainer.learner import Learner  # noqa: E402
+from entrolab.trainer.state import State  # noqa: E402
 
 QWEN2: Any = dict(qkv_bias=True, norm_eps=1e-6)
 SIZES = {  # config.json of the models, as their pages on huggingface.co/Qwen show it
@@ -151,8 +152,8 @@ def step_arguments(t: Target, learner: Learner) -> tuple[State, Batch]:
       jax.eval_shape(learner.tx.init, params), params,
       transform_non_params=lambda x: shapes(x, whole))
   control = shapes(jax.eval_shape(lambda: controls.init(objective.control)), whole)
-  state = State(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, opt, control,
-                params if learner.reads_reference else None)
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  state = State(step, params, opt, control, params if learner.reads_reference else None)
   rows = s.prompts // t.experiment.training.updates * s.samples
   sizes = {"L": (t.experiment.task.max_prompt,), "T": (s.max_tokens,), "2": (2,), "": ()}
   columns = dict(COLUMNS, **{name: (jnp.int32, "") for name in objective.extra})

@@ -318,8 +318,8 @@ def step(preset, recipe, prompts, samples, prompt, max_tokens):
     box[0], _, metrics = loop.train_step(lab, box[0], box[1], folder)
     jax.block_until_ready(box[0].params)
     box[1] += 1
-    return {"seconds": clock() - begin, **{name: float(metrics[f"time/{name}"]) for name in
-                                           ("rollout", "score", "train")}}
+    return {"seconds": clock() - begin, **{name: float(metrics[f"timing_s/{name}"]) for name in
+                                           ("rollout", "forward", "train")}}
   compile_s = run()["seconds"] - run()["seconds"]  # what the first step has more
   size, rows = count(lab.params), prompts * samples
   # sampling goes forward once, training three times as much; plain GRPO needs no score pass
@@ -351,10 +351,11 @@ def whole_run(preset, recipe, steps):
       seconds = clock() - begin
       lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/loss" in row]
-    phases = [n for n in rows[-1] if n.startswith("time/")]
+    phases = [n for n in rows[-1] if n.startswith("timing_s/")]
     total = [sum(row[n] for n in phases) for row in rows]
     return {"seconds": seconds, "first step": total[0], "later step": statistics.median(total[1:]),
-            **{n[5:]: statistics.median(row[n] for row in rows[1:]) for n in phases}}
+            **{n.removeprefix("timing_s/"): statistics.median(row[n] for row in rows[1:])
+               for n in phases}}
   return run, {"note": f"{steps} steps"}
 
 

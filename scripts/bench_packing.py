@@ -70,7 +70,7 @@ def runs(learner: Learner, params, batch, micro: int):
 
   def score():
     plan, _ = learner.plan(batch, micro)
-    jax.block_until_ready(learner.score(box[0].params, batch, BEFORE, plan))
+    jax.block_until_ready(learner.forward(box[0].params, batch, BEFORE, plan))
 
   return {"step": step, "score": score}
 

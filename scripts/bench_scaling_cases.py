@@ -54,7 +54,7 @@ def update(**sizes):
   target = aot_compile.Target(lab.experiment, sizes["preset"], lab.config, "", [])
   batch = filled(aot_compile.step_arguments(target, learner)[1], lab.config.vocab_size)
   step = learner.step.lower(box[0], batch).compile()
-  score = learner.score.lower(box[0].params, batch, BEFORE).compile()
+  score = learner.forward.lower(box[0].params, batch, BEFORE).compile()
   def run():
     begin = clock()
     box[0], said = step(box[0], batch)

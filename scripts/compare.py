@@ -44,7 +44,7 @@ def table(runs: list[report.Run]) -> str:
     groups[run.config["name"]].append(run)
   if max(map(len, groups.values())) > 10:
     raise ValueError("at most ten seeds a method")
-  reward = lambda run: float(np.mean(run.series("reward/right")[1][-10:]))
+  reward = lambda run: float(np.mean(run.series("reward/accuracy")[1][-10:]))
   head = ["method", "seeds", *COLUMNS, "training reward, last 10 steps"]
   rows = [["before", "", *(cell([float(np.mean([r.evals[0][m] for r in runs]))]) for m in
                            COLUMNS.values()), ""]]

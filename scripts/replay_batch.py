@@ -27,10 +27,10 @@ from entrolab import config, sharding  # noqa: E402
 from entrolab.batch import Batch  # noqa: E402
 from entrolab.experiment import Experiment  # noqa: E402
 from entrolab.objective import Penalty  # noqa: E402
-from entrolab.trainer import guards  # noqa: E402
+from entrolab.trainer.failures import Failure  # noqa: E402
 from entrolab.trainer.learner import Learner  # noqa: E402
 
-TOLD = 3  # leaves of a tree that are named
+NAMED = 3  # leaves of a tree that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Replay:
     return float(self.metrics["train/grad_norm"])
 
 
-def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
+def repeat(experiment: Experiment, failure: Failure) -> Replay:
   """Computes the loss of a kept update and its gradient, on the devices at hand."""
   m = experiment.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
@@ -74,7 +74,7 @@ def repeat(experiment: Experiment, failure: guards.Failure) -> Replay:
       jnp.copy, params))  # the step donates them
   plan, _ = learner.plan(batch, experiment.training.micro)
   _, metrics = learner.step(state, batch, plan)
-  batch = learner._noised(batch, step)
+  batch = learner.with_noise(batch, step)
   grads, sums, live, scored = jax.jit(learner.gradient)(params, batch, control, plan)
   return Replay(learner, params, batch, control, grads, {**sums, **metrics}, live, scored,
                 tokenizer)
@@ -106,9 +106,9 @@ def findings(replay: Replay) -> Iterator[str]:
 def leaves(what: str, tree: Any) -> Iterator[str]:
   """Leaves of a tree that hold something not finite, with how many and the first place."""
   lines = list(_leaves(what, tree))
-  yield from lines[:TOLD]
-  if len(lines) > TOLD:
-    yield f"{what}: and {len(lines) - TOLD} more leaves"
+  yield from lines[:NAMED]
+  if len(lines) > NAMED:
+    yield f"{what}: and {len(lines) - NAMED} more leaves"
 
 
 def _leaves(what: str, tree: Any) -> Iterator[str]:
@@ -188,7 +188,7 @@ def rebuild(run: pathlib.Path, text: str | None, overrides: list[str]) -> Experi
   """The experiment of a run directory; prints the leaves in which it is another one.
 
   Raises ValueError when the run recorded no command and none is given, or when the recorded one
-  gives other numbers by now.
+  gives another configuration by now.
   """
   saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
   source = saved["source"]
@@ -202,8 +202,8 @@ def rebuild(run: pathlib.Path, text: str | None, overrides: list[str]) -> Experi
     changed = config.diff(config.leaves(saved["experiment"]),
                           config.leaves(json.loads(json.dumps(config.to_dict(experiment)))))
   if changed and text is None and not overrides:
-    raise ValueError(f"{base} gives other numbers than the run had; go back to its code, or repeat "
-                     "with --config:\n  " + "\n  ".join(changed))
+    raise ValueError(f"{base} gives another configuration than the run had; go back to its code, "
+                     "or repeat with --config:\n  " + "\n  ".join(changed))
   for line in changed:
     print(f"note: differs from the run in {line}")
   return experiment
@@ -217,7 +217,7 @@ def main() -> None:
   parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
   args = parser.parse_args()
   try:
-    failure = guards.Failure.load(args.failure.resolve())
+    failure = Failure.load(args.failure.resolve())
     experiment = rebuild(failure.place.parents[1], args.config, args.set)
     replay = repeat(experiment, failure)
   except (ValueError, TypeError, FileNotFoundError) as error:
@@ -233,7 +233,7 @@ def main() -> None:
   print(f"recorded: loss {was['train/loss']}, gradient norm {was['train/grad_norm']}\n"
         f"replayed: loss {float(replay.metrics['train/loss'])}, gradient norm {replay.norm}")
   if not found:
-    print("finite here: the run had other devices, libraries or numbers")
+    print("finite here: the run had other devices, libraries or hyper-parameters")
   sys.exit(0 if found else 1)
 
 

@@ -401,7 +401,7 @@ def problems():
 def silent(lab, state, batch):
   """Shares of tokens without a gradient under the balanced clip and under that of PPO, of those
   whose advantage is not 0; once the policy has moved."""
-  now = lab.learner.score(state.params, batch, ("logp",))["logp"]
+  now = lab.learner.forward(state.params, batch, ("logp",))["logp"]
   shares = []
   for form in (aepo_agentic.balanced_clip, ppo.clipped_ratio):
     grad = jax.grad(lambda logp, f=form: f(logp, batch.old_logp, batch.adv, dual=3.0).sum())(now)

@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 from entrolab import sharding
 from entrolab.cost import chips, hlo, hlo_cost
 from entrolab.models import parameters, tiny, transformer
-from entrolab.trainer import explain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -71,7 +70,7 @@ def test_topologies_are_refused_by_name(topology, said):
 @pytest.mark.parametrize("name, millions", [("qwen2.5-0.5b", 494.0), ("qwen2.5-math-1.5b", 1543.7),
                                             ("qwen2.5-1.5b", 1543.7), ("qwen2.5-math-7b", 7615.6)])
 def test_sizes_have_the_published_number_of_parameters(name, millions):
-  assert explain.parameter_count(aot_compile.SIZES[name]) / 1e6 == pytest.approx(millions, abs=0.1)
+  assert parameters.count(aot_compile.SIZES[name]) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_loops_multiply_flops_and_collectives():

@@ -28,13 +28,6 @@ SMALL = ("sampling.prompts=4", "training.updates=1", "training.measure_every=0",
          "saving.keep=3", "training.steps=3", "mesh.data=1")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def libraries_promote():
-  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
-  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, compiled):
   """A run of three steps with a checkpoint of each."""
@@ -193,8 +186,10 @@ CHILD = """
 import os, resource, signal, sys, time
 import jax, jax.numpy as jnp
 from pathlib import Path
-from entrolab import checkpoint
+from entrolab.trainer import checkpoint
 from entrolab.experiment import Saving
+
+pytestmark = pytest.mark.usefixtures("libraries_promote")
 saved = checkpoint.Checkpoints(Path(sys.argv[1]) / "checkpoints", Saving(keep=1))
 state = {"params": {"w": jax.random.normal(jax.random.key(0), (int(sys.argv[3]),))}}
 saved.save(1, state, {"cursor": 1})

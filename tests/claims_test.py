@@ -15,6 +15,8 @@ import pytest
 from entrolab import config
 from entrolab.trainer import loop
 
+pytestmark = pytest.mark.usefixtures("libraries_promote")
+
 SEEDS, STEPS = (0, 1, 2), 40
 LAST = 10  # steps at the end over which a figure is averaged
 
@@ -42,7 +44,7 @@ CLAIMS = [
     Claim("nsr", "nsr:part=positive", source="NSR keeps more entropy than PSR"),
     Claim("canon:mu=0.0", "canon:mu=1.0", source="the intra-group part keeps entropy, "
           "the inter-group part spends it", shown=False),
-    Claim("pear:alpha=0.0", "pear:alpha=1.0", figure="rollout/length",
+    Claim("pear:alpha=0.0", "pear:alpha=1.0", figure="response_length/mean",
           source="PEAR shortens responses", shown=False),
     Claim("t1:alpha=0.03", "t1:alpha=0.0", source="more bonus, more entropy"),
     Claim("t1:samples=16", "t1:samples=4", source="more samples a prompt keep more entropy",
@@ -53,14 +55,6 @@ CLAIMS = [
           "plain fine-tuning"),
     Claim("soft_q:alpha=0.3", "soft_q:alpha=0.03", source="alpha of soft Q sets the entropy"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def libraries_promote():
-  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
-  import jax
-  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    yield
 
 
 @pytest.fixture(scope="module")

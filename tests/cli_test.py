@@ -48,8 +48,8 @@ def test_explain_prints_the_plan_and_runs_nothing(tmp_path):
   done = call("--config=experiments/kl_cov.py", "--set", "training.updates=1", "--explain",
               f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 0, done.stderr
-  for part in ("32 prompts x 8 samples = 256 rollouts, 1 update of 256 rows", "0.80 M parameters",
-               "key-value cache", "kl_cov.distance is identically zero"):
+  for part in ("32 prompts x 8 samples = 256 responses; 1 update of 256 responses, each in 1",
+               "0.80 M parameters", "key-value cache", "kl_cov.distance is identically zero"):
     assert part in done.stdout, part
   assert not (tmp_path / "run").exists()
 
@@ -72,11 +72,11 @@ def test_a_run_leaves_everything_and_the_same_command_has_nothing_left_to_train(
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [0, 1, 2, 2]
   for name in ("entropy/exact", "entropy/sequence", "entropy/surprisal", "entropy/truncated@0.8",
-               "entropy/measured", "entropy/predicted", "method/touched",
-               "rollout/groups_with_signal", "rollout/logp_gap", "reward/unknown", "tokens",
-               "seconds"):
+               "entropy/measured", "entropy/predicted", "method/tokens_changed",
+               "rollout/groups_with_signal", "sampling/logp_difference/max", "reward/unknown",
+               "tokens", "seconds"):
     assert isinstance(lines[1][name], float | int), name
-  assert lines[1]["rollout/logp_gap"] < 1e-4
+  assert lines[1]["sampling/logp_difference/max"] < 1e-4
   assert "eval/pass@16" in lines[0] and "eval/greedy_low" in lines[3]
   sample = json.loads((folder / "samples/step_000001.jsonl").read_text().splitlines()[0])
   assert len(sample["tokens"]) == len(sample["entropy"]) == len(sample["ids"]) > 3

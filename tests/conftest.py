@@ -30,6 +30,14 @@ def few_compiled_programs():
 
 
 @pytest.fixture(scope="module")
+def libraries_promote():
+  """Standard promotion of types and ranks, for a file that trains: optax multiplies integers with
+  floats. Ours is tested under strict promotion elsewhere."""
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
   """A folder of compiled programs, of all workers: what one run has compiled, others load."""
   own = tmp_path_factory.getbasetemp()

@@ -209,7 +209,7 @@ def test_the_plan_counts_slots():
   toy, model = whole(), lab()[0]
   s = toy.sampling
   with_slots = dataclasses.replace(toy, sampling=dataclasses.replace(s, slots=8))
-  assert " in 8 slots, " in explain.batch_sentence(with_slots)
+  assert ", 8 decoded at once; " in explain.batch_sentence(with_slots)
   size = lambda e: explain.memory(e, model, 10)["key-value cache"]
   held = (8 * (10 + s.max_tokens) + 10 * s.prompts) / (s.prompts * s.samples * (10 + s.max_tokens))
   assert size(with_slots) == pytest.approx(size(toy) * held)

@@ -119,7 +119,7 @@ def test_a_run_logs_the_gap_and_evaluates_the_policy_itself(tmp_path):
   (before, step, _), (exact_before, exact, _) = rows["int8"], rows["model"]
   assert before["eval/pass@1"] == exact_before["eval/pass@1"]
   assert before["eval/entropy"] == exact_before["eval/entropy"]
-  assert exact["rollout/logp_gap"] < 1e-4 < step["rollout/logp_gap"] < 1.0
+  assert exact["sampling/logp_difference/max"] < 1e-4 < step["sampling/logp_difference/max"] < 1.0
 
 
 def test_another_choice_is_refused():

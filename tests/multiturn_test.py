@@ -373,6 +373,6 @@ def test_a_run_killed_within_the_batch_of_its_third_step_goes_on_to_the_bit(tmp_
   assert a == logged(tmp_path / "parts") and len(a) == 3
   assert a[2]["rollout/stored"] > 0 and max(row["rollout/replayed"] for row in a) > 0
   for row in a:
-    assert row["rollout/logp_gap"] < 1e-4 and row["train/applied"] == 1.0
+    assert row["sampling/logp_difference/max"] < 1e-4 and row["train/applied"] == 1.0
     assert row["rollout/actions"] >= 16 and row["rollout/calls"] >= 6
     assert {"rollout/turn_limit", "rollout/token_budget", "rollout/cut_actions"} <= set(row)

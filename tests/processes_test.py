@@ -123,7 +123,7 @@ def same_up_to_rounding(ours, theirs):
   for a, b in zip(rows(ours), rows(theirs), strict=True):
     assert a.keys() == b.keys()
     for name in a:
-      if name.startswith(("eval/", "reward/", "tokens", "rollout/length", "rollout/groups")):
+      if name.startswith(("eval/", "reward/", "tokens", "response_length/", "rollout/groups")):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
       elif a[name] is not None:
         np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5, err_msg=name)

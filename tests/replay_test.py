@@ -19,18 +19,13 @@ from entrolab.trainer import checkpoint, explain, loop
 from entrolab.trainer.log import WALL
 from tests import resume_test
 
+pytestmark = pytest.mark.usefixtures("libraries_promote")
+
 RECIPE = "experiments/spear.py:size=8,prompts=4,imitation=4"  # due as soon as 12 rows are good
 SMALL = ("sampling.prompts=8", "evaluation.problems=8", "training.updates=2", "training.steps=4")
 ONE = ("mesh.data=1",)
 STORED = ("tokens", "mask", "prompt", "prompt_mask", "old_logp", "old_entropy", "sampled_logp",
           "verdict", "rewards", "finished", "usable", "tool_calls")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def libraries_promote():
-  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
-  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    yield
 
 
 def columns(batch):
@@ -74,7 +69,7 @@ def test_replayed_rows_are_the_stored_ones_to_the_bit(ran):
       median = np.median(host["groups.mean"][:host["count.groups"]])
       want = np.where(again["mask"], (again["rewards"] - median)[:, None], 0.0)
       np.testing.assert_allclose(again["adv"][on], want[on], rtol=1e-6)
-      now = np.asarray(lab.learner.score(state.params, rollout.replay, ("logp",))["logp"])
+      now = np.asarray(lab.learner.forward(state.params, rollout.replay, ("logp",))["logp"])
       assert np.abs(now - again["old_logp"])[again["mask"]].max() > 1e-3
     rows = [columns(lab.learner.select(rollout.batch, np.int32(u), rollout.replay)) for u in (0, 1)]
     for own in rows:  # eight prompts and four further groups, dealt over two updates
@@ -84,7 +79,7 @@ def test_replayed_rows_are_the_stored_ones_to_the_bit(ran):
     drawn |= {key.tobytes(): (fresh, at) for at, key in enumerate(fresh["row"])}
     came += on.any()
   assert not columns(rollouts[0].replay)["replayed"].any() and came >= 2
-  assert lab.learner.traces == 1
+  assert lab.learner.compiled_steps == 1
 
 
 def test_only_good_rows_of_the_widest_groups_are_admitted(ran):
@@ -217,8 +212,8 @@ def test_what_is_packed_comes_back_and_always_fits():
 
 def test_further_groups_that_cannot_be():
   made = config.load(RECIPE, SMALL)
-  assert explain.batch_sentence(made).endswith("2 updates of 32 rows and 16 for a replay in 1 "
-                                               "micro-batch each")
+  assert explain.batch_sentence(made).endswith(
+      "; 2 updates of 32 responses and 16 replayed ones, each in 1 micro-batch")
   with pytest.raises(ValueError, match=r"Replay\(prompts=3\): whole groups of 8 for each of "
                                        r"training.updates=2, in .*; choices: \[2, 4, 6, 8\]"):
     loop.Lab(dataclasses.replace(made, rollout=Replay(prompts=3)))

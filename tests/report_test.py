@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from entrolab.trainer import report
+from entrolab.trainer import log, report
 
 
 def make(folder, steps=14, text="3*5", **extra):
@@ -17,7 +17,7 @@ def make(folder, steps=14, text="3*5", **extra):
            for end in ("", "_low", "_high")} | {"eval/entropy": 0.3}
   rows = [{"step": 0, **evals}]
   for step in range(1, steps + 1):
-    rows.append({"step": step, "reward/mean": 0.1 * (step % 5), "reward/right": 0.3,
+    rows.append({"step": step, "reward/mean": 0.1 * (step % 5), "reward/accuracy": 0.3,
                  "entropy/exact": 1.0 / step, "entropy/surprisal": None, "train/grad_norm": 1.0,
                  "entropy/predicted": -0.01 * step, "entropy/measured": -0.02 * step, **extra})
   rows.append({"step": steps, **evals})
@@ -55,13 +55,35 @@ def test_a_run_that_was_cut_still_has_a_page(tmp_path, steps):
 
 
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
-  run = make(tmp_path / "run", **{"method/touched": None, "control/coef": None})
+  run = make(tmp_path / "run", **{"method/tokens_changed": None, "control/coef": None})
   assert "NaN" not in report.write(run).read_text()
 
 
 def test_several_runs_are_compared(tmp_path):
   page = report.write(make(tmp_path / "a"), make(tmp_path / "b", steps=5))
   assert page == tmp_path / "a" / "compare.html" and page.read_text().count("toy (seed 0)") >= 4
+
+
+def test_former_names_are_read_aloud(tmp_path, caplog):
+  run = make(tmp_path / "run")
+  path = run / "metrics.jsonl"
+  path.write_text(path.read_text().replace("reward/accuracy", "reward/right"))
+  assert report.Run(run).series("reward/accuracy")[1].mean() == pytest.approx(0.3)
+  assert "reward/right -> reward/accuracy" in caplog.text and str(path) in caplog.text
+
+
+def test_a_progress_line_fits_and_its_words_are_explained():
+  metrics = {"reward/accuracy": 1.0, "entropy/exact": 0.25, "entropy/measured": -0.0125,
+             "rollout/groups_with_signal": 1.0, "method/tokens_changed": 1.0,
+             "response_length/mean": 4000.0, "rollout/tokens_per_second": 123456.0}
+  line = log.line(1000, 1000, metrics, 7261.0)
+  assert line == ("step 1000/1000  accuracy 1.000  entropy 0.250 (-0.0125)  learning signal 100%  "
+                  "tokens changed 100%  length 4000  123,456 tok/s  121:01 left")
+  assert len(line) <= 140
+  for word in ("accuracy", "entropy", "learning signal", "tokens changed"):
+    assert word in log.LEGEND
+  assert "entropy 0.250  " in log.line(1, 9, {k: v for k, v in metrics.items()
+                                              if k != "entropy/measured"}, 0.0)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

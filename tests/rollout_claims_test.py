@@ -7,22 +7,14 @@ recipes' docstrings repeat the figures.
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from entrolab import config
 from entrolab.trainer import loop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("libraries_promote")]
 SEEDS = (0, 1, 2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def libraries_promote():
-  """Ours is tested under strict promotion elsewhere; optax multiplies integers with floats."""
-  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    yield
 
 
 def trained(name, folder, *knobs, overrides=()):

@@ -228,9 +228,10 @@ def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {line}"
 
 
-def held(meta: dict[str, Any], prefix: str, sharding: Any) -> dict[str, Any]:
-  """The leaves that a checkpoint has under a prefix, to restore what only it knows the shapes of:
-  {name without prefix: jax.ShapeDtypeStruct}."""
+def shapes_under(meta: dict[str, Any], prefix: str, sharding: jax.sharding.Sharding
+                 ) -> dict[str, jax.ShapeDtypeStruct]:
+  """The leaves that a checkpoint has under a prefix, by their names without it: to restore what
+  only the checkpoint knows the shapes of."""
   return {name.removeprefix(prefix): jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
           for name, (shape, dtype, _) in meta["leaves"].items() if name.startswith(prefix)}
 

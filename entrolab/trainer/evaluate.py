@@ -7,14 +7,16 @@ differ by the policy alone.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from entrolab import keys, sharding
-from entrolab.experiment import Experiment
+from entrolab.experiment import Evaluation, Experiment
+from entrolab.models.transformer import Params
 from entrolab.rollout.engine import Engine
+from entrolab.rollout.strategy import Rollout
+from entrolab.tasks.task import Example
 from entrolab.verify import UNKNOWN, vote
 
 
@@ -33,8 +35,8 @@ def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
 def majority_right(keys: Sequence[str | None], right: Sequence[bool]) -> float:
   """Whether the most frequent answer of a problem is right; answers that tie share the vote.
 
-  A response without an answer (None) has no vote; nobody voting is wrong. Members of a class count
-  by their own verdicts, so that a class of several verdicts counts by its share.
+  A response without an answer (None) has no vote; without any vote the answer is wrong. Equal
+  answers may have several verdicts: their class is right by the share of its members that are.
   """
   classes = vote.cluster(keys)
   votes = {c: [r for k, r in zip(classes, right, strict=True) if k == c]
@@ -74,37 +76,65 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
   return out
 
 
-def evaluate(engine: Engine, params: Any, problems: Sequence, key: jax.Array,
+def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: jax.Array,
              experiment: Experiment) -> tuple[dict[str, float], np.ndarray]:
   """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
-  e, total, count = experiment.evaluation, len(problems), jax.process_count()
-  chunk, own = experiment.sampling.prompts // count, problems[jax.process_index()::count]
+  e = experiment.evaluation
+  count = jax.process_count()
+  chunk = experiment.sampling.prompts // count  # problems of this process that are asked at once
+  share = problems[jax.process_index()::count]
   key = keys.evaluation(key)
-  slots = min(experiment.sampling.slots, chunk * count * e.samples)
-  sampling = dataclasses.replace(experiment.sampling, samples=e.samples, top_k=0, slots=slots,
-                                 temperature=e.temperature, top_p=e.top_p)
-  once = dataclasses.replace(sampling, samples=1, temperature=0.0, top_p=1.0, slots=0)
-  right, texts, entropy, tokens, unknown, greedy = [], [], 0.0, 0, 0, []
-  for at in range(0, -(-total // count), chunk):  # as often on every process
-    part = list(own[at:at + chunk])
-    fill = part + list(part or problems)[:1] * (chunk - len(part))  # one shape, one compilation
+  # as in training, but for the distribution that evaluation draws from and the number of samples
+  sampling = dataclasses.replace(
+      experiment.sampling, samples=e.samples, temperature=e.temperature, top_p=e.top_p, top_k=0,
+      slots=min(experiment.sampling.slots, chunk * count * e.samples))
+  greedy = dataclasses.replace(sampling, samples=1, temperature=0.0, top_p=1.0, slots=0)
+  seen = _Seen()
+  for at in range(0, -(-len(problems) // count), chunk):  # as often on every process
+    part = list(share[at:at + chunk])
+    # one shape, one compilation: the last part is filled up with a problem that does not count
+    fill = part + list(part or problems)[:1] * (chunk - len(part))
     many = engine.rollout(params, fill, key, 0, sampling)
-    rows = len(part) * e.samples
-    verdicts = many.verdicts[:rows]
-    right += [v.status == "right" for v in verdicts]
-    unknown += sum(v.code == UNKNOWN for v in verdicts)
-    texts += many.texts[:rows]
-    h, on = (x[:rows] for x in sharding.local((many.batch.old_entropy, many.batch.mask)))
-    entropy, tokens = entropy + float(h[on].sum()), tokens + int(on.sum())
-    one = engine.rollout(params, fill, key, 0, once)
-    greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
-  matrix = np.asarray(right, bool).reshape(-1, e.samples)
-  out = metrics(matrix, texts, e.ks, engine.task.key, total)
-  mean, low, high = interval(sharding.interleaved(np.asarray(greedy, float), total))
-  matrix = sharding.interleaved(matrix, total)
-  sums = sharding.interleaved(np.asarray([[entropy, tokens, unknown]]), count).sum(0)
-  out |= {f"eval/avg@{e.samples}": float(matrix.mean()), "eval/greedy": mean,
-          "eval/greedy_low": low, "eval/greedy_high": high,
-          "eval/entropy": float(sums[0] / max(sums[1], 1)),
-          "eval/unknown": float(sums[2] / matrix.size), "eval/length": float(sums[1] / matrix.size)}
-  return out, matrix
+    seen.add_samples(many, len(part) * e.samples)
+    one = engine.rollout(params, fill, key, 0, greedy)
+    seen.greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
+  return seen.summary(e, len(problems), engine.task.key)
+
+
+@dataclasses.dataclass
+class _Seen:
+  """What one process has seen of its problems, in their order."""
+
+  right: list[bool] = dataclasses.field(default_factory=list)  # samples
+  texts: list[str] = dataclasses.field(default_factory=list)  # of the samples
+  greedy: list[bool] = dataclasses.field(default_factory=list)  # greedy responses that are right
+  entropy: float = 0.0  # summed over the tokens of the samples, nats
+  tokens: int = 0  # of the samples
+  unknown: int = 0  # samples without a verdict
+
+  def add_samples(self, rollout: Rollout, rows: int) -> None:
+    """Takes in the first rows of a rollout."""
+    verdicts = rollout.verdicts[:rows]
+    self.right += [v.status == "right" for v in verdicts]
+    self.unknown += sum(v.code == UNKNOWN for v in verdicts)
+    self.texts += rollout.texts[:rows]
+    entropy, mask = (x[:rows] for x in sharding.local((rollout.batch.old_entropy,
+                                                       rollout.batch.mask)))
+    self.entropy += float(entropy[mask].sum())
+    self.tokens += int(mask.sum())
+
+  def summary(self, e: Evaluation, problems: int, key_of: Callable[[str], str | None]
+              ) -> tuple[dict[str, float], np.ndarray]:
+    """(eval/* metrics, right [P, N]) over the problems of all processes."""
+    right = np.asarray(self.right, bool).reshape(-1, e.samples)
+    out = metrics(right, self.texts, e.ks, key_of, problems)
+    greedy = sharding.interleaved(np.asarray(self.greedy, float), problems)
+    mean, low, high = interval(greedy)
+    right = sharding.interleaved(right, problems)
+    of_processes = np.asarray([[self.entropy, self.tokens, self.unknown]])
+    entropy, tokens, unknown = sharding.interleaved(of_processes, jax.process_count()).sum(0)
+    return {**out, f"eval/avg@{e.samples}": float(right.mean()),
+            "eval/greedy": mean, "eval/greedy_low": low, "eval/greedy_high": high,
+            "eval/entropy": float(entropy / max(tokens, 1)),
+            "eval/unknown": float(unknown / right.size),
+            "eval/length": float(tokens / right.size)}, right

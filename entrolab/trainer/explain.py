@@ -1,6 +1,8 @@
 """The plan of a run before it runs: arithmetic, memory, and terms that cannot act here."""
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,42 +12,41 @@ from entrolab import control as controls
 from entrolab import vocab
 from entrolab.batch import COLUMNS
 from entrolab.experiment import Experiment
+from entrolab.models import parameters
+from entrolab.models.transformer import Config
 from entrolab.objective import Objective, Term
 
 
 def batch_sentence(experiment: Experiment) -> str:
-  """'16 prompts x 8 samples = 128 rollouts, 2 updates of 64 rows in 1 micro-batch each'."""
-  s, t = experiment.sampling, experiment.training
-  rows = s.prompts * s.samples
-  further = experiment.rollout.further_rows(s.samples, t.updates, t.micro)
-  parts = "micro-batch" if t.micro == 1 else "micro-batches"
-  again = f" and {further} for a replay" if further else ""
-  taken = f" in {s.slots} slots" if s.slots else ""
-  taken += " drawn one step ahead" if s.ahead else ""
-  return (f"{s.prompts} prompts x {s.samples} samples = {rows} rollouts{taken}, {t.updates} "
-          f"update{'s' * (t.updates > 1)} of {rows // t.updates} rows{again} in {t.micro} "
-          f"{parts} each")
+  """'16 prompts x 8 samples = 128 responses; 2 updates of 64 responses, each in 1 micro-batch'."""
+  s = experiment.sampling
+  t = experiment.training
+  responses = s.prompts * s.samples
+  drawn = f", {s.slots} decoded at once" if s.slots else ""
+  drawn += ", drawn one step ahead" if s.ahead else ""
+  replayed = experiment.rollout.further_rows(s.samples, t.updates, t.micro)
+  again = f" and {replayed} replayed ones" if replayed else ""
+  return (f"{s.prompts} prompts x {s.samples} samples = {responses} responses{drawn}; {t.updates} "
+          f"update{'s' * (t.updates > 1)} of {responses // t.updates} responses{again}, each in "
+          f"{t.micro} micro-batch{'es' * (t.micro > 1)}")
 
 
-def memory(experiment: Experiment, config, prompt_length: int) -> dict[str, int]:
+def memory(experiment: Experiment, config: Config, prompt_length: int) -> dict[str, int]:
   """Bytes of what is large: parameters, optimiser, key-value cache, and the logits avoided."""
-  s, t = experiment.sampling, experiment.training
-  width = 2 if t.dtype == "bfloat16" else 4
-  rows = s.prompts * s.samples
-  held = (s.slots or rows) * (prompt_length + s.max_tokens)
-  held += s.prompts * prompt_length if s.slots else 0  # the queue's
-  learned = rows // t.updates + experiment.rollout.further_rows(s.samples, t.updates, t.micro)
-  token = 2 * config.layers * config.kv_heads * config.head_dim * width
-  count = parameter_count(config)
+  s = experiment.sampling
+  t = experiment.training
+  width = 2 if t.dtype == "bfloat16" else 4  # bytes of a float in the cache
+  # positions in the cache: of the rows that are decoded at once, and of the prompts that wait for
+  # a slot
+  positions = (s.slots or s.prompts * s.samples) * (prompt_length + s.max_tokens)
+  positions += s.prompts * prompt_length if s.slots else 0
+  rows = s.prompts * s.samples // t.updates
+  rows += experiment.rollout.further_rows(s.samples, t.updates, t.micro)
+  count = parameters.count(config)
   return {"parameters": 4 * count, "optimiser": 8 * count,
-          "key-value cache": token * held,
-          "logits never kept": 4 * learned // t.micro * s.max_tokens * config.vocab_size}
-
-
-def parameter_count(config) -> int:
-  """Parameters of the decoder, from shapes alone."""
-  from entrolab.models import parameters
-  return parameters.count(config)
+          "key-value cache": 2 * config.layers * config.kv_heads * config.head_dim * width
+                             * positions,
+          "logits that are never stored": 4 * rows // t.micro * s.max_tokens * config.vocab_size}
 
 
 def _probe(objective: Objective, size: int) -> dict[str, jax.Array]:
@@ -70,7 +71,7 @@ def _probe(objective: Objective, size: int) -> dict[str, jax.Array]:
   return {**columns, **state}
 
 
-def _is_zero(bound: Term, columns) -> bool:
+def _is_zero(bound: Term, columns: Mapping[str, jax.Array]) -> bool:
   """Whether a penalty and its gradient by the log-prob vanish on the probe."""
   rest = {k: v for k, v in columns.items() if k != "logp"}
   value, grad = jax.value_and_grad(lambda x: jnp.where(
@@ -82,69 +83,75 @@ def _is_zero(bound: Term, columns) -> bool:
 def warnings(experiment: Experiment) -> list[str]:
   """Sentences about parts of the objective that cannot act in this setting."""
   objective, s, t = experiment.objective, experiment.sampling, experiment.training
-  said = []
+  found = []
   if s.samples == 1 and "adv" in objective.reads:
-    said.append("groups of size 1: an advantage relative to the group has no baseline; "
-                "set sampling.samples >= 2")
+    found.append("groups of size 1: an advantage relative to the group has no baseline; "
+                 "set sampling.samples >= 2")
   columns = _probe(objective, s.samples)
   if t.updates == 1:
     for entry in objective.penalties:
       if _is_zero(entry.value, columns):
-        said.append(f"{entry.value.name} is identically zero with one update a rollout (the "
-                    "current policy is the one that sampled); set training.updates >= 2")
+        found.append(f"{entry.value.name} is identically zero with one update a rollout (the "
+                     "current policy is the one that sampled); set training.updates >= 2")
     if "old_logp" in objective.surrogate.reads:
-      said.append(f"{objective.surrogate.name}: every ratio is exactly 1 with one update a "
-                  "rollout, so no clip acts")
-  rows = s.prompts * s.samples // t.updates
-  tokens = rows * s.max_tokens
+      found.append(f"{objective.surrogate.name}: every ratio is exactly 1 with one update a "
+                   "rollout, so no clip acts")
+  tokens = s.prompts * s.samples // t.updates * s.max_tokens  # of an update, at most
   for slot, bound in objective.terms():
-    defaults = {n: p for n, p in _keywords(bound).items()}
-    fraction = dict(bound.knobs).get("fraction", defaults.get("fraction"))
+    fraction = dict(bound.knobs).get("fraction", _keywords(bound).get("fraction"))
     if slot in ("weight", "scale") and fraction is not None and fraction * tokens < 1.0:
-      said.append(f"{bound.name}(fraction={fraction}) selects under one of at most {tokens} tokens "
-                  f"an update; {1.0 / tokens:.1e} is one token")
+      found.append(f"{bound.name}(fraction={fraction}) selects less than one of at most {tokens} "
+                   f"tokens of an update; {1.0 / tokens:.1e} is one token")
   if t.micro > 1:
-    extra = "takes" if objective.needs_score_pass else "needs no"
-    said.append(f"{t.micro} micro-batches: the objective {extra} a gradient-free score pass")
-  return said
+    takes = "takes one more" if objective.needs_score_pass else "needs no further"
+    found.append(f"{t.micro} micro-batches: what the objective ranks or averages over the batch "
+                 f"{takes} forward pass over it, without gradient")
+  return found
 
 
 def acts(objective: Objective) -> str:
-  """Where the objective acts beyond its rewards and its surrogate, and what `touched` counts."""
-  of = lambda *slots: [t for slot, t in objective.terms() if slot in slots]
-  live = [t for t in of("advantage") if set(t.reads) & set(vocab.NAMES)]
-  parts = [t.name for t in (*live, *of("weight", "penalty"))]
+  """Where the objective acts beyond its rewards and its surrogate, as method/tokens_changed counts
+  it."""
+  def of(*slots):
+    return [term for slot, term in objective.terms() if slot in slots]
+
+  of_policy = [t for t in of("advantage") if set(t.reads) & set(vocab.NAMES)]
+  parts = [t.name for t in (*of_policy, *of("weight", "penalty"))]
   if parts:
-    return f"acts on tokens through {', '.join(parts)}; method/touched is their share"
+    return (f"acts on single tokens through {', '.join(parts)}; method/tokens_changed is the share "
+            "of tokens on which it does")
   named = (t.name for t in of("reward", "advantage", "surrogate"))
   return (f"acts through {', '.join(named)} alone: no weight, penalty or advantage of the current "
-          "policy, so that method/touched is 0")
+          "policy, so that method/tokens_changed is 0")
 
 
-def _keywords(bound: Term) -> dict:
-  import inspect
+def _keywords(bound: Term) -> dict[str, object]:
+  """Defaults of the hyper-parameters of a term."""
   parameters = inspect.signature(bound.fn).parameters.values()
   return {p.name: p.default for p in parameters
           if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
-def plan(experiment: Experiment, config, prompt_length: int) -> str:
+def plan(experiment: Experiment, config: Config) -> str:
   """The whole plan as text: batch, model, memory, statistics, objective, warnings."""
+  prompt_length = experiment.task.max_prompt
+  layout = ("packed into bins of 1, 2 or 4 rows" if experiment.training.packing else
+            "every row padded to both")
+  sizes = memory(experiment, config, prompt_length).items()
   lines = [f"{experiment.name}: {batch_sentence(experiment)}",
-           f"model: {parameter_count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
+           f"model: {parameters.count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
            f"width {config.width}, vocabulary {config.vocab_size}",
-           f"lengths: prompt {prompt_length} + response {experiment.sampling.max_tokens} tokens "
-           + ("(packed into bins of 1, 2 or 4 rows)" if experiment.training.packing else
-              "(one bucket)"),
-           "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in
-                                  memory(experiment, config, prompt_length).items()),
-           f"statistics of the vocabulary: {', '.join(experiment.objective.statistics.names)}",
+           f"lengths: prompt {prompt_length} + response {experiment.sampling.max_tokens} tokens at "
+           f"most ({layout})",
+           "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in sizes),
+           "statistics of the policy at every token: "
+           + ", ".join(experiment.objective.statistics.names),
            "objective:"]
   for field in dataclasses.fields(experiment.objective):
     value = getattr(experiment.objective, field.name)
     if value not in ((), None):
       lines.append(f"  {field.name} = {value!r}")
-  lines += [acts(experiment.objective)]
+  lines.append(acts(experiment.objective))
   lines += [f"note: {sentence}" for sentence in warnings(experiment)]
   return "\n".join(lines)
 

@@ -1,9 +1,10 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard events, samples, one line a step."""
+"""What a run leaves behind: metrics.jsonl, TensorBoard events, samples, and one line a step."""
 
 import json
 import math
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,28 +13,39 @@ from tensorboardX import SummaryWriter
 
 from entrolab import sharding
 from entrolab.rollout.strategy import Rollout
+from entrolab.tasks.task import Tokenizer
 from entrolab.trainer.files import write_text
 
-# what begins like this in a line of metrics.jsonl is the clock's or the process's: two runs of the
-# same numbers differ in nothing else
-WALL = ("seconds", "time/", "rollout/tokens_per_second", "rollout/roofline",
+Metrics = Mapping[str, Any]  # scalars by name
+
+# Prefixes of metrics that depend on the clock or on the process. Two runs of one configuration on
+# one kind of machine agree to the bit in all other metrics.
+WALL = ("seconds", "timing_s/", "rollout/tokens_per_second", "rollout/roofline",
         "train/tokens_per_second", "train/roofline", "train/recompilations",
         "rollout/recompilations")
-SHOWN = 16  # prompts whose rollouts are kept of a step
+SHOWN = 16  # prompts whose responses are kept of a step
+LEGEND = (
+    "each step: accuracy of its responses; entropy, nats a token (its change by the updates);\n"
+    "  learning signal, groups of unequal rewards; tokens changed, those on which the method acts")
 
 
-def plain_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+def plain_numbers(metrics: Metrics) -> dict[str, Any]:
   """JSON values: arrays become numbers, what is not finite becomes null."""
-  def one(x):
+  def plain(x):
+    if isinstance(x, np.ndarray | np.generic | jax.Array):
+      x = x.item()
     x = x if isinstance(x, int | str) else float(x)
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-  return {name: one(x.item() if hasattr(x, "item") else x) for name, x in metrics.items()}
+  return {name: plain(x) for name, x in metrics.items()}
 
 
 class Log:
-  """Writes into a run directory; only process 0 does. `cursor` of a checkpoint cuts what was
-  written after it, so that a resumed run's files equal those of one that never stopped."""
+  """Writes into a run directory; only process 0 does.
+
+  cursor, step: of the checkpoint that a run resumes from. What was written after it is cut, so that
+  the files of a resumed run equal those of one that never stopped.
+  """
 
   def __init__(self, folder: pathlib.Path, cursor: int = 0, step: int = 0):
     self.folder, self.lead = folder, jax.process_index() == 0
@@ -55,8 +67,8 @@ class Log:
     """Bytes of metrics.jsonl so far."""
     return self.path.stat().st_size if self.lead else 0
 
-  def write(self, step: int, metrics: dict[str, Any]) -> None:
-    """One line, and one event a number."""
+  def write(self, step: int, metrics: Metrics) -> None:
+    """One line of metrics.jsonl, and one TensorBoard event a metric."""
     if not self.lead:
       return
     row = plain_numbers({"step": step, **metrics})
@@ -66,16 +78,18 @@ class Log:
       if isinstance(value, int | float) and "/" in name:
         self.events.add_scalar(name, value, step)
 
-  def samples(self, step: int, rollout: Rollout, tokenizer: Any, group: int) -> None:
-    """The rows of the first prompts, token by token."""
+  def samples(self, step: int, rollout: Rollout, tokenizer: Tokenizer, group: int) -> None:
+    """The responses to the first prompts, token by token; group: G."""
     if not self.lead:
       return
-    b = rollout.batch
+    batch = rollout.batch
     tokens, mask, entropy, logp, rewards = sharding.local(
-        (b.tokens, b.mask, b.old_entropy, b.old_logp, b.rewards))
+        (batch.tokens, batch.mask, batch.old_entropy, batch.old_logp, batch.rewards))
     lines = []
     for row in range(min(SHOWN * group, len(rollout.texts))):
-      on, example, verdict = mask[row], rollout.examples[row], rollout.verdicts[row]
+      on = mask[row]
+      example = rollout.examples[row]
+      verdict = rollout.verdicts[row]
       lines.append(json.dumps({
           "step": step, "prompt": example.prompt, "answer": example.answer,
           "tokens": [tokenizer.decode([int(t)]) for t in tokens[row][on]],
@@ -90,26 +104,32 @@ class Log:
       self.events.close()
 
 
-def line(step: int, steps: int, m: dict[str, Any], seconds: float) -> str:
-  """The progress line: accuracy, entropy, its measured and predicted change, signal, cost."""
+def line(step: int, steps: int, m: Metrics, seconds: float) -> str:
+  """The progress line of a step, as LEGEND explains it; seconds: until the last step."""
   change = ""
   if "entropy/measured" in m:
-    change = f" dH {m['entropy/measured']:+.4f} (pred {m['entropy/predicted']:+.4f})"
+    change = f" ({m['entropy/measured']:+.4f})"
   minutes, rest = divmod(int(seconds), 60)
-  return (f"step {step:>{len(str(steps))}}/{steps}  acc {m['reward/right']:.3f}  "
-          f"H {m['entropy/exact']:.3f}{change}  signal {m['rollout/groups_with_signal']:.0%}  "
-          f"touched {m['method/touched']:.1%}  len {m['rollout/length']:.1f}  "
-          f"{m['rollout/tokens_per_second']:,.0f} tok/s  eta {minutes}:{rest:02d}")
+  length = m["response_length/mean"]
+  changed = m["method/tokens_changed"]
+  parts = (f"step {step:>{len(str(steps))}}/{steps}",
+           f"accuracy {m['reward/accuracy']:.3f}",
+           f"entropy {m['entropy/exact']:.3f}{change}",
+           f"learning signal {m['rollout/groups_with_signal']:.0%}",
+           f"tokens changed {changed:.{1 if changed < 0.1 else 0}%}",
+           f"length {length:.{1 if length < 100 else 0}f}",
+           f"{m['rollout/tokens_per_second']:,.0f} tok/s",
+           f"{minutes}:{rest:02d} left")
+  return "  ".join(parts)
 
 
-def verdict(before: dict[str, float], after: dict[str, float], ks: tuple[int, ...]) -> str:
-  """Before -> after, for people."""
-  def part(name):
-    shown = [f"{m[f'eval/{name}']:.3f} [{m[f'eval/{name}_low']:.3f}, {m[f'eval/{name}_high']:.3f}]"
-             for m in (before, after)]
-    return f"{name} {' -> '.join(shown)}"
+def verdict(before: Metrics, after: Metrics, ks: tuple[int, ...]) -> str:
+  """The evaluations before and after training, for people, with their intervals."""
+  def with_interval(name, m):
+    return f"{m[f'eval/{name}']:.3f} [{m[f'eval/{name}_low']:.3f}, {m[f'eval/{name}_high']:.3f}]"
 
-  parts = [part(f"pass@{k}") for k in sorted({min(ks), max(ks)})] + [part("greedy")]
-  parts += [f"{name} {before[f'eval/{name}']:.3f} -> {after[f'eval/{name}']:.3f}"
+  lines = [f"{name} {with_interval(name, before)} -> {with_interval(name, after)}"
+           for name in (*(f"pass@{k}" for k in sorted({min(ks), max(ks)})), "greedy")]
+  lines += [f"{name} {before[f'eval/{name}']:.3f} -> {after[f'eval/{name}']:.3f}"
             for name in ("distinct", "entropy")]
-  return "\n  ".join(parts)
+  return "\n  ".join(lines)

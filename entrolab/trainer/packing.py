@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.batch import Batch
 from entrolab.typing import Array, Bool, Float, Int
 
 START = "packed_start"  # column [B] of a batch: where a row begins in the bins of its device
@@ -30,13 +31,14 @@ EIGHTHS = range(2, 9)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Where rows lie: start [B]; order [ways, B / ways]: rows of a device in the order in which they
-  are split into parts. Static: bins, width W, and tokens of the list, for one device and part."""
-  start: Any
-  order: Any
+  """Where the rows of a batch lie; on the host as numpy arrays, on the mesh once it is placed."""
+
+  start: Int[Array, " B"]  # where a row begins in the flattened bins of its device
+  order: Int[Array, "ways R"]  # R = B / ways rows of a device as parts take them
+  # static, of one device and part
   bins: int = dataclasses.field(metadata=dict(static=True))
-  width: int = dataclasses.field(metadata=dict(static=True))
-  tokens: int = dataclasses.field(metadata=dict(static=True))
+  width: int = dataclasses.field(metadata=dict(static=True))  # W, positions of a bin
+  tokens: int = dataclasses.field(metadata=dict(static=True))  # places in the list of states
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -44,35 +46,52 @@ class Plan:
     return self.bins, self.width, self.tokens
 
 
-def make(real: np.ndarray, counted: np.ndarray, *, length: int, max_tokens: int, ways: int,
-         parts: int,
-         attention: float, balanced: bool) -> Plan:
+def make(tokens: np.ndarray, counted: np.ndarray, *, length: int, max_tokens: int, ways: int,
+         parts: int, attention: float, balanced: bool) -> Plan:
   """The plan of B rows in `parts` parts over `ways` devices, by first fit of the longest rows.
 
-  real, counted [B]: tokens of a row in all, and those of its response that count; length: L + T;
+  tokens, counted [B]: tokens of a row in all, and those of its response that count; length: L + T;
   max_tokens: T; attention: cost of one attended position beside all else of a position. balanced:
   rows are dealt so that parts have nearly equal numbers of tokens; otherwise they keep the order
   of `microbatch.split`. The bins are as wide as costs least, at most what rows with their padding
   cost. Raises ValueError for a row that is longer than `length`.
   """
-  if real.max(initial=0) > length:
-    raise ValueError(f"a row of {real.max()} tokens; rows have {length} positions")
-  rows, size = len(real) // ways, len(real) // ways // parts
-  order = np.stack([dealt(own, parts) if balanced else np.arange(rows)
-                    for own in real.reshape(ways, rows)])
-  cells = order.reshape(ways, size, parts).swapaxes(1, 2) + rows * np.arange(ways)[:, None, None]
-  cells = cells.reshape(-1, size)
+  if tokens.max(initial=0) > length:
+    raise ValueError(f"a row of {tokens.max()} tokens; rows have {length} positions")
+  rows = len(tokens) // ways  # of a device
+  size = rows // parts  # rows of a device in one part
+  order: Any = np.stack([dealt(of_device, parts) if balanced else np.arange(rows)
+                         for of_device in tokens.reshape(ways, rows)])
+  # [ways * parts, size]: the rows, by their place in the batch, of every device and part
+  first_row = rows * np.arange(ways)[:, None, None]
+  cells = (order.reshape(ways, size, parts).swapaxes(1, 2) + first_row).reshape(-1, size)
+
   found = []
   for k in WIDTHS:
-    start, used = np.zeros(len(real), np.int32), 0
+    width = k * length
+    start = np.zeros(len(tokens), np.int32)
+    most_bins = 0
     for cell in cells:
-      start[cell], own = first_fit(real[cell], k * length)
-      used = max(used, own)
-    bins = rounded(used, size / k)
-    found.append((bins * k * (1.0 + attention * k * length), k * length, bins, start))
-  _, width, bins, start = min(found, key=lambda x: x[:2])
-  most = int(counted[cells].sum(1).max())
-  return Plan(start, order.astype(np.int32), bins, width, rounded(most, size * max_tokens))
+      start[cell], used = first_fit(tokens[cell], width)
+      most_bins = max(most_bins, used)
+    bins = rounded(most_bins, size / k)
+    cost = bins * k * (1.0 + attention * width)
+    found.append((cost, width, bins, start))
+  _, width, bins, start = min(found, key=lambda plan: plan[:2])
+  listed = rounded(int(counted[cells].sum(1).max()), size * max_tokens)
+  return Plan(start, order.astype(np.int32), bins, width, listed)
+
+
+def padded_share(tokens: np.ndarray, positions: int) -> float:
+  """Share of the positions of a forward pass that hold none of the tokens [B] of its rows."""
+  return 1.0 - float(tokens.sum()) / positions
+
+
+def with_start(batch: Batch, plan: Plan | None) -> tuple[Batch, Int[Array, "ways R"] | None]:
+  """(the batch with the column START, the order in which it is split into parts, or None)."""
+  if plan is None:
+    return batch, None
+  return batch.replace(**{START: plan.start}), plan.order
 
 
 def dealt(lengths: np.ndarray, parts: int) -> np.ndarray:
@@ -80,15 +99,15 @@ def dealt(lengths: np.ndarray, parts: int) -> np.ndarray:
   longest first, each to the part with the fewest tokens that has room."""
   if parts == 1:
     return np.arange(len(lengths))
-  held: list[list[int]] = [[] for _ in range(parts)]
+  members: list[list[int]] = [[] for _ in range(parts)]
   total = np.zeros(parts)
   for row in np.argsort(-lengths, kind="stable"):
     part = int(np.argmin(total))
-    held[part].append(int(row))
+    members[part].append(int(row))
     total[part] += lengths[row]
-    if len(held[part]) == len(lengths) // parts:
-      total[part] = np.inf
-  return np.asarray(held).T.ravel()
+    if len(members[part]) == len(lengths) // parts:
+      total[part] = np.inf  # full
+  return np.asarray(members).T.ravel()
 
 
 def first_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
@@ -110,37 +129,38 @@ def rounded(count: int, most: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Laid:
-  """Rows in bins: tokens, positions, segments [ways * bins, W]; list [ways, tokens] of the places
-  of the states that predict (`before`) and of the tokens that they predict (`target`); place
-  [B, T]: of a response token in that list."""
-  tokens: Array
-  positions: Array
-  segments: Array
-  before: Array
-  target: Array
-  place: Array
+  """Rows of one part in bins: N = ways * bins of them, W wide, and R listed tokens a device."""
+
+  tokens: Int[Array, "N W"]
+  positions: Int[Array, "N W"]  # of a token in its own row
+  segments: Int[Array, "N W"]  # the row of a token, from 1; 0 where a bin is empty
+  before: Int[Array, "ways R"]  # places in the bins of the states that predict
+  target: Int[Array, "ways R"]  # the tokens that they predict
+  place: Int[Array, "B T"]  # of a response token in the list of its device
 
 
 def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: Bool[Array, "B S"],
         mask: Bool[Array, "B T"]) -> Laid:
-  """Rows of one part [B, L + T] -> bins. A token that counts must follow a real one."""
-  ways, size, max_tokens = plan.order.shape[0], plan.bins * plan.width, mask.shape[1]
+  """Rows of one part [B, L + T] -> bins. A token that counts must follow a valid one."""
+  ways = plan.order.shape[0]
+  max_tokens = mask.shape[1]
 
-  def device(start, tokens, valid, mask):
-    rank = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-    slot = start[:, None] + rank
-    row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], rank.shape)
-    bins = _scattered(size, valid, slot, tokens, rank, row)
+  def on_device(start, tokens, valid, mask):
+    position = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+    slot = start[:, None] + position
+    row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], slot.shape)
+    bins = _scattered(plan.bins * plan.width, valid, slot, tokens, position, row)
+    # the list of the tokens that count, one row after another
     place = (jnp.cumsum(mask.ravel(), dtype=jnp.int32) - 1).reshape(mask.shape)
-    picked = _scattered(plan.tokens, mask, place, slot[:, -max_tokens:] - 1, tokens[:,
-                                                                                    -max_tokens:])
-    return bins, picked, jnp.where(mask, place, 0)
+    listed = _scattered(plan.tokens, mask, place, slot[:, -max_tokens:] - 1,
+                        tokens[:, -max_tokens:])
+    return bins, listed, jnp.where(mask, place, 0)
 
-  split = lambda x: x.reshape(ways, -1, *x.shape[1:])
-  bins, picked, place = jax.vmap(device)(*map(split, (start, tokens, valid, mask)))
+  by_device = lambda x: x.reshape(ways, -1, *x.shape[1:])
+  bins, listed, place = jax.vmap(on_device)(*map(by_device, (start, tokens, valid, mask)))
   bins = bins.reshape(ways * plan.bins, plan.width, 3)
-  return Laid(bins[..., 0], bins[..., 1], bins[..., 2], picked[..., 0], picked[..., 1],
-              place.reshape(mask.shape))
+  return Laid(tokens=bins[..., 0], positions=bins[..., 1], segments=bins[..., 2],
+              before=listed[..., 0], target=listed[..., 1], place=place.reshape(mask.shape))
 
 
 def _scattered(size: int, on: Array, slot: Array, *values: Array) -> Int[Array, "n v"]:
@@ -157,7 +177,7 @@ def states(laid: Laid, hidden: Float[Array, "N W D"]) -> Float[Array, "ways R D"
 
 
 def columns(laid: Laid, mask: Bool[Array, "B T"], listed: dict[str, Array]) -> dict[str, Array]:
-  """Numbers of the list [ways, tokens] -> columns [B, T], zero off the mask."""
+  """Statistics of the list [ways, R] -> columns [B, T], zero off the mask."""
   place = laid.place.reshape(laid.before.shape[0], -1)
   return {name: jnp.where(mask, _taken(x, place).reshape(mask.shape), 0.0)
           for name, x in listed.items()}
@@ -165,4 +185,4 @@ def columns(laid: Laid, mask: Bool[Array, "B T"], listed: dict[str, Array]) -> d
 
 def _taken(x: Array, index: Array) -> Array:
   """x [ways, n, ...], index [ways, m] -> [ways, m, ...]: no device reads from another."""
-  return jax.vmap(lambda own, at: own[at])(x, index)
+  return jax.vmap(lambda of_device, at: of_device[at])(x, index)

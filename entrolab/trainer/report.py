@@ -1,12 +1,13 @@
 """A run as one self-contained page: `python -m entrolab.trainer.report RUN [RUN ...]`.
 
-Several runs give one page that compares them, beside the first.
+Several runs give one page that compares them, written into the folder of the first.
 """
 
 import argparse
 import io
 import json
 import pathlib
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -15,9 +16,11 @@ import matplotlib
 import numpy as np
 
 from entrolab.trainer.files import write_text
+from entrolab.trainer.names import under_current_names
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 STYLE: Any = {
@@ -35,12 +38,14 @@ class Run:
     for name in ("config.json", "metrics.jsonl"):
       if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder} is no run directory: {name} is missing")
-    self.folder, self.config = folder, json.loads((folder / "config.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    self.folder = folder
+    self.config = json.loads((folder / "config.json").read_text())
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not rows:
-      raise ValueError(f"{folder / 'metrics.jsonl'} has no line yet")
-    self.rows = [row for row in rows if "reward/mean" in row]
+      raise ValueError(f"{path} has no line yet")
+    rows = under_current_names(rows, path)
+    self.rows = [row for row in rows if "reward/mean" in row]  # of training steps
     self.evals = [row for row in rows if "eval/pass@1" in row or "eval/greedy" in row]
 
   @property
@@ -50,13 +55,14 @@ class Run:
 
   def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of a metric where it is a number."""
-    pairs = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
-    return np.asarray([p[0] for p in pairs]), np.asarray([p[1] for p in pairs], float)
+    rows = [row for row in self.rows if row.get(name) is not None]
+    return np.asarray([row["step"] for row in rows]), np.asarray([row[name] for row in rows], float)
 
   def ks(self) -> list[int]:
     """The k of every pass@k that was measured."""
     names = self.evals[0] if self.evals else {}
-    return sorted(int(n[10:]) for n in names if n.startswith("eval/pass@") and n[10:].isdigit())
+    ends = [name.removeprefix("eval/pass@") for name in names if name.startswith("eval/pass@")]
+    return sorted(int(end) for end in ends if end.isdigit())  # others are bounds of intervals
 
   def samples(self) -> list[dict[str, Any]]:
     """Rollouts of the first, a middle and the last kept step: some right, some wrong."""
@@ -78,7 +84,8 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
   return total / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _lines(ax, runs: list[Run], names: list[tuple[str, str]], title: str, unit: str) -> bool:
+def _lines(ax: Axes, runs: Sequence[Run], names: list[tuple[str, str]], title: str, unit: str
+           ) -> bool:
   """One line a (run, metric), named at its end; whether there was anything to draw."""
   drawn = 0
   for run in runs:
@@ -86,8 +93,9 @@ def _lines(ax, runs: list[Run], names: list[tuple[str, str]], title: str, unit: 
       steps, values = run.series(metric)
       if len(values) == 0:
         continue
-      colour, drawn = COLOURS[drawn % len(COLOURS)], drawn + 1
-      if len(values) >= 12:
+      colour = COLOURS[drawn % len(COLOURS)]
+      drawn += 1
+      if len(values) >= 12:  # the raw line thin, a smooth one over it
         ax.plot(steps, values, color=colour, alpha=0.22, linewidth=0.9)
         values = smooth(values, max(len(values) // 20, 3))
       ax.plot(steps, values, color=colour, marker="o" if len(values) == 1 else None,
@@ -100,24 +108,30 @@ def _lines(ax, runs: list[Run], names: list[tuple[str, str]], title: str, unit: 
   return drawn > 0
 
 
-def _entropy(ax, runs):
-  top = {n for run in runs for row in run.rows[:1] for n in row if n.startswith("entropy/trunc")}
+def _first_names(runs: Sequence[Run], prefix: str) -> list[str]:
+  """Metrics of the first steps that begin with a prefix."""
+  return sorted({name for run in runs for row in run.rows[:1] for name in row
+                 if name.startswith(prefix)})
+
+
+def _entropy(ax: Axes, runs: Sequence[Run]) -> bool:
   names = [("entropy/exact", "exact")]
   if len(runs) == 1:
-    names += [("entropy/surprisal", "surprisal"), *((n, n.split("/")[1]) for n in sorted(top))]
+    names.append(("entropy/surprisal", "surprisal"))
+    names += [(name, name.split("/")[1]) for name in _first_names(runs, "entropy/truncated")]
   return _lines(ax, runs, names, "Entropy of the policy", "nats a token")
 
 
-def _reward(ax, runs):
-  names = [("reward/right", "share right")]
+def _reward(ax: Axes, runs: Sequence[Run]) -> bool:
+  names = [("reward/accuracy", "accuracy")]
   if len(runs) == 1:
-    names.append(("rollout/groups_with_signal", "groups with a signal"))
-  done = _lines(ax, runs, names, "Training reward", "share")
+    names.append(("rollout/groups_with_signal", "groups with a learning signal"))
+  done = _lines(ax, runs, names, "Accuracy in training", "share")
   ax.set_ylim(0, 1)
   return done
 
 
-def _pass(ax, runs):
+def _pass(ax: Axes, runs: Sequence[Run]) -> bool:
   drawn = 0
   for run in runs:
     ks = run.ks()
@@ -126,8 +140,10 @@ def _pass(ax, runs):
       if len(runs) > 1 and when == "before" and drawn:
         continue
       y = np.asarray([row[f"eval/pass@{k}"] for k in ks])
-      low, high = (np.asarray([row[f"eval/pass@{k}_{end}"] for k in ks]) for end in ("low", "high"))
-      colour, drawn = COLOURS[drawn % len(COLOURS)], drawn + 1
+      low = np.asarray([row[f"eval/pass@{k}_low"] for k in ks])
+      high = np.asarray([row[f"eval/pass@{k}_high"] for k in ks])
+      colour = COLOURS[drawn % len(COLOURS)]
+      drawn += 1
       ax.errorbar(ks, y, [y - low, high - y], color=colour, marker="o", markersize=4, capsize=3,
                   label=when if len(runs) == 1 or when == "before" else f"{run.label} after")
   if drawn:
@@ -140,7 +156,7 @@ def _pass(ax, runs):
   return drawn > 0
 
 
-def _change(ax, runs):
+def _change(ax: Axes, runs: Sequence[Run]) -> bool:
   done = False
   for run, colour in zip(runs, COLOURS, strict=False):
     pairs = [(r["entropy/predicted"], r["entropy/measured"]) for r in run.rows
@@ -148,39 +164,38 @@ def _change(ax, runs):
     if len(pairs) < 2:
       continue
     x, y = np.asarray(pairs).T
-    said = ""
+    fit = "no correlation: one of them does not vary"
     if x.std() > 0 and y.std() > 0:
       slope = float((x * y).sum() / (x * x).sum())
-      said = f"correlation {np.corrcoef(x, y)[0, 1]:.2f}, measured = {slope:.1f} x predicted"
-    ax.scatter(x, y, s=14, alpha=0.7, color=colour, label=f"{run.label}: {said}" if
-               len(runs) > 1 else said)
+      fit = f"correlation {np.corrcoef(x, y)[0, 1]:.2f}, measured = {slope:.1f} x predicted"
+    ax.scatter(x, y, s=14, alpha=0.7, color=colour,
+               label=f"{run.label}: {fit}" if len(runs) > 1 else fit)
     done = True
   if done:
     ax.axline((0, 0), slope=1, color="#888888", linewidth=0.9, linestyle="--")
     ax.legend(frameon=False, fontsize=8.5)
-  ax.set_title("Change of entropy by a step")
+  ax.set_title("Change of entropy by the updates of a step")
   ax.set_xlabel("predicted, nats (dashed: equal)")
   ax.set_ylabel("measured, nats")
   return done
 
 
-def _simple(metric: str, title: str, unit: str):
+def _simple(metric: str, title: str, unit: str) -> Callable[[Axes, Sequence[Run]], bool]:
   return lambda ax, runs: _lines(ax, runs, [(metric, metric.split("/")[1])], title, unit)
 
 
-def _control(ax, runs):
-  names = sorted({n for run in runs for row in run.rows[:1] for n in row
-                  if n.startswith("control/")})
-  return bool(names) and _lines(ax, runs, [(n, n.split("/")[1]) for n in names],
-                                "Controlled values", "value")
+def _control(ax: Axes, runs: Sequence[Run]) -> bool:
+  names = [(name, name.split("/")[1]) for name in _first_names(runs, "control/")]
+  return bool(names) and _lines(ax, runs, names, "Controlled values", "value")
 
 
 PICTURES = {
     "entropy": _entropy, "reward": _reward, "pass": _pass, "change": _change,
-    "touched": _simple("method/touched", "Tokens the method touched", "share"),
-    "length": _simple("rollout/length", "Length of responses", "tokens"),
+    "changed": _simple("method/tokens_changed", "Tokens that the method changed", "share"),
+    "length": _simple("response_length/mean", "Length of responses", "tokens"),
     "gradient": _simple("train/grad_norm", "Gradient norm before clipping", "norm"),
-    "gap": _simple("rollout/logp_gap", "Largest gap, trainer against sampler", "nats"),
+    "difference": _simple("sampling/logp_difference/max",
+                          "Largest difference of log-probs, trainer and sampler", "nats"),
     "control": _control}
 
 
@@ -193,7 +208,8 @@ def pictures(runs: list[Run]) -> dict[str, str]:
       if draw(ax, runs):
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        found[name] = out.getvalue()[out.getvalue().index("<svg"):]
+        text = out.getvalue()
+        found[name] = text[text.index("<svg"):]  # without the XML header
       plt.close(figure)
   return found
 
@@ -219,12 +235,14 @@ def summary(run: Run) -> list[tuple[str, str, str]]:
   names += ["greedy", "distinct", "entropy"]
   cards = []
   for name in names:
-    a, b = first.get(f"eval/{name}"), last.get(f"eval/{name}")
-    if a is None or b is None:
+    before, after = first.get(f"eval/{name}"), last.get(f"eval/{name}")
+    if before is None or after is None:
       continue
-    low, high = last.get(f"eval/{name}_low"), last.get(f"eval/{name}_high")
-    span = f"95 % interval {low:.3f} to {high:.3f}" if low is not None else "nats a token"
-    cards.append((name, f"{a:.3f} → {b:.3f}", span))
+    note = "nats a token"
+    if f"eval/{name}_low" in last:
+      low, high = last[f"eval/{name}_low"], last[f"eval/{name}_high"]
+      note = f"95 % interval {low:.3f} to {high:.3f}"
+    cards.append((name, f"{before:.3f} → {after:.3f}", note))
   return cards
 
 

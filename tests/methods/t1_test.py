@@ -11,7 +11,7 @@ from entrolab.experiment import Reference
 from entrolab.methods import bonus, grpo, kl, ppo, rloo, t1
 from entrolab.objective import Objective, Penalty, term
 from entrolab.ranks import masked_mean
-from entrolab.trainer.learner import Learner
+from entrolab.trainer.learner import next_reference
 from tests import adapters, bandit
 
 
@@ -49,11 +49,10 @@ def golden(case):
 
 def _anchors(reference, policies, decay):
   """The trainer's rule, after each of the updates."""
-  learner = types.SimpleNamespace(experiment=types.SimpleNamespace(
-      reference=Reference(rule="ema", decay=decay)))
+  rule = Reference(rule="ema", decay=decay)
   seen = []
   for policy in policies:
-    reference = Learner._reference(learner, types.SimpleNamespace(reference=reference), policy)
+    reference = next_reference(rule, 1, types.SimpleNamespace(reference=reference), policy)
     seen.append(reference)
   return jnp.stack(seen)
 

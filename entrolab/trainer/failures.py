@@ -1,0 +1,93 @@
+"""Updates that were not finite: what they saw is kept, so that a replay can find the cause.
+
+`scripts/replay_batch.py` repeats the loss of a kept update and names what is not finite in it.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from entrolab import config, sharding
+from entrolab.batch import Batch
+from entrolab.experiment import Experiment
+from entrolab.models.transformer import Params
+from entrolab.trainer.files import write_text
+from entrolab.trainer.state import State
+from entrolab.typing import Array, Key
+
+LIMIT = 16  # failures of a run that are kept; parameters are large
+CONTROL = "control."  # prefix of controlled values among the saved columns
+
+
+def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step: int, update: int,
+         rows: Batch, state: State, metrics: Mapping[str, Array]) -> None:
+  """Keeps what an update that was not finite saw, in folder/failures: its rows, controlled values,
+  key and metrics, and the parameters, once for all failures at the same ones.
+
+  key: of the run; state: after the update, which did not move it.
+  """
+  home = (folder / "failures").resolve()
+  place = home / f"step_{step:06d}_update_{update}"
+  full = len(set(home.glob("step_*")) - {place}) >= LIMIT
+  logging.error(
+      "step %d, update %d: loss, gradient or entropy is not finite; the update was not applied; %s",
+      step, update, f"not kept: {home} holds {LIMIT} such updates already" if full else
+      f"python scripts/replay_batch.py {place} says where it comes from")
+  if full:
+    return
+  place.mkdir(parents=True, exist_ok=True)
+
+  # every process writes its rows
+  columns = {**rows.columns(), **{CONTROL + name: x for name, x in state.control.items()}}
+  arrays: Any = {name: sharding.local(x) if x.ndim else np.asarray(x)
+                 for name, x in columns.items()}
+  np.savez(place / f"batch_{jax.process_index()}.npz", **arrays)
+
+  optimiser_step = int(state.step)
+  params = f"params_{optimiser_step:06d}_{config.config_hash(experiment)[:8]}"
+  if jax.process_index() == 0:
+    write_text(place / "failure.json", json.dumps({
+        "step": step, "update": update, "optimiser_step": optimiser_step, "params": params,
+        "processes": jax.process_count(), "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "metrics": {name: repr(float(x)) for name, x in metrics.items()}}, indent=1) + "\n")
+  if not (home / params).is_dir():
+    with ocp.StandardCheckpointer() as writer:
+      writer.save(home / params, state.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """A kept update, read back."""
+
+  place: pathlib.Path  # its folder
+  record: dict[str, Any]  # failure.json: step, update, key, metrics, where its parameters are
+  batch: Batch  # as the update saw it
+  control: dict[str, np.ndarray]  # controlled values by name
+
+  @classmethod
+  def load(cls, place: pathlib.Path) -> "Failure":
+    """Reads what `save` wrote. Raises FileNotFoundError that names the missing file."""
+    record = json.loads((place / "failure.json").read_text(encoding="utf-8"))
+    parts = []
+    for process in range(record["processes"]):  # rows of a step lie in the order of processes
+      with np.load(place / f"batch_{process}.npz") as file:
+        parts.append({name: file[name] for name in file.files})
+    control = {name.removeprefix(CONTROL): x for name, x in parts[0].items()
+               if name.startswith(CONTROL)}
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+            if not name.startswith(CONTROL)}
+    return cls(place, record, Batch().replace(**rows), control)
+
+  def params(self, like: Params) -> Params:
+    """The parameters at which the update was computed, placed as `like`."""
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                          like)
+    with ocp.StandardCheckpointer() as reader:
+      return reader.restore((self.place.parent / self.record["params"]).resolve(), wanted)

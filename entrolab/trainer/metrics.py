@@ -1,0 +1,70 @@
+"""What is measured of a rollout and of its updates, as pure functions of columns [B, T].
+
+Names follow TRL and verl where they measure the same: `response_length/mean`, `train/ppo_kl`,
+`sampling/logp_difference/*`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from entrolab.analysis import entropy_change
+from entrolab.batch import Batch
+from entrolab.objective import Objective
+from entrolab.ranks import masked_mean
+from entrolab.typing import Array, Bool, Float
+
+
+@partial(jax.jit, static_argnames=("samples", "top_p"))
+def of_rollout(before: dict[str, Array], batch: Batch, sampler_logp: Float[Array, "B T"] | None, *,
+               samples: int, top_p: float) -> dict[str, Array]:
+  """Entropies, rewards, groups and lengths of a rollout, before its updates.
+
+  before: statistics of the policy that is to be updated, at least logp and entropy; sampler_logp:
+  log-probs that the sampler reported, None where the trainer computed none to compare them with;
+  samples: G; top_p: of the nucleus, where `before` has its entropy.
+  """
+  mask = batch.mask
+  rewards = batch.rewards.reshape(-1, samples)
+  share = lambda flags: flags.astype(jnp.float32).mean()
+  shown = {
+      "entropy/exact": masked_mean(before["entropy"], mask),
+      "entropy/sequence": masked_mean(before["entropy"], mask, axis=1).mean(),
+      "entropy/surprisal": -masked_mean(before["logp"], mask),
+      "reward/mean": batch.rewards.mean(),
+      "reward/std": batch.rewards.std(),
+      "reward/accuracy": share(batch.verdict == 1),
+      "reward/unknown": share(batch.verdict == -1),
+      "rollout/groups_with_signal": share((rewards != rewards[:, :1]).any(1)),
+      "rollout/finished": share(batch.finished),
+      "rollout/tokens": mask.sum(),
+      "response_length/mean": mask.sum(1).astype(jnp.float32).mean()}
+  if "nucleus_entropy" in before:
+    shown[f"entropy/truncated@{top_p:g}"] = masked_mean(before["nucleus_entropy"], mask)
+  if sampler_logp is not None:
+    shown |= logp_difference(before["logp"], sampler_logp, mask)
+  return shown
+
+
+def logp_difference(logp: Float[Array, "B T"], sampler_logp: Float[Array, "B T"],
+                    mask: Bool[Array, "B T"]) -> dict[str, Array]:
+  """|log-prob of the trainer - log-prob of the sampler| at the same parameters, nats."""
+  difference = jnp.where(mask, jnp.abs(logp - sampler_logp), 0.0)
+  return {"sampling/logp_difference/max": difference.max(),
+          "sampling/logp_difference/mean": masked_mean(difference, mask)}
+
+
+@partial(jax.jit, static_argnames="objective")
+def of_updates(objective: Objective, before: dict[str, Array], after: dict[str, Array],
+               batch: Batch) -> dict[str, Array]:
+  """What the updates of a rollout did to the policy, on the states of that rollout.
+
+  train/ppo_kl: mean of old less new log-probs, nats a token. entropy/*: measured change of entropy
+  and the change that one-step theory predicts, `entropy_change.account`.
+  """
+  adv = batch.adv
+  if adv is None:  # the current policy alone shapes it
+    adv = objective.shaped({**batch.columns(), **before})["adv"]
+  return {**entropy_change.account(before, after, adv, batch.mask),
+          "train/ppo_kl": masked_mean(before["logp"] - after["logp"], batch.mask)}
