@@ -17,7 +17,7 @@ import optax
 from entrolab import vocab
 from entrolab.environments import play
 from entrolab.models import transformer
-from entrolab.models.transformer import Config, Params
+from entrolab.models.parameters import BY_NAME, Config, Params
 from entrolab.typing import real
 
 PAD, END = "<pad>", "<end>"
@@ -59,22 +59,20 @@ class Words:
 class Cloned:
   """A decoder after `steps` steps of behaviour cloning, each on `batch` episodes of the expert.
 
-  task: an environment with `words` and `expert(state, rng)`; turns: most actions of an episode;
-  length: tokens of an episode at most; pool: different episodes; levels: of them, as many levels of
-  `task.eased` (0: the examples as they are). Loss: mean over the tokens of actions.
+  Loss: mean over the tokens of actions of -log pi(token).
   """
-  task: Any
+  task: Any  # an environment with `words()` and `expert(state, rng)`
   steps: int = 200
-  batch: int = 64
-  turns: int = 30
-  length: int = 192
-  pool: int = 512
-  levels: int = 0
+  batch: int = 64  # episodes a step
+  turns: int = 30  # actions of an episode at most
+  length: int = 192  # tokens of an episode at most; longer ones are cut
+  pool: int = 512  # episodes to draw batches from
+  levels: int = 0  # of `task.eased`, in turn over the pool; 0: the examples as they are
   width: int = 64
   layers: int = 2
   heads: int = 4
   lr: float = 3e-3
-  seed: int = 0
+  seed: int = 0  # of everything: examples, parameters, order
 
   def load(self) -> tuple[Config, Params, Words]:
     """(Config, float32 parameters as numpy arrays, Words)."""
@@ -85,9 +83,10 @@ class Cloned:
     tokens, acted = demonstrations(self, tokenizer)
     tx = optax.adam(optax.cosine_decay_schedule(self.lr, self.steps))
     step = jax.jit(lambda params, opt, rows, on: _step(config, tx, params, opt, rows, on))
-    wide = self.width ** -0.5 / 0.02  # the decoder's own start suits models of width 2500
+    # a standard deviation of 0.02 is width^-1/2 at width 2500, and too little for a small model
+    wide = self.width ** -0.5 / 0.02
     params = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key.endswith("norm") else wide * x,
+        lambda path, x: x if BY_NAME[path[-1].key].gain else wide * x,
         transformer.init(config, jax.random.key(self.seed)))
     opt, rng = tx.init(params), np.random.default_rng([self.seed, 2])
     for _ in range(self.steps):
@@ -112,7 +111,8 @@ def demonstrations(model: Cloned, tokenizer: Words) -> tuple[np.ndarray, np.ndar
     ids, on = [], []
     for text, is_action in pieces:
       new = tokenizer.encode(text) + [tokenizer.eos_id] * is_action
-      ids, on = ids + new, on + [is_action] * len(new)
+      ids += new
+      on += [is_action] * len(new)
     size = min(len(ids), model.length)
     tokens[row, :size], acted[row, :size] = ids[:size], on[:size]
   return tokens, acted

@@ -18,11 +18,12 @@ from entrolab.models.huggingface_tokenizer import check_template
 from entrolab.models.parameters import Config, Params
 
 ARCHITECTURES = ("llama", "qwen2")
-NAMES = {  # below model.layers.i / blk.i
+NAMES = {  # tensors of a layer: Hugging Face below model.layers.N -> here below blk.N
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down"}
+# tensors outside the layers: here -> Hugging Face
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
                r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")

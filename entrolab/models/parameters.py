@@ -93,9 +93,10 @@ class Parameter(NamedTuple):
   """A row of the table."""
   name: str  # in the tree; below "layers" where the first axis is "layers"
   axes: tuple[str, ...]  # logical: `sizes` has their lengths, `sharding.RULES` their mesh axes
-  tensors: tuple[str, ...]  # Hugging Face names, one, or one a part of its fused axis; those of a
-  # layer follow "model.layers.N."
-  init: Callable[[Config], initializers.Initializer]
+  # Hugging Face names: one, or one for each part of its fused axis; below "model.layers.N." those
+  # of a layer
+  tensors: tuple[str, ...]
+  init: Callable[[Config], initializers.Initializer]  # of the random start
   summed: tuple[str, ...] = ()  # axes that its matmul sums over; () for gains and biases
   gain: bool = False  # of a norm: multiplied in float32, whatever the dtype of the model
   used: Callable[[Config], bool] = lambda config: True  # whether a decoder has it
@@ -126,7 +127,7 @@ class Parameter(NamedTuple):
     return tuple(lengths[axis] for axis in self.axes)
 
   def within(self, tree: Params) -> Any:
-    """Its leaf in a tree of parameters."""
+    """Its leaf of a tree of parameters."""
     return tree["layers"][self.name] if self.layered else tree[self.name]
 
 
@@ -135,7 +136,7 @@ def _normal(config: Config) -> initializers.Initializer:
 
 
 def _residual(config: Config) -> initializers.Initializer:
-  # each layer adds two of these outputs to the states: their sum has the variance of one of them
+  # a layer adds two such outputs to the states: the sum over all layers has the variance of one
   return initializers.normal(0.02 / (2 * config.layers) ** 0.5)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 from safetensors import numpy as safetensors
 
-from entrolab.models.transformer import Config, Params
+from entrolab.models.parameters import Config, Params
 
 
 def folder():
