@@ -296,7 +296,7 @@ def test_rows_of_a_call_step_together(lab, whole):
 
 def test_a_task_that_is_no_environment_is_refused():
   config, _, words = Random().load()
-  with pytest.raises(TypeError, match="Countdown.* has no reset; environments.adapters.Attempts"):
+  with pytest.raises(TypeError, match="Countdown.* is none; environments.adapters.Attempts"):
     MultiTurn().engine(config, words, Countdown(), sharding.make_mesh(1, 1, 1), ())
 
 

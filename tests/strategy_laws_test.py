@@ -63,7 +63,7 @@ CASES = {type(case.strategy): case for case in (
     Case(Votes(votes=4, size=1)),
     Case(SFT(), samples=1, max_tokens=18),
     Case(Cure(2, 1, most=4, admissible=visible), samples=4),
-    Case(Replay(buffer=spear.Replay(size=2, tools=False), prompts=1)),
+    Case(Replay(buffer=spear.Replay(size=2, tools=False), prompts=2)),
     Case(Switch(Plain(), Oversample(size=1), at=STEP)),
     Case(MultiTurn(turns=3, action=4), max_tokens=20, episodes=True),
     Case(Agentic(turns=3, action=4, rule=Branching(samples=4, beam=2, calls=2, scope="own"),
