@@ -1,7 +1,7 @@
 """How tokens add up: mask [B, T] -> scale [B, T], with the denominator explicit.
 
 The loss is `sum(scale * per_token)`. A scale is computed once for the whole optimiser batch;
-micro-batches and devices then simply add up. Published code divides by four different numbers
+micro-batches and devices then simply add up. Published code divides by four different counts
 (valid tokens, selected tokens, kept rows, rows times the maximum length): each is a line here.
 """
 
@@ -42,7 +42,7 @@ def row_mean(mask: Bool[Array, "B T"]) -> Scale:
 def fixed_length(mask: Bool[Array, "B T"], *, length: int = 0) -> Scale:
   """sum / (B * length): constant denominator of Dr.GRPO (arXiv:2503.20783), mean over rows.
 
-  length: the longest response allowed, in tokens; 0 takes T, the width of the padded batch
+  length: tokens that a response may have at most; 0 takes T, the width of the padded batch
   (then the scale depends on the bucket: name the length in a real run).
   """
   if length < 0:

@@ -19,7 +19,7 @@ State = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Controller:
-  """Base: no values, never moves. `reads` lists the metrics that `update` looks at."""
+  """Base: no values, never moves."""
 
   def init(self) -> State:
     """The named values at step 0."""
@@ -38,16 +38,15 @@ class Controller:
 
 @dataclasses.dataclass(frozen=True)
 class Gate(Controller):
-  """`level`, a number of `start` to `most`: one more whenever the success rate reaches `above`.
+  """`level`, an integer that grows by 1 whenever the running success rate reaches a bound.
 
-  The rate is a running mean, rate <- memory rate + (1 - memory) success, from 0 at every level;
-  metric: where the success of an optimiser step is read.
+  rate <- memory rate + (1 - memory) success, from 0 at every level.
   """
-  most: int
-  start: int = 1
-  above: float = 0.6
-  memory: float = 0.5
-  metric: str = "term/aggregate.right"
+  most: int  # the last level
+  start: int = 1  # the first level
+  above: float = 0.6  # the success rate that opens the next level
+  memory: float = 0.5  # share of the old rate in the new one
+  metric: str = "term/aggregate.right"  # the success of an optimiser step
 
   def init(self) -> State:
     return {"level": jnp.asarray(self.start, float), "gate_rate": jnp.zeros((), float)}
@@ -69,20 +68,19 @@ def gamma_kl(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Paced(Controller):
-  """`temperature`, the mean of a gamma distribution that moves towards a target, by at most `kl`
-  nats an update, and only where the success rate is `above` a bound.
+  """`temperature`, the mean of a gamma distribution that moves towards a target distribution.
 
   The teacher of QARL (arXiv:2311.01642): min KL(new || target) subject to KL(new || old) <= kl and
   success >= above. Gamma distributions are an exponential family, so the minimum is on the line
   between the natural parameters of old and target, at the bound: found by bisection, exactly. The
-  paper predicts success under the new distribution by importance weights; here the gate is the
-  measured one. start, target: (shape, rate), the temperature's mean is shape / rate.
+  paper predicts success under the new distribution by importance weights; here the success that
+  was measured decides.
   """
-  start: tuple[float, float]
-  target: tuple[float, float]
-  kl: float = 0.05
-  above: float = 0.5
-  metric: str = "term/aggregate.right"
+  start: tuple[float, float]  # (shape, rate) of the gamma distribution, whose mean is shape / rate
+  target: tuple[float, float]  # (shape, rate)
+  kl: float = 0.05  # most nats that an update moves the distribution
+  above: float = 0.5  # least success rate for which it moves
+  metric: str = "term/aggregate.right"  # the success of an optimiser step
 
   def init(self) -> State:
     return self._state(*(jnp.asarray(x, float) for x in self.start))
@@ -113,7 +111,7 @@ def init(controllers: tuple[Controller, ...]) -> State:
     own = controller.init()
     twice = sorted(own.keys() & state.keys())
     if twice:
-      raise TypeError(f"{controller} names {twice[0]!r}, which another controller holds already")
+      raise TypeError(f"{controller} names {twice[0]!r}, which another controller names already")
     state.update(own)
   return state
 

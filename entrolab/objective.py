@@ -34,8 +34,8 @@ Columns = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Term:
   """A method with its hyper-parameters bound; prints as the line you would write."""
-  fn: Callable[..., Array]
-  knobs: tuple[tuple[str, Any], ...] = ()
+  fn: Callable[..., Array]  # of columns by position, hyper-parameters by keyword
+  knobs: tuple[tuple[str, Any], ...] = ()  # (name, value) of its hyper-parameters, by name
 
   @property
   def name(self) -> str:
@@ -81,23 +81,18 @@ def term(fn: Callable[..., Array], **knobs: Any) -> Term:
   for name, default in own.items():
     if default is inspect.Parameter.empty and name not in knobs:
       raise TypeError(f"{bound.name}(): knob {name!r} has no default; set it")
-  hash(bound)  # knobs are part of a static, hashable value
+  hash(bound)  # raises for a list or an array: an objective is a static argument of jit
   return bound
 
 
 @dataclasses.dataclass(frozen=True)
 class Penalty:
-  """beta * outer( sum_bt scale_bt * weight_bt * value_bt ): one entry of `Objective.penalties`.
-
-  beta: a number, or the name of a controlled value. weight selects or weighs tokens and carries
-  no gradient. scale is the penalty's own aggregation (default: the objective's). outer makes a
-  scalar of the aggregated mean, such as a squared distance (default: the mean itself).
-  """
-  beta: float | str
-  value: Term
-  weight: Term | None = None
-  scale: Term | None = None
-  outer: Term | None = None
+  """beta * outer( sum_bt scale_bt * weight_bt * value_bt ): one entry of `Objective.penalties`."""
+  beta: float | str  # a constant, or the name of a value that a controller moves
+  value: Term  # of the penalty slot
+  weight: Term | None = None  # selects or weighs tokens, without gradient; None: all alike
+  scale: Term | None = None  # how the tokens add up; None: as in the rest of the objective
+  outer: Term | None = None  # of the sum, such as a squared distance; None: the sum itself
 
 
 Chain = Term | tuple[Term, ...]
@@ -115,24 +110,20 @@ def _penalty(entry: Any) -> Penalty:
 class Objective:
   """An algorithm as a value: hashable, printable, a static argument of `jit`.
 
-  reward, advantage: a term, or a chain of terms in which each one reads what the one before it
-  filled (`rewards`, `adv`). weights multiply. penalties: `(beta, term)` or `Penalty`. aggregate:
-  mask -> scale. control: controllers, whose values terms read by name. vocab: how the statistics
-  over the vocabulary are taken (top_p of the nucleus, temperatures). scope: "batch", or "micro"
-  to score each micro-batch alone. extra: names of further columns that the rollout fills.
-
-  Raises TypeError for a term in the wrong slot or a column that nothing fills, when it is built.
+  A chain is one term or several, of which each reads what the one before it has filled: `rewards`
+  or `adv`. Raises TypeError for a term in the wrong slot or a column that nothing fills, when it is
+  built.
   """
-  surrogate: Term
-  advantage: Chain = ()
-  reward: Chain = ()
-  weights: Chain = ()
-  penalties: tuple[Any, ...] = ()
-  aggregate: Term = Term(aggregates.token_mean)
-  control: tuple[controls.Controller, ...] = ()
-  vocab: vocabulary.Spec = vocabulary.Spec()
-  scope: Literal["batch", "micro"] = "batch"
-  extra: tuple[str, ...] = ()
+  surrogate: Term  # the policy-gradient loss of a token
+  advantage: Chain = ()  # fills `adv` from `rewards`
+  reward: Chain = ()  # fills `rewards` from `verdict`
+  weights: Chain = ()  # are multiplied with each other and with the surrogate
+  penalties: tuple[Any, ...] = ()  # each a `Penalty`, or `(beta, term)`
+  aggregate: Term = Term(aggregates.token_mean)  # the scale: how tokens add up
+  control: tuple[controls.Controller, ...] = ()  # terms read their values by name
+  vocab: vocabulary.Spec = vocabulary.Spec()  # of the statistics: nucleus, temperatures
+  scope: Literal["batch", "micro"] = "batch"  # what `score` sees at once
+  extra: tuple[str, ...] = ()  # names of further columns that the rollout fills
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "reward", _chain(self.reward))
@@ -155,7 +146,7 @@ class Objective:
     for entry in self.penalties:
       if isinstance(entry.beta, str) and entry.beta not in controls.init(self.control):
         raise TypeError(f"penalty {entry.value.name} has beta={entry.beta!r}, which no controller "
-                        f"holds; have: {', '.join(controls.init(self.control)) or 'none'}")
+                        f"names; have: {', '.join(controls.init(self.control)) or 'none'}")
 
   def terms(self) -> Iterable[tuple[str, Term]]:
     """Every (slot, term) of the objective."""
@@ -276,8 +267,7 @@ class Objective:
 
 def _fits(slot: str, bound: Term) -> None:
   if not isinstance(bound, Term):
-    raise TypeError(f"the {slot} slot holds {bound!r}; write term({getattr(bound, '__name__', '')}"
-                    ", ...)")
+    raise TypeError(f"the {slot} slot holds {bound!r}; write term(function, ...)")
   if bound.slot != slot:
     raise TypeError(f"{bound.name}() returns a {bound.slot or 'value without a slot'}; "
                     f"this place takes a {slot}")
@@ -300,7 +290,7 @@ def _clean(columns: Columns) -> dict[str, Any]:
   mask = columns["mask"]
 
   def clean(x):
-    floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-    return jnp.where(mask, x, 0.0) if floats and x.shape == mask.shape else x
+    per_token = jnp.shape(x) == mask.shape and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.where(mask, x, 0.0) if per_token else x
 
   return {name: clean(x) for name, x in columns.items()}

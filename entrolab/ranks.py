@@ -1,8 +1,8 @@
 """Masked means, quantiles, top-k and group regrouping, alike on every kind of mesh.
 
 Rankings run over the whole optimiser batch. [B, T] floats of a million tokens are 4 MB, so they
-are gathered before they are sorted; ties are broken by a noise column whose numbers belong to
-(run seed, step, prompt, sample, position), hence not by the order of rows.
+are gathered before they are sorted. Ties are broken by a noise column, random in (run seed, step,
+prompt, sample, position), and so not by the order of rows.
 """
 
 import jax
@@ -13,9 +13,9 @@ from entrolab.typing import Array, Bool, Float, Int, real
 
 
 def replicated(x: Array, *, rows: bool = False) -> Array:
-  """x gathered when its mesh has explicit axes; left to the compiler otherwise.
+  """x gathered on every device where its mesh has explicit axes; left to the compiler elsewhere.
 
-  rows: only the last axis is, so that rows stay where they are.
+  rows: gathers the last axis alone, so that rows stay where they are.
   """
   own = jax.typeof(x).sharding
   if own.mesh.empty or own.mesh.are_all_axes_auto:
@@ -44,24 +44,33 @@ def whitened(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "
   return middle * jax.lax.rsqrt(variance + 1e-8)
 
 
-def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"],
-          noise: Float[Array, "B T"]) -> Int[Array, "B T"]:
+def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *,
+          rows: bool = False) -> Int[Array, "B T"]:
   """Descending rank of every valid entry over the whole array: 0 for the largest.
 
   Equal entries are ordered by noise, then by position; entries outside the mask come last.
+  rows: rank within each row. No gradient.
   """
   mask = replicated(mask)
-  keys = [jnp.where(mask, replicated(k), jnp.inf).ravel() for k in (-x, noise)]
-  slots = jnp.arange(x.size, dtype=jnp.int32)
-  order = jax.lax.sort([*keys, slots], num_keys=2, is_stable=True)[-1]
-  place = jnp.zeros(x.size, jnp.int32).at[order].set(slots)
-  return place.reshape(x.shape)
+  keys = [jnp.where(mask, replicated(jax.lax.stop_gradient(key)), jnp.inf) for key in (-x, noise)]
+  if rows:
+    positions = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 1)
+    order = jax.lax.sort([*keys, positions], dimension=1, num_keys=2, is_stable=True)[-1]
+    return jnp.argsort(order, axis=1).astype(jnp.int32)
+  positions = jnp.arange(x.size, dtype=jnp.int32)
+  flat_keys = [key.ravel() for key in keys]
+  order = jax.lax.sort([*flat_keys, positions], num_keys=2, is_stable=True)[-1]
+  rank = jnp.zeros(x.size, jnp.int32).at[order].set(positions)
+  return rank.reshape(x.shape)
 
 
 def top(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"],
-        k: Array | int) -> Bool[Array, "B T"]:
-  """Exactly min(k, valid) entries, the largest of x inside the mask; k may be traced."""
-  return mask & (ranks(x, mask, noise) < jnp.asarray(k).astype(jnp.int32))
+        k: Array | int, *, rows: bool = False) -> Bool[Array, "B T"]:
+  """Exactly min(k, valid) entries, the largest of x inside the mask; k may be traced.
+
+  rows: that many in each row, k a number for all rows or one a row [B, 1].
+  """
+  return mask & (ranks(x, mask, noise, rows=rows) < jnp.asarray(k).astype(jnp.int32))
 
 
 def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
@@ -88,8 +97,8 @@ def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
 
 
 def grouped(x: Array, size: int) -> Array:
-  """[B, ...] -> [P, G, ...], groups contiguous. Raises when B does not split into groups of
-  `size`."""
+  """[B, ...] -> [P, G, ...], groups contiguous. Raises ValueError when B does not split into
+  groups of `size`."""
   rows = x.shape[0]
   if size < 1 or rows % size:
     choices = [g for g in range(2, rows + 1) if rows % g == 0]

@@ -8,7 +8,7 @@ The return annotation of a method says which slot of the equation it fills; `Obj
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,12 @@ else:
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "Reward", "Advantage", "Weight", "Surrogate",
            "Penalty", "Scale", "Outer", "SLOTS", "name_of", "slot_of", "real"]
 
-Reward = Annotated[Float[Array, " B"], "reward"]  # one number a response, from its verdict
-Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # a row or a token; gradient stopped
+Reward = Annotated[Float[Array, " B"], "reward"]  # a scalar for each response, from its verdict
+Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # for each row or token; gradient stopped
 Weight = Annotated[Float[Array, "B T"], "weight"]  # multiplies a term; gradient stopped
 Surrogate = Annotated[Float[Array, "B T"], "surrogate"]  # the policy-gradient loss of a token
 Penalty = Annotated[Float[Array, "B T"], "penalty"]  # added to the loss of a token
-Scale = Annotated[Float[Array, "B T"], "scale"]  # how tokens add up; holds the denominator
+Scale = Annotated[Float[Array, "B T"], "scale"]  # how tokens add up; the denominator is part of it
 Outer = Annotated[Float[Array, ""], "outer"]  # a function of one aggregated penalty
 SLOTS = ("reward", "advantage", "weight", "surrogate", "penalty", "scale", "outer")
 
@@ -53,10 +53,9 @@ def name_of(fn: Callable[..., Any]) -> str:
 
 def slot_of(annotation: Any) -> str | None:
   """The slot that a return annotation names; None where it names none."""
-  for extra in getattr(annotation, "__metadata__", ()):
-    if extra in SLOTS:
-      return extra
-  return None
+  if get_origin(annotation) is not Annotated:
+    return None
+  return next((extra for extra in get_args(annotation)[1:] if extra in SLOTS), None)
 
 
 def real(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """CANON: halves of each group by entropy, compared with each other (mu = 1) or within (mu = 0).
 
 arXiv:2509.23962, equations 5 and 8.  A = mu A_inter + (1 - mu) A_intra, no deviation, token sums
-divided by the longest response.
+divided by max_tokens.
 
   python -m entrolab.main --config=experiments/canon.py:mu=0.0
   python -m entrolab.main --config=experiments/canon.py:schedule=accuracy

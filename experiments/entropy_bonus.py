@@ -1,7 +1,8 @@
 """The plain entropy bonus, fixed or with a coefficient that adapts to a target entropy.
 
-loss = PG - coef H;  adaptive: coef moves by 0.005 an update towards the target and acts only while
-H <= target (Skywork-OR1, arXiv:2505.22312, equation 12).
+loss = L - coef H, L the policy-gradient loss of GRPO with PPO clip, H the mean entropy of tokens.
+Adaptive: coef moves by 0.005 an update towards the target and acts only while H <= target
+(Skywork-OR1, arXiv:2505.22312, equation 12).
 
   python -m entrolab.main --config=experiments/entropy_bonus.py:beta=0.03
   python -m entrolab.main --config=experiments/entropy_bonus.py:target=0.35

@@ -1,9 +1,10 @@
 """EPO on a text world: an entropy bonus over whole episodes, inside a corridor around its history.
 
-arXiv:2509.22576.  loss = PG - lambda (L_H - beta_k L_smooth); L_H: mean entropy of tokens, then
-turns, then episodes; L_smooth: alpha relu(H - high W), W the mean entropy of all earlier steps,
-aggregated alike; beta_k falls from 2 to 1. PG is GRPO with PPO clip. Up to 30 turns, reward at the
-end alone. The paper's lambda is 1e-3 and its alpha 0.1, over 125 steps; 3e-3 and 1 here.
+arXiv:2509.22576.  loss = L - lambda (L_H - beta_k L_smooth). L: the policy-gradient loss of GRPO
+with PPO clip. L_H: mean entropy of tokens, then turns, then episodes. L_smooth: alpha relu(H - high
+W), W the mean entropy of all earlier steps, aggregated alike. beta_k falls from 2 to 1. Up to 30
+turns, reward at the end alone. The paper's lambda is 1e-3 and its alpha 0.1, over 125 steps; here
+3e-3 and 1.
 
   python -m entrolab.main --config=experiments/epo.py:alpha=0.0
 

@@ -1,4 +1,4 @@
-"""KL-Cov: hold the tokens of the highest covariance near the policy that sampled them.
+"""KL-Cov: keep the tokens of the highest covariance near the policy that sampled them.
 
 arXiv:2505.22617, equation 11.  loss = -A r + beta 1[top fraction by covariance] |log r|, no clip.
 It acts from the second update of a rollout on: before that the ratio is 1.

@@ -1,6 +1,7 @@
 """One-shot RLVR: every prompt of every step is the same problem; evaluation is on all of them.
 
-arXiv:2504.20571.  loss = c_pg PG - c_ent H + c_kl k3, one update a rollout, AdamW 5e-5 here.
+arXiv:2504.20571.  loss = c_pg L - c_ent H + c_kl k3, L the policy-gradient loss of GRPO with PPO
+clip, H the mean entropy, k3 the KL to the initial policy; one update a rollout, AdamW 5e-5 here.
 
   python -m entrolab.main --config=experiments/one_shot.py:index=7
   python -m entrolab.main --config=experiments/one_shot.py:pg=0.0,kl_coef=0.0,entropy=0.01

@@ -1,12 +1,13 @@
-"""SIREN: entropy inside the nucleus, at the peaks of each response, held to its first value.
+"""SIREN: entropy inside the nucleus, at the peaks of each response, kept near its first value.
 
-arXiv:2509.25133.  loss = PG + beta (H - anchor)^2, H the mean over rows of the nucleus entropy at
-the positions above the row's 0.8 quantile; anchor is H of the first rollout. PG is Dr.GRPO with
-PPO clip and dual clip 3, summed over tokens and divided by rows x longest response.
+arXiv:2509.25133.  loss = L + beta (H - anchor)^2. L: the policy-gradient loss of Dr.GRPO with PPO
+clip and dual clip 3, summed over tokens and divided by rows x max_tokens. H: in every response the
+mean nucleus entropy of its peaks, the tokens above the response's 0.8 quantile; then the mean over
+responses. anchor: H of the first rollout.
 
   python -m entrolab.main --config=experiments/siren.py:beta=0.5
 
-The official beta of 0.005 goes with T = 3072; PG is divided by T, so beta is re-tuned with it.
+The official beta of 0.005 goes with T = 3072; L is divided by T, so beta is re-tuned with it.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.475 [0.430, 0.520], pass@16 0.863
 -> 0.801, entropy 0.310 -> 0.269 nats (GRPO: 0.242), share of tokens touched 9 % -> 6 %.
 Three seeds, 40 steps: entropy 0.280, GRPO 0.267.

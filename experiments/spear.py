@@ -1,9 +1,9 @@
-"""SPEAR: good trajectories are kept, and imitated again once they beat what is usual today.
+"""SPEAR: good trajectories are stored, and imitated again once they beat the median of today.
 
-arXiv:2509.22601.  loss = PG of the new rows + c(step) PG of the replayed ones, whose advantage is
-R - median of the stored group means; c grows from 0 to `strength` over `imitation` steps. PG is
-Dr.GRPO without the narrowest quarter of the groups, clip-higher, and `fraction` of the tokens with
-a covariance in [1, 40] left out. R is 1 or -1.
+arXiv:2509.22601.  loss = L(new rows) + c(step) L(replayed rows), whose advantage is R - median of
+the stored group means; c grows from 0 to `strength` over `imitation` steps. L: the policy-gradient
+loss of Dr.GRPO with clip-higher, without the quarter of the groups whose rewards differ least and
+`fraction` of the tokens with a covariance in [1, 40]. R is 1 or -1.
 
   python -m entrolab.main --config=experiments/spear.py:size=64
 

@@ -1,4 +1,4 @@
-"""SPINE: TTRL's reward, learned at forking tokens alone, whose entropy is held in a band.
+"""SPINE: TTRL's reward, learned at forking tokens alone, whose entropy is kept in a band.
 
 arXiv:2511.17938.  loss = mean over the top 20 % of tokens of [ppo + 0.01 k3 + band].
 

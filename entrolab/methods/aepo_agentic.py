@@ -95,39 +95,36 @@ def arpo_test(u: float, gain: float, streak: int, rule: "Branching") -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """One response: prompt; ids of its segments; tool calls made; entropy of the first segment of
-  its own; rounds in a row in which it branched; whether the limit of calls ended it."""
+  """One response."""
   prompt: int
-  path: tuple[int, ...] = ()
-  calls: int = 0
-  first: float | None = None
-  streak: int = 0
-  limited: bool = False
+  path: tuple[int, ...] = ()  # ids of its segments, those before the branch included
+  calls: int = 0  # of tools
+  first: float | None = None  # entropy of its first segment since it branched off
+  streak: int = 0  # rounds in a row in which it was copied
+  limited: bool = False  # whether it ended because it had no calls left
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """All rollouts in order of creation, those that go on, segments so far, streaks of prompts."""
-  rollouts: tuple[Rollout, ...]
-  active: tuple[int, ...]
-  segments: int
-  streaks: tuple[int, ...]
+  """The rollouts of all prompts after some rounds."""
+  rollouts: tuple[Rollout, ...]  # in order of creation
+  active: tuple[int, ...]  # indices of those that go on
+  segments: int  # drawn so far
+  streaks: tuple[int, ...]  # a prompt's rounds in a row with new rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class Branching:
-  """Rules of the tree: samples n a prompt in all, beam Z (a source gets Z - 1 trials a round),
-  probability p, weight w of the rise of the entropy, penalty a consecutive round, calls of tools
-  a rollout. scope: whose rounds are counted: the prompt's (code; others of the batch end them), the
-  prompt's own, whatever others do, or the path's (paper).
-  """
-  samples: int = 16
-  beam: int = 2
-  probability: float = 0.5
-  weight: float = 0.2
-  penalty: float = 0.05
-  calls: int = 3
-  test: Test = aepo_test
+  """Rules by which the tree grows."""
+  samples: int = 16  # n, rollouts a prompt in all
+  beam: int = 2  # Z: a rollout that calls a tool gets Z - 1 trials to be copied
+  probability: float = 0.5  # p of the test
+  weight: float = 0.2  # w of the test, for the rise of the entropy
+  penalty: float = 0.05  # for each round of the streak
+  calls: int = 3  # most calls of tools in a rollout
+  test: Test = aepo_test  # decides one trial
+  # whose streak counts: the prompt's as in the code, which any round without new rollouts in the
+  # batch ends; the prompt's own; or the path's, as in the paper
   scope: Literal["prompt", "own", "path"] = "prompt"
 
   def __post_init__(self) -> None:
@@ -145,19 +142,19 @@ class Branching:
     """One round: a segment for every active rollout has come; who goes on, who is copied.
 
     entropy: of the segments; asks: whether the segment calls a tool and there is room for the
-    result; draw: a rollout's next number in [0, 1). New rollouts stand at the end, copies before
-    fresh starts; a prompt without any active rollout gets one fresh start a round.
+    result; draw: the next uniform number of a rollout, in [0, 1). New rollouts stand at the end,
+    copies before fresh starts; a prompt without any active rollout gets one fresh start a round.
     """
     every, going = list(tree.rollouts), []
     gain = {}
-    for slot, i in enumerate(tree.active):
+    for place, i in enumerate(tree.active):
       old = every[i]
-      first = entropy[slot] if old.first is None else old.first
-      goes = bool(asks[slot]) and old.calls < self.calls
+      first = entropy[place] if old.first is None else old.first
+      goes = bool(asks[place]) and old.calls < self.calls
       every[i] = dataclasses.replace(
-          old, path=(*old.path, tree.segments + slot), first=first, calls=old.calls + goes,
-          limited=bool(asks[slot]) and not goes)
-      gain[i] = entropy[slot] - first
+          old, path=(*old.path, tree.segments + place), first=first, calls=old.calls + goes,
+          limited=bool(asks[place]) and not goes)
+      gain[i] = entropy[place] - first
       if goes:
         going.append(i)
     counts = [sum(r.prompt == p for r in every) for p in range(len(tree.streaks))]

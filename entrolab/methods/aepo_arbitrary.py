@@ -109,13 +109,12 @@ def dcpo(adv: Float[Array, "B T"], verdict: Int[Array, " B"], logp: Float[Array,
 class Switch(Controller):
   """`temperature`: hot while the last entropy is at or under the target, cold above it.
 
-  target: nats a token. `entropy_prev` starts at 0, so that the first rollout is hot. metric: what
-  is held to the target.
+  `entropy_prev` starts at 0, so that the first rollout is hot.
   """
-  target: float = 0.5
-  hot: float = 1.2
-  cold: float = 0.8
-  metric: str = "entropy/exact"
+  target: float = 0.5  # nats a token
+  hot: float = 1.2  # a temperature above 1, which raises the entropy
+  cold: float = 0.8  # a temperature below 1, which lowers it
+  metric: str = "entropy/exact"  # what is compared with the target
 
   def init(self) -> State:
     return {"temperature": jnp.asarray(self.hot, float), "entropy_prev": jnp.zeros((), float)}

@@ -26,13 +26,13 @@ class Adaptive(Controller):
   """`coef` moves by `step` towards the target and acts only while the entropy is at or under it.
 
   inner += step if H <= target else -step, clipped to [low, high]; coef = inner * [H <= target],
-  arXiv:2505.22312 equation 12. target: nats a token; step: per optimiser step.
+  arXiv:2505.22312 equation 12.
   """
-  target: float
-  step: float = 0.005
-  start: float = 0.0
-  low: float = 0.0
-  high: float = 1.0
+  target: float  # nats a token
+  step: float = 0.005  # change of the inner coefficient in an optimiser step
+  start: float = 0.0  # first coefficient
+  low: float = 0.0  # least coefficient
+  high: float = 1.0  # largest coefficient
 
   def init(self) -> State:
     start = jnp.asarray(self.start, float)

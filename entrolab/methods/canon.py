@@ -6,8 +6,8 @@ Acts on: advantage, controller.  State: weight of the comparison within halves.
 Differs from the official code: (1) equal metrics are ordered by the noise column, theirs by row
 order; (2) sizes are those of `size`, one for the batch. As there, alpha favours the high half by
 entropy and the SHORT half by length, and an odd group has the larger half on top. The advantage is
-divided by `divisor`, the longest response, where the loss is a mean over rows of token sums
-(`aggregate.sequence_sum`, the official setting); with another aggregation it is 1.
+divided by `divisor`, the most tokens of a response, where the loss is a mean over rows of token
+sums (`aggregate.sequence_sum`, the official setting); with another aggregation it is 1.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ def upper_half(metric: Float[Array, " B"], noise: Float[Array, "B T"], *,
                size: int) -> Bool[Array, "P G"]:
   """True on the G - G // 2 rows of each group with the largest metric, ties by noise."""
   x, n = grouped(metric, size), grouped(noise[:, 0], size)
-  slots = jnp.arange(size)
+  places = jnp.arange(size)
   less = x[:, None] < x[:, :, None]
   tie = (x[:, None] == x[:, :, None]) & ((n[:, None] < n[:, :, None]) | (
-      (n[:, None] == n[:, :, None]) & (slots[None, None] < slots[None, :, None])))
+      (n[:, None] == n[:, :, None]) & (places[None, None] < places[None, :, None])))
   return (less | tie).sum(2) >= size // 2
 
 
@@ -111,8 +111,8 @@ def cosine_weight(step: Array, *, reverse: bool = False) -> Array:
 @dataclasses.dataclass(frozen=True)
 class Cosine(Controller):
   """`intra` follows `cosine_weight`, one step of it every `updates` optimiser steps."""
-  updates: int = 1
-  reverse: bool = False
+  updates: int = 1  # optimiser steps a rollout
+  reverse: bool = False  # as in `cosine_weight`
 
   def init(self) -> State:
     first = cosine_weight(jnp.asarray(1), reverse=self.reverse)

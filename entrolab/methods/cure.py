@@ -35,11 +35,11 @@ def candidates(old_entropy: Float[Array, "B T"], tokens: Int[Array, "B T"],
                most: int = 20) -> Int[Array, "B K"]:
   """The `most` admissible positions of highest entropy in each row, descending, then -1.
 
-  Position 0 is none. old_entropy: nats, at the temperature of the draw; any random numbers in
-  its place choose at random, the paper's ablation.
+  Position 0 is not one of them. old_entropy: nats, at the temperature of the draw; random noise
+  in its place chooses at random, the paper's ablation.
   """
-  slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-  able = mask & allowed[tokens] & (slots > 0)
+  positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+  able = mask & allowed[tokens] & (positions > 0)
   order = jnp.argsort(jnp.where(able, -old_entropy, jnp.inf), axis=1, stable=True)
   kept = jnp.where(jnp.take_along_axis(able, order, axis=1), order, -1)[:, :most]
   short = max(most - kept.shape[1], 0)
@@ -68,11 +68,11 @@ def reprompt(prompt: Int[Array, "B L"], prompt_mask: Bool[Array, "B L"], tokens:
   shift = jnp.minimum(branch, room)
   if overflow == "skip":
     shift = jnp.where(branch > room, 0, shift)
-  slots = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None]
+  positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None]
   both = jnp.concatenate([prompt, tokens.astype(prompt.dtype)], axis=1)
   first = (room - shift)[:, None]
-  return (jnp.take_along_axis(both, slots + shift[:, None], axis=1), slots >= first,
-          jnp.maximum(slots - first, 0))
+  return (jnp.take_along_axis(both, positions + shift[:, None], axis=1), positions >= first,
+          jnp.maximum(positions - first, 0))
 
 
 def family(originals: int = 4, branches: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +94,7 @@ def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:
 def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
                      row_kind: Int[Array, " B"], parent: Int[Array, " B"],
                      branch: Int[Array, " B"], *, size: int) -> Advantage:
-  """On tokens of an original that continuations share, the mean A of all rows that hold them.
+  """On tokens of an original that continuations share, the mean A of all rows that contain them.
 
   A tree counts a shared prefix once: in the row of the original, at the advantage that k copies of
   it in k rows would have with weights 1 / k. Equal to those for surrogates that are linear in A,
@@ -102,10 +102,10 @@ def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
   a row the same A; CURE itself teaches a prefix by its original's outcome alone.
   """
   rows = grouped(adv[:, 0], size)  # every response begins at position 0
-  held = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
-  held = grouped(real(held & (row_kind == 1)[:, None]), size).astype(adv.dtype)
+  before = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
+  shares = grouped(real(before & (row_kind == 1)[:, None]), size).astype(adv.dtype)
   of = grouped(parent, size)[:, :, None] == jnp.arange(size, dtype=jnp.int32)[None, None]
   family = lambda x: jnp.einsum("pjr,pjt->prt", of.astype(adv.dtype), x, precision="highest")
-  mean = (rows[..., None] + family(held * rows[..., None])) / (1.0 + family(held))
+  mean = (rows[..., None] + family(shares * rows[..., None])) / (1.0 + family(shares))
   shared = jnp.where((row_kind == 0)[:, None], mean.reshape(adv.shape), adv)
   return jnp.where(mask, shared, 0.0)

@@ -35,8 +35,8 @@ def modulate(adv: Float[Array, "B T"], old_entropy: Float[Array, "B T"], phase: 
   """A g_s + zeta f_{s+1}, less its mean over all steps of the batch (equations 10 to 12).
 
   H_s: mean entropy of the policy that sampled over the step's tokens. The last step of a row gets
-  no bonus. steps: the most steps a row may have; a token beyond it makes its row not a number,
-  since merging steps in silence would be worse.
+  no bonus. steps: the most steps a row may have; a token beyond it makes its row NaN, since
+  merging steps in silence would be worse.
   """
   adv, old_entropy, phase, mask = map(replicated, (adv, old_entropy, phase, mask))
   count = step_sums(jnp.ones_like(adv), phase, mask, steps=steps)

@@ -81,11 +81,11 @@ def code_phase(epoch: Array | int, *, epochs: int = 150) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class History(Controller):
-  """`history`: mean entropy of all earlier optimiser steps (-1 before the first); `smooth`: the
-  corridor's weight, strength * phase_weight, with `steps` optimiser steps in all."""
-  strength: float = 1e-3
-  gamma: float = 3.0
-  steps: int = 120
+  """`history`: mean entropy of all earlier optimiser steps, -1 before the first; `smooth`: the
+  weight of the corridor, strength * phase_weight."""
+  strength: float = 1e-3  # the paper's lambda, which also weighs the entropy bonus
+  gamma: float = 3.0  # of `phase_weight`
+  steps: int = 120  # optimiser steps of the run
 
   def init(self) -> State:
     zero = jnp.zeros((), float)

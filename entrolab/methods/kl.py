@@ -9,7 +9,7 @@ Differs from the official code: k1_plus and k3_plus (value of one, gradient of k
 in verl but raise there; here they are what their names say.
 
 On policy the expected gradient of k1 is zero and that of k3 is not the gradient of the KL; only
-k2's is. `ref_logp` is the reference policy; to hold to the policy that sampled, pass old_logp.
+k2's is. `ref_logp` is the reference policy; to stay near the policy that sampled, pass old_logp.
 """
 
 import dataclasses
@@ -69,16 +69,12 @@ def in_reward(adv: Float[Array, "B T"], old_logp: Float[Array, "B T"],
 
 @dataclasses.dataclass(frozen=True)
 class Adaptive(Controller):
-  """`kl_coef` *= 1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon, arXiv:1909.08593.
-
-  target: nats a token; rows: responses of an optimiser step; horizon: in responses, infinity
-  holds the coefficient. metric: where the KL is read; a penalty of weight 0 logs one for a
-  coefficient that acts in the reward.
-  """
-  target: float
-  start: float = 0.2
-  rows: int = 1
-  horizon: float = 10_000.0
+  """`kl_coef` *= 1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon, arXiv:1909.08593."""
+  target: float  # nats a token
+  start: float = 0.2  # first coefficient
+  rows: int = 1  # responses of an optimiser step
+  horizon: float = 10_000.0  # responses; infinity keeps the coefficient constant
+  # the KL: a penalty of weight 0 logs it where the coefficient acts in the reward
   metric: str = "term/kl.k3"
 
   def init(self) -> State:

@@ -1,4 +1,4 @@
-"""KL-COV: hold the tokens of the highest covariance near the policy that sampled them.
+"""KL-COV: keep the tokens of the highest covariance near the policy that sampled them.
 
 The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models (arXiv:2505.22617,
 2025). Official code: PRIME-RL/Entropy-Mechanism-of-RL, verl/trainer/ppo/core_algos.py.

@@ -16,7 +16,7 @@ def keep_rows(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Flo
               mask: Bool[Array, "B T"], *, threshold: float = 0.5) -> Weight:
   """0 where A < 0 and mean_t(old_logp - logp) of the row exceeds threshold (nats), 1 elsewhere.
 
-  old_logp: the policy that sampled; pass the sampler's own numbers to count its mismatch too.
+  old_logp: the policy that sampled; with `sampled_logp` in its place the mismatch counts too.
   """
   drift = masked_mean(old_logp - logp, mask, axis=1)[:, None]
   return real((adv >= 0.0) | (drift <= threshold))

@@ -20,11 +20,11 @@ def phases(mask: Bool[Array, "B T"], think_end: Int[Array, " B"]) -> tuple[Array
 
   think_end: its position, counted from 0; -1, or a position outside the mask: the last token.
   """
-  slots = jnp.arange(mask.shape[1])[None]
-  there = (mask & (slots == think_end[:, None])).any(1)
-  last = jnp.where(mask, slots, -1).max(1)
+  positions = jnp.arange(mask.shape[1])[None]
+  there = (mask & (positions == think_end[:, None])).any(1)
+  last = jnp.where(mask, positions, -1).max(1)
   end = jnp.where(there, think_end.astype(last.dtype), last)[:, None]
-  return mask & (slots < end), mask & (slots > end)
+  return mask & (positions < end), mask & (positions > end)
 
 
 def excess(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],

@@ -1,4 +1,4 @@
-"""SIREN: entropy inside the nucleus, at the peaks of each response, held to its first value.
+"""SIREN: entropy inside the nucleus, at the peaks of each response, kept near its first value.
 
 Rethinking Entropy Regularization in Large Reasoning Models (arXiv:2509.25133, 2025). Official
 code: Linn3a/siren, verl/verl/workers/actor/dp_actor.py and verl/trainer/ppo/ray_trainer.py.
@@ -53,9 +53,9 @@ def squared_distance(mean: Float[Array, ""], anchor: Float[Array, ""]) -> Outer:
 class Anchor(Controller):
   """`anchor`: the aggregated entropy of the first rollout before any update; constant after.
 
-  value: a fixed anchor in nats instead; negative means measure it. Not a number until measured.
+  Until it has been measured the anchor is NaN.
   """
-  value: float = -1.0
+  value: float = -1.0  # nats; 0 or more fixes the anchor there, and nothing is measured
 
   def init(self) -> State:
     return {"anchor": jnp.asarray(self.value if self.value >= 0.0 else jnp.nan, float)}

@@ -41,12 +41,11 @@ def fading(step: Array | float, *, length: float = 200) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum(Controller):
-  """`tool_weight` falls from 1 to 0 over `tools` rollouts, `sil_weight` grows from 0 to `strength`
-  over `imitation` rollouts. updates: optimiser steps a rollout."""
-  tools: int = 200
-  imitation: int = 200
-  strength: float = 1.0
-  updates: int = 1
+  """`tool_weight` falls from 1 to 0, `sil_weight` grows from 0 to `strength`."""
+  tools: int = 200  # rollouts until the reward for tools is gone
+  imitation: int = 200  # rollouts until self-imitation has its full weight
+  strength: float = 1.0  # that weight
+  updates: int = 1  # optimiser steps a rollout
 
   def init(self) -> State:
     return self._at(jnp.zeros((), float))
@@ -62,7 +61,7 @@ class Curriculum(Controller):
 
 def tool_reward(rewards: Float[Array, " B"], tool_calls: Int[Array, " B"],
                 tool_weight: Float[Array, ""], *, each: float = 0.1, once: bool = False) -> Reward:
-  """R + c min(1, each n), n the messages that call a tool.
+  """R + c min(1, each n), n the number of messages that call a tool.
 
   c: `tool_weight`. once: a right answer (R > 0) is paid c for its first call and no more, the
   variant for Qwen3.
@@ -129,17 +128,14 @@ class Replay:
   """The buffer of good trajectories, numpy on the host; state in, state out.
 
   Once more than 1.5 `size` trajectories beat the median of the stored group means, the buffer is
-  replayed and emptied. baseline: most group means before older steps leave; tolerance: steps
-  (at most 10) behind the newest ENTRY after which one leaves; decay: in (0, 1] keeps the first
-  advantage times decay, 0 takes it anew against the median; by_std: divided by the median of the
-  groups' deviations; tools: only trajectories that called a tool are admitted.
+  replayed and emptied.
   """
-  size: int = 2048
-  baseline: int = 10_240
-  tolerance: int = 5
-  decay: float = 0.0
-  by_std: bool = False
-  tools: bool = True
+  size: int = 2048  # most rows of a replay
+  baseline: int = 10_240  # most group means that are stored; then the oldest step leaves
+  tolerance: int = 5  # steps, at most 10, behind the newest row after which a row leaves
+  decay: float = 0.0  # of a row's first advantage; 0: the advantage is taken anew from the median
+  by_std: bool = False  # whether it is divided by the median of the groups' deviations
+  tools: bool = True  # whether only trajectories that called a tool are admitted
 
   def init(self) -> dict[str, Any]:
     """No rows; group means and deviations with their steps."""
@@ -147,7 +143,7 @@ class Replay:
                                    "std": np.zeros(0)}}
 
   def recalibrated(self, state: dict[str, Any]) -> np.ndarray:
-    """A~ [N] = R - median of the group means: what the stored rows are worth today."""
+    """A~ [N] = R - median of the group means: the advantage of each stored row today."""
     rows, groups = state["rows"], state["groups"]
     if self.decay:
       return rows["row_adv"] * self.decay

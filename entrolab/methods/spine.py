@@ -1,4 +1,4 @@
-"""SPINE: learn at forking tokens alone, and hold their entropy inside a band of quantiles.
+"""SPINE: learn at forking tokens alone, and keep their entropy inside a band of quantiles.
 
 SPINE: Token-Selective Test-Time Reinforcement Learning with Entropy-Band Regularization
 (arXiv:2511.17938, 2025). Official code: JianghaoWu/SPINE, named by the paper, not to be had when
@@ -30,7 +30,7 @@ def fork_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Flo
   if scope not in ("sequence", "batch"):
     raise ValueError(f"fork_mask(scope={scope!r}); choices: 'sequence', 'batch'")
   if scope == "sequence":
-    return real(_forks(entropy, mask, noise, fraction))
+    return real(_row_forks(entropy, mask, noise, fraction))
   return real(ranks.top(entropy, mask, noise, _count(real(mask).sum(), fraction)))
 
 
@@ -49,7 +49,7 @@ def band_penalty(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                  noise: Float[Array, "B T"], *, fraction: float = 0.2, low: float = 0.1,
                  high: float = 0.5, above: float = 1.0, under: float = 1.0) -> Penalty:
   """above relu(H - h_high) + under relu(h_low - H) at the row's forking tokens, nats."""
-  over, below = band(entropy, _forks(entropy, mask, noise, fraction), low=low, high=high)
+  over, below = band(entropy, _row_forks(entropy, mask, noise, fraction), low=low, high=high)
   return above * over + under * below
 
 
@@ -58,11 +58,8 @@ def _count(n: Array, fraction: float) -> Array:
   return jnp.where(n > 0, jnp.maximum(jnp.ceil(fraction * n - 1e-4), 1.0), 0.0)
 
 
-def _forks(entropy, mask, noise, fraction):
+def _row_forks(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
+               noise: Float[Array, "B T"], fraction: float) -> Bool[Array, "B T"]:
   mask = ranks.replicated(mask)
-  keys = [jnp.where(mask, ranks.replicated(jax.lax.stop_gradient(k)), jnp.inf)
-          for k in (-entropy, noise)]
-  slots = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32)[None], mask.shape)
-  order = jax.lax.sort([*keys, slots], dimension=1, num_keys=2, is_stable=True)[-1]
-  rank = jnp.argsort(order, axis=1)
-  return mask & (real(rank) < _count(real(mask).sum(1, keepdims=True), fraction))
+  count = _count(real(mask).sum(1, keepdims=True), fraction)
+  return ranks.top(entropy, mask, noise, count, rows=True)

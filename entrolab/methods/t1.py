@@ -104,8 +104,8 @@ def log_prob(logp: Float[Array, "B T"]) -> Penalty:
 
 def _names(a: Int[Array, "B W"], b: Int[Array, "B W"]) -> Int[Array, "B W"]:
   """An integer for every pair, equal within a row where the pairs are."""
-  slots = jax.lax.broadcasted_iota(jnp.int32, a.shape, 1)
-  a, b, slots = jax.lax.sort((a, b, slots), dimension=1, num_keys=2)
+  positions = jax.lax.broadcasted_iota(jnp.int32, a.shape, 1)
+  a, b, positions = jax.lax.sort((a, b, positions), dimension=1, num_keys=2)
   new = (a[:, 1:] != a[:, :-1]) | (b[:, 1:] != b[:, :-1])
   ids = jnp.pad(jnp.cumsum(new, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
-  return jax.lax.sort((slots, ids), dimension=1, num_keys=1)[1]
+  return jax.lax.sort((positions, ids), dimension=1, num_keys=1)[1]
