@@ -26,6 +26,7 @@ from entrolab.typing import (
     Array,
     Bool,
     Float,
+    Int,
     Penalty,
     Surrogate,
     Weight,
@@ -333,3 +334,21 @@ def test_a_second_trace_is_seen(monkeypatch):
   with pytest.raises(AssertionError, match=r"traced again for Objective\(") as failure:
     test_one_trace_for_equal_shapes(fn=FUNCTIONS[0])
   assert "does not equal itself" in failure.value.__notes__[-1]
+
+
+def lacks_a_column(verdict: Int[Array, " B"], confidence: Float[Array, " B"]) -> Advantage:
+  return real(verdict) * confidence
+
+
+def lacks_a_default(verdict: Int[Array, " B"], *, strength: float) -> Advantage:
+  return strength * real(verdict)
+
+
+@pytest.mark.parametrize("make, fn, says", [
+    (probe.batch, lacks_a_column, "COLUMNS = dict(confidence=lambda rng: ...)"),
+    (probe.bound, lacks_a_default, "KNOBS = dict(strength=...)"),
+], ids=["column", "knob"])
+def test_what_a_new_method_lacks_is_named_with_its_place(make, fn, says):
+  with pytest.raises(AssertionError) as failure:
+    make(fn)
+  assert f"Add to tests/methods/laws_test_test.py: {says}" in str(failure.value)
