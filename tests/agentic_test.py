@@ -1,8 +1,7 @@
-"""Trees of episodes: the rule's golden traces through the strategy, laws of branches, claims."""
+"""Trees of episodes: laws of branches, and claims."""
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,79 +10,19 @@ import pytest
 
 from entrolab import config, sharding, vocab
 from entrolab.methods import aepo_agentic, bonus, grpo, ppo
-from entrolab.methods.aepo_agentic import Branching, aepo_test, arpo_test
+from entrolab.methods.aepo_agentic import Branching, arpo_test
 from entrolab.models import transformer
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout import agentic, compilations
 from entrolab.rollout.multiturn import MultiTurn
 from entrolab.rollout.strategy import Request, Sampling
 from entrolab.trainer import loop
-from tests import adapters
 from tests.multiturn_test import EXAMPLES, Random, Walk
 
-GOLDEN = sorted(pathlib.Path(__file__).parent.glob("golden/aepo_agentic_*branch_*.npz"))
 T, N, KEY, WALK = 44, 8, jax.random.key(7), Walk()
 RULE = Branching(samples=N, beam=3, probability=0.75, weight=0.4, penalty=0.1, calls=5,
                  scope="own")
 TREE = agentic.Agentic(turns=6, action=4, rule=RULE, initial=2)
-
-
-class Scripted:
-  """An engine out of a golden file: two tokens a segment, two for the tool's answer."""
-
-  def __init__(self, case, calls):
-    self.entropy, self.asks = case.raw("segment_entropy"), case.raw("segment_is_tool_call") > 0
-    self.draws, self.calls, self.widths = iter(case.raw("uniform_draws").tolist()), calls, []
-    self.path, self.mask, self.made = {}, {}, {}
-
-  def goes(self, active):
-    return active
-
-  def say(self, slots):
-    call, first = len(self.widths), sum(self.widths)
-    self.widths.append(len(slots))
-    for at, slot in enumerate(slots):
-      self.path[slot].append(first + at)
-      self.mask[slot] += [1, 1]
-      if self.asks[call, at]:
-        room = self.made[slot] < self.calls
-        self.mask[slot] += [0, 0] if room else [1]  # an answer, or the end at the limit
-        self.made[slot] += 1
-    return agentic.Segment(self.entropy[call], self.asks[call], lambda slot: next(self.draws))
-
-  def add(self, new):
-    for slot, of in new:
-      assert slot not in self.path
-      copy = lambda of_all, empty, of=of: of_all[of].copy() if of is not None else empty
-      self.path[slot], self.mask[slot] = copy(self.path, []), copy(self.mask, [])
-      self.made[slot] = 0 if of is None else self.made[of]
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
-def test_the_strategy_grows_the_golden_trees(path):
-  """What `Agentic` does with a real engine, with one that reads the official traces."""
-  case = adapters.Case(path)
-  knobs = case.config
-  rule = Branching(
-      samples=knobs["n"], beam=knobs["beam_size"], probability=knobs["branch_probability"],
-      weight=knobs["entropy_weight"], penalty=knobs["consecutive_penalty"],
-      calls=knobs["tool_call_limit"],
-      test=arpo_test if knobs["variant"] == "arpo" else aepo_test)
-  script = Scripted(case, rule.calls)
-  agentic.grow(rule, [knobs["initial_rollouts"]] * knobs["prompts"], script)
-  assert sorted(script.path) == list(range(knobs["n"] * knobs["prompts"]))  # all slots filled
-  want = {name: case.raw(name) for name in ("paths", "response_loss_mask")}
-  for name, got, empty in (("paths", script.path, -1), ("response_loss_mask", script.mask, 0)):
-    width = want[name].shape[1]
-    rows = [[*got[slot], *[empty] * (width - len(got[slot]))] for slot in sorted(got)]
-    np.testing.assert_array_equal(rows, want[name], err_msg=name)
-  np.testing.assert_array_equal(script.widths, case.raw("active_per_call"))
-  assert len(script.widths) == case.raw("n_calls")
-  assert len(case.raw("uniform_draws")) - len(list(script.draws)) == case.raw("n_draws_used")
-
-
-def test_there_are_golden_trees_of_both_rules():
-  assert {"arpo" in path.stem for path in GOLDEN} == {True, False}
 
 
 @pytest.mark.parametrize("size", [2, 6, 10, 11, 64])
@@ -97,45 +36,6 @@ def test_the_entropy_of_a_token_counts_the_ten_likeliest(size):
                              rtol=1e-5, atol=1e-6)
   greedy, one = (agentic.token_entropy(jnp.asarray(logits), jnp.float32(x)) for x in (0.0, 1.0))
   np.testing.assert_array_equal(greedy, one)
-
-
-def test_a_streak_of_its_own_does_not_hear_of_other_prompts():
-  """Two prompts together, and each alone: the same trees under "own", not under "prompt"."""
-  def trees(scope, prompts):
-    rule, out = dataclasses.replace(RULE, samples=12, calls=8, scope=scope, penalty=0.4), []
-    for only in prompts:
-      made = Dice(only, 12)
-      agentic.grow(rule, [2] * len(only), made)
-      out.append({(only[s // 12], s % 12): path for s, path in made.path.items()})
-    return out
-
-  for scope, equal in (("own", True), ("path", True), ("prompt", False)):
-    both, first, second = trees(scope, [(0, 1), (0,), (1,)])
-    assert (both == first | second) is equal, scope
-
-
-class Dice:
-  """An engine whose numbers belong to a prompt, a place in its group and a round of the row."""
-
-  def __init__(self, prompts, samples):
-    self.prompts, self.samples, self.path = prompts, samples, {}
-
-  def goes(self, active):
-    return active
-
-  def say(self, slots):
-    seed = lambda slot: [self.prompts[slot // self.samples], slot % self.samples,
-                         len(self.path[slot])]
-    dice = {slot: np.random.default_rng(seed(slot)) for slot in slots}
-    h = [dice[slot].gamma(2.0, 0.3) for slot in slots]
-    asks = [dice[slot].random() < 0.85 for slot in slots]
-    for slot in slots:
-      self.path[slot].append(slot % self.samples)
-    return agentic.Segment(h, asks, lambda slot: dice[slot].random())
-
-  def add(self, new):
-    for slot, of in new:
-      self.path[slot] = [] if of is None else self.path[of].copy()
 
 
 def test_numbers_that_do_not_fit_are_named():
@@ -191,7 +91,7 @@ def same(got, want, prompts=range(8), length=T):
 
 @pytest.mark.slow
 def test_it_is_a_mixed_batch(whole):
-  """What the laws are proven on: copies of copies, starts amid them, all slots filled."""
+  """What the laws are proven on: copies of copies, starts amid them, all rows filled."""
   c = columns(whole)
   kind, parent = (c[name].reshape(8, N) for name in ("row_kind", "parent"))
   assert len(whole.texts) == 8 * N == whole.sampled and (c["mask"].sum(1) > 0).all()
@@ -287,25 +187,25 @@ def test_the_trainer_agrees_with_rows_that_went_on_from_a_copied_cache(whole):
 @pytest.mark.slow
 def test_entropies_of_segments_are_the_note_s(monkeypatch, whole):
   """What the rule got, against the forward pass of the trainer over the finished rows."""
-  heard, say = {}, agentic.Live.say
+  found, draw = {}, agentic.TreeEpisodes.draw
 
-  def spied(self, slots):
-    turns = {slot: len(self.episodes[slot].actions) for slot in slots}
-    out = say(self, slots)
-    heard.update({(slot, turns[slot]): h for slot, h in zip(slots, out.entropy, strict=True)})
+  def spied(self, rows):
+    turns = {row: len(self.episodes[row].actions) for row in rows}
+    out = draw(self, rows)
+    found.update({(row, turns[row]): h for row, h in zip(rows, out.entropy, strict=True)})
     return out
 
-  monkeypatch.setattr(agentic.Live, "say", spied)
+  monkeypatch.setattr(agentic.TreeEpisodes, "draw", spied)
   same(run(), whole)
   logits = states(whole.batch) @ transformer.head_matrix(lab()[1]).T
   top = jax.lax.top_k(jax.nn.log_softmax(logits), 10)[0]
   c = columns(whole)
-  for (slot, turn), h in heard.items():
-    own = c["mask"][slot] & (c["phase"][slot] == turn)
-    want = aepo_agentic.segment_entropy(top[slot][own][None], jnp.asarray([own.sum()]),
+  for (row, turn), h in found.items():
+    own = c["mask"][row] & (c["phase"][row] == turn)
+    want = aepo_agentic.segment_entropy(top[row][own][None], jnp.asarray([own.sum()]),
                                         vocab=logits.shape[-1])
     np.testing.assert_allclose(h, want[0], atol=1e-4)
-  assert len(heard) > 8 * N
+  assert len(found) > 8 * N
 
 
 @pytest.mark.slow
@@ -436,7 +336,7 @@ def test_sources_of_branches_with_the_penalty_and_without(problems, capsys):
 
 @pytest.mark.slow
 def test_budgets_and_tokens_without_a_gradient(problems, tmp_path, monkeypatch, capsys):
-  """Further claims, three seeds: m grows with H_root - H_avg, all slots are filled, and fewer
+  """Further claims, three seeds: m grows with H_root - H_avg, all rows are filled, and fewer
   tokens are without a gradient under the balanced clip, after eight steps."""
   gaps, ms, budget, rows = [], [], aepo_agentic.budget, []
 

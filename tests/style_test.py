@@ -23,8 +23,6 @@ EXCEPTIONS = {
     "models.huggingface._places",
     "models.transformer.Block.__call__",
     "nucleus._search",
-    "rollout.agentic",
-    "rollout.multiturn.Episodes.rollout",
     "trainer.evaluate.evaluate",
     "trainer.loop",
     "trainer.loop.loop",
