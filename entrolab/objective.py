@@ -23,9 +23,9 @@ import jax.numpy as jnp
 
 from entrolab import aggregate as aggregates
 from entrolab import control as controls
-from entrolab import vocab as vocabulary
 from entrolab.batch import COLUMNS, Batch
 from entrolab.ranks import masked_mean
+from entrolab.statistics import NAMES, Spec
 from entrolab.typing import Array, name_of, real, slot_of
 
 Columns = Mapping[str, Any]
@@ -121,7 +121,7 @@ class Objective:
   penalties: tuple[Any, ...] = ()  # each a `Penalty`, or `(beta, term)`
   aggregate: Term = Term(aggregates.token_mean)  # the scale: how tokens add up
   control: tuple[controls.Controller, ...] = ()  # terms read their values by name
-  vocab: vocabulary.Spec = vocabulary.Spec()  # of the statistics: nucleus, temperatures
+  vocab: Spec = Spec()  # of the statistics: nucleus, temperatures
   scope: Literal["batch", "micro"] = "batch"  # what `score` sees at once
   extra: tuple[str, ...] = ()  # names of further columns that the rollout fills
 
@@ -132,7 +132,7 @@ class Objective:
     object.__setattr__(self, "penalties", tuple(map(_penalty, self.penalties)))
     if self.scope not in ("batch", "micro"):
       raise ValueError(f"scope={self.scope!r}; choices: 'batch', 'micro'")
-    known = {*COLUMNS, *self.extra, *vocabulary.NAMES, *controls.init(self.control)}
+    known = {*COLUMNS, *self.extra, *NAMES, *controls.init(self.control)}
     for slot, bound in self.terms():
       _fits(slot, bound)
       allowed = known | ({"weight"} if slot == "scale" else set())
@@ -165,9 +165,9 @@ class Objective:
     return frozenset(name for _, bound in self.terms() for name in bound.reads)
 
   @property
-  def statistics(self) -> vocabulary.Spec:
+  def statistics(self) -> Spec:
     """The statistics over the vocabulary that terms read; entropy always, for the log."""
-    names = {"logp", "entropy"} | (self.reads & set(vocabulary.NAMES))
+    names = {"logp", "entropy"} | (self.reads & set(NAMES))
     return dataclasses.replace(self.vocab, names=tuple(sorted(names)))
 
   @property
@@ -178,7 +178,7 @@ class Objective:
       return False
     scored = [t for slot, t in self.terms() if slot in ("advantage", "weight", "scale")]
     scored += [entry.value for entry in self.penalties if entry.outer is not None]
-    return any(set(t.reads) & set(vocabulary.NAMES) for t in scored)
+    return any(set(t.reads) & set(NAMES) for t in scored)
 
   def prepare(self, batch: Batch, control: Columns | None = None) -> Batch:
     """Fills rewards and adv over a whole rollout; shaping that reads the current policy waits."""
@@ -186,7 +186,7 @@ class Objective:
     for bound in _chain(self.reward):
       columns["rewards"] = jax.lax.stop_gradient(bound(columns))
     for bound in _chain(self.advantage):
-      if set(bound.reads) & set(vocabulary.NAMES):
+      if set(bound.reads) & set(NAMES):
         break
       columns["adv"] = _per_token(bound(columns), columns["mask"])
     return batch.replace(rewards=columns.get("rewards"), adv=columns.get("adv"))
@@ -195,7 +195,7 @@ class Objective:
     """The columns with `adv` as the current policy shapes it."""
     columns = _clean(columns)
     for bound in _chain(self.advantage):
-      if set(bound.reads) & set(vocabulary.NAMES):
+      if set(bound.reads) & set(NAMES):
         columns["adv"] = _per_token(bound(columns), columns["mask"])
     return columns
 

@@ -18,7 +18,7 @@ VERIFY = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts)
 # a method may build on these; any other import of a method is of another paper
 BASELINES = ("grpo", "ppo", "kl", "bonus", "rloo", "gae")
 SAME_PAPER = {"methods.kl_cov": ("methods.clip_cov",)}
-DEPTH = 11  # modules in the longest chain of imports
+DEPTH = 10  # modules in the longest chain of imports
 BLOCK = """
 import importlib.abc, sys
 allowed = {allowed!r}
