@@ -21,6 +21,8 @@ from entrolab.experiment import Saving
 from entrolab.trainer import checkpoint, loop
 from entrolab.trainer.log import WALL
 
+pytestmark = pytest.mark.usefixtures("libraries_promote")
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/siren.py"
 SMALL = ("sampling.prompts=4", "training.updates=1", "training.measure_every=0",
@@ -188,8 +190,6 @@ import jax, jax.numpy as jnp
 from pathlib import Path
 from entrolab.trainer import checkpoint
 from entrolab.experiment import Saving
-
-pytestmark = pytest.mark.usefixtures("libraries_promote")
 saved = checkpoint.Checkpoints(Path(sys.argv[1]) / "checkpoints", Saving(keep=1))
 state = {"params": {"w": jax.random.normal(jax.random.key(0), (int(sys.argv[3]),))}}
 saved.save(1, state, {"cursor": 1})
