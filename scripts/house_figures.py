@@ -24,7 +24,7 @@ PARTS = {
 }
 # Modules where data changes hands, whose comments are counted one by one.
 COMMENTED = ("trainer.loop", "trainer.step", "trainer.learner", "rollout.engine",
-             "rollout.continuous", "rollout.episode", "rollout.agentic", "fused")
+             "rollout.continuous_batching", "rollout.episode", "rollout.agentic", "fused")
 
 
 class Figure(NamedTuple):

@@ -85,7 +85,7 @@ def test_explain_names_what_cannot_act():
   assert "kl_cov.distance is identically zero with one update a rollout" in said
   assert "kl_cov" not in " ".join(explain.warnings(config.load("experiments/kl_cov.py")))
   said = " ".join(explain.warnings(config.load("experiments/clip_cov.py:fraction=2e-4")))
-  assert "selects under one of at most 1152 tokens" in said
+  assert "selects less than one of at most 1152 tokens of an update" in said
   toy = config.load("experiments/toy.py")
   single = dataclasses.replace(toy.sampling, samples=1)
   objective = dataclasses.replace(toy.objective, advantage=())
