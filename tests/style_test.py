@@ -120,3 +120,24 @@ def test_recipes_are_short_and_state_their_result(path):
 ])
 def test_a_result_that_is_not_stated_is_seen(header, stated):
   assert states_result(header) == stated
+
+
+def asked_what_they_have(tree):
+  """Lines that ask a task or a strategy by getattr, hasattr or isinstance what it has."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+      of = ast.unparse(node.args[0]).split(".")[-1]
+      if node.func.id in ("getattr", "hasattr", "isinstance") and of in (
+          "task", "strategy", "rollout", "environment"):
+        yield node.lineno
+
+
+# below verify/ a task is a program to be run, of two kinds
+@pytest.mark.parametrize("path", [p for p in FILES if "verify" not in p.parts], ids=name)
+def test_tasks_and_strategies_are_not_asked_what_they_have(path):
+  """Their protocols have a default for every optional member."""
+  assert not list(asked_what_they_have(ast.parse(path.read_text())))
+
+
+def test_a_question_to_a_task_is_seen():
+  assert list(asked_what_they_have(ast.parse("key = getattr(engine.task, 'key', None)"))) == [1]
