@@ -27,7 +27,7 @@ def test_truncation_equals_the_sorted_one(size):
   logits = logits.astype(np.float32)
   top_p = np.resize(np.asarray([1.0, 0.3, 0.77, 0.93], np.float32), 64)
   top_k = np.resize(np.asarray([0, 1, 5, 40, 2000], np.int32), 64)
-  got = np.asarray(draw.kept(jnp.asarray(logits), jnp.asarray(top_p), jnp.asarray(top_k)))
+  got = np.asarray(draw.support(jnp.asarray(logits), jnp.asarray(top_p), jnp.asarray(top_k)))
   for row in range(64):
     order, want, before = truncated(logits[row], float(top_p[row]), int(top_k[row]))
     count = int(got[row].sum())
@@ -83,10 +83,10 @@ def test_a_row_draws_the_same_beside_rows_of_other_settings():
   np.testing.assert_array_equal(alone.logp[3:], mixed.logp[3:])
 
 
-def test_more_than_the_finite_logits_are_asked_for():
+def test_more_than_the_finite_logits_are_requested():
   logits = np.full((3, 50), -np.inf, np.float32)
   logits[:, 40:43] = [0.5, 2.0, -1.0]
-  got = draw.kept(jnp.asarray(logits), jnp.asarray([1.0, 1.0, 0.5]), jnp.asarray([7, 2, 0]))
+  got = draw.support(jnp.asarray(logits), jnp.asarray([1.0, 1.0, 0.5]), jnp.asarray([7, 2, 0]))
   kept = [set(np.flatnonzero(np.isfinite(z) & on).tolist())
           for z, on in zip(logits, np.asarray(got), strict=True)]
   assert kept == [{40, 41, 42}, {40, 41}, {41}]
@@ -97,9 +97,9 @@ def test_top_k_of_logits_that_crowd():
   rows = [-np.geomspace(1e-30, 1e30, size), np.geomspace(2e-38, 3e38, size),
           (np.arange(size, dtype=np.int32) + np.float32(-7.0).view(np.int32)).view(np.float32)]
   logits = np.random.default_rng(0).permuted(np.asarray(rows, np.float32), axis=1)
-  kept = jax.jit(draw.kept)
+  support = jax.jit(draw.support)
   for k in (1, 77, 1999):
-    got = np.asarray(kept(jnp.asarray(logits), jnp.ones(3), jnp.full(3, k, jnp.int32)))
+    got = np.asarray(support(jnp.asarray(logits), jnp.ones(3), jnp.full(3, k, jnp.int32)))
     order = np.argsort(-logits, axis=1, kind="stable")
     assert np.take_along_axis(got, order, 1)[:, :k].all() and (got.sum(1) == k).all()
 
@@ -110,5 +110,5 @@ def test_the_largest_floats_are_searched_too():
   top = np.float32(np.finfo(np.float32).max).view(np.int32)
   logits = np.random.default_rng(0).permutation(top - np.arange(300, dtype=np.int32))
   logits = logits.view(np.float32)[None]
-  on = np.asarray(draw.kept(jnp.asarray(logits), jnp.ones(1), jnp.asarray([5], jnp.int32)))[0]
+  on = np.asarray(draw.support(jnp.asarray(logits), jnp.ones(1), jnp.asarray([5], jnp.int32)))[0]
   assert set(logits[0][on]) == set(np.sort(logits[0])[-5:])

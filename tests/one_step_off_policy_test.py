@@ -42,7 +42,7 @@ def test_rows_are_of_the_policy_of_one_step_ago():
   policies, verified, verify = [], [], type(lab.engine).judged
 
   def judged(*args, **kwargs):
-    verified.append(lab.draws.waiting is not None)  # the next rows are on their way already
+    verified.append(lab.in_flight.ahead is not None)  # the next rows are on their way already
     return verify(lab.engine, *args, **kwargs)
 
   lab.engine.judged = judged

@@ -108,7 +108,7 @@ def test_every_mesh_tempers_the_same(lab, examples):
 
 
 def test_what_tempered_rows_cannot_be(lab, examples):
-  with pytest.raises(TypeError, match="no controller holds it; have: coef"):
+  with pytest.raises(TypeError, match="no controller has it; choices: coef"):
     draw(lab, examples, Tempered(), control={"coef": jnp.zeros(())})
   with pytest.raises(ValueError, match="set sampling.refills=0"):
     draw(lab, examples, Tempered(), control=WARM, refills=2)

@@ -230,10 +230,10 @@ def test_rows_may_be_drawn_ahead_or_that_is_refused(kind):
   strategy, made = CASES[kind].strategy, engine(kind, ONE)
   if refused(kind, "ahead", ahead=1):
     with pytest.raises(TypeError, match="does not draw its rows apart"):
-      strategy.begin(made, request(kind))
+      strategy.dispatch(made, request(kind))
     return
-  begun = strategy.begin(made, request(kind))
-  same_rows(rows(made.judged(begun, rows=made.rows(begun))), rows(drawn(kind)))
+  dispatched = strategy.dispatch(made, request(kind))
+  same_rows(rows(made.judged(dispatched, rows=made.rows(dispatched))), rows(drawn(kind)))
 
 
 def test_features_that_exclude_each_other_whatever_the_strategy():

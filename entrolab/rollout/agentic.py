@@ -112,7 +112,8 @@ class TreeEpisodes:
     self.kind = np.full(count, START, np.int32)
     self.parent = self._places()  # place in the group of the row that it was copied from
     self.cut = np.zeros(count, np.int32)  # tokens that it has from there
-    # place in the group of the row whose cache it takes over in the next call, mostly its own
+    # place in the group of the row whose cache it takes over in the next call: for most rows, of
+    # the row itself
     self.source = self._places()
     self.copies: dict[tuple[int, int], int] = {}  # (prompt, sample) -> copies of that start so far
     self.drawn = self.observed = 0  # tokens so far
@@ -158,11 +159,11 @@ class TreeEpisodes:
     mask, entropy, uniform = sharding.local((new.mask, entropies, uniforms))
     self.drawn += int(mask.sum())
     self.engine.receive(self.episodes, acting, new, self.max_tokens, self.work)
-    numbers = {row: iter(uniform[row].tolist()) for row in rows}
+    uniform_of = {row: iter(uniform[row].tolist()) for row in rows}
     # at the limit of turns it is the rule that ends a rollout
     return Segments(entropy=[float(entropy[row]) for row in rows],
                     calls_tool=[self.episodes[row].ending in ("", TURNS) for row in rows],
-                    uniform=lambda row: next(numbers[row]))
+                    uniform=lambda row: next(uniform_of[row]))
 
 
 class Trees(Episodes):
@@ -172,7 +173,7 @@ class Trees(Episodes):
             step: int, sampling: Sampling) -> Rollout:
     """P examples -> B = P x rule.samples verified episodes, a tree or several to an example."""
     prompted, samples, work = self.prompted(examples), tree.rule.samples, Work()
-    rows = self.begin(params, prompted, sampling, samples)
+    rows = self.prefill(params, prompted, sampling, samples)
     advance = functools.partial(advance_trees, self.config, params, action=tree.action,
                                 decoding=self.decoding(sampling))
     made = functools.partial(
@@ -233,19 +234,23 @@ def budgets(probe: TreeEpisodes, samples: int, sharpness: float) -> list[int]:
 class Agentic(MultiTurn):
   """Trees of episodes, rule.samples rows an example, all of them filled.
 
-  A row is a whole episode, what it shares with its source included. Columns [B]: row_kind 0 start,
-  1 copy; parent: place in the group of what it was copied from, or its own; branch: tokens that it
-  has from there.
+  A row is a whole episode, what it shares with its source included. Columns [B]:
 
-  A row's key folds (prompt, sample: the number of its start, branch: the number of the copy among
-  those of that start), the numbers that decide on branches fold its position into that: a branch is
-  the same whatever else is in the batch, unless the rule's scope is "prompt". An action ends with
-  its own end token, so that none is appended at the limit of calls, which are one fewer than turns;
-  an action that is too long is cut and answered, and what an empty call does is up to the
-  environment. Raises ValueError for numbers that do not fit together.
+    row_kind  0 start, 1 copy
+    parent    place in the group of the row that it was copied from; of a start, of the row itself
+    branch    tokens that it has from there
+
+  A row's key folds prompt, sample (which start of the prompt it goes back to) and branch (which
+  copy of that start it is). Random numbers that decide on branches fold its position into that key.
+  So a branch is the same whatever else is in the batch, unless the rule's scope is "prompt".
+
+  An action ends with the end token that the policy draws: none is appended at the limit of calls,
+  which are one fewer than turns. An action that is too long is cut and answered; what an empty call
+  does is up to the environment. Raises ValueError for fields that do not fit together.
   """
   columns = (*MultiTurn.columns, "row_kind", "parent", "branch")
-  turns: int = 4
+  turns: int = 4  # actions of an episode at most, rule.calls + 1
+  # which rollouts are copied, and how many rows an example has
   rule: aepo_agentic.Branching = aepo_agentic.Branching(scope="own")
   # m, the rollouts of an example that start at once, while the others are branches or start when
   # nothing is left to branch; 0: as many as `aepo_agentic.budget` says
@@ -269,7 +274,7 @@ class Agentic(MultiTurn):
     if self.rule.scope != "prompt":
       return super().unsupported
     return {**super().unsupported, "processes": 'Branching(scope="prompt") reads the rounds of all '
-            "prompts, of which a process knows its own alone; choices: own, path"}
+            "prompts, of which a process knows only its share; choices: own, path"}
 
   def __call__(self, engine: Trees, request: Request) -> Rollout:
     """The verified trees of one step, replaced where the request allows it."""

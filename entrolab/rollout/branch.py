@@ -1,6 +1,6 @@
 """Branching: responses, and continuations of each of them from one of its uncertain tokens.
 
-CURE, stage 1; see `methods.cure` for the rule. A continuation pays for its own tokens alone: the
+CURE, stage 1; see `methods.cure` for the rule. A continuation costs its new tokens alone: the
 cache of what it shares with its parent is copied, not computed again.
 """
 
@@ -32,15 +32,15 @@ Verify = Literal["continuation", "whole"]
 class _Rows:
   """N rows of one kind, originals or continuations."""
   samples: Samples  # without what is of no row: its steps and its trunk
-  keys: Key[Array, " N"]
+  keys: Key[Array, " N"]  # of the rows
   prompt: Int[Array, "N L"]  # what a response follows: of a continuation, with its prefix
-  prompt_mask: Bool[Array, "N L"]
+  prompt_mask: Bool[Array, "N L"]  # real tokens of it
   branch: Int[Array, " N"]  # tokens of the prefix
 
 
 def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
-  """bool [V]: every token with a text that is not blank; for vocabularies whose every sign is a
-  step of its own, where `cure.admissible` would leave nothing but long numbers."""
+  """bool [V]: every token with a text that is not blank; for vocabularies whose every sign is one
+  step, where `cure.admissible` would leave nothing but numbers of several digits."""
   allowed = np.asarray([bool(text.strip()) for text in texts], bool)
   allowed[list(special)] = False
   return allowed
@@ -91,25 +91,22 @@ class Cure(SingleTurn):
   """`originals` responses to every prompt and `branches` continuations of each of them, as one
   group of originals (1 + branches) rows, originals first.
 
-  most: candidates a response, the admissible tokens of highest entropy (or any of them: choose=
-  "random"), of which one is cut at, all alike; admissible: (token texts, special ids) -> bool [V].
-  room: tokens of a prefix that fit into a prompt, 0 for a whole response; what does not fit moves
-  the cut forward, or with overflow="skip" to the start. verify: the verifier sees the
-  continuation alone, as officially, or the whole response. branches=0 is `Plain` in the shapes of
-  a branching stage, for `Switch`.
+  A response is cut at one of its candidates, all of them equally likely. branches=0 is `Plain` in
+  the shapes of a branching stage, for `Switch`.
 
-  Columns [B]: row_kind 0 original, 1 continuation; parent: its place in the group; branch: tokens
-  of the parent that stand in the row's prompt. A row's key folds (prompt, sample, branch), so that
-  a continuation is the same whatever else is in the batch. Raises ValueError for other numbers
-  or choices, and where a group is not the samples of the experiment.
+  Columns [B]: row_kind, 0 original, 1 continuation; parent, place of the parent in the group;
+  branch, tokens of the parent that stand in the row's prompt. A row's key folds (prompt, sample,
+  branch), so that a continuation is the same whatever else is in the batch. Raises ValueError for
+  sizes out of range, other choices, and where a group is not the samples of the experiment.
   """
-  originals: int = 4
-  branches: int = 3
-  most: int = 20
-  room: int = 0
-  choose: Choose = "entropy"
-  overflow: Overflow = "move"
-  verify: Verify = "continuation"
+  originals: int = 4  # n1, responses to a prompt
+  branches: int = 3  # n2, continuations of each of them
+  most: int = 20  # candidates of a response at most
+  room: int = 0  # tokens of a prefix that fit into a prompt; 0: a whole response
+  choose: Choose = "entropy"  # candidates: admissible tokens of highest entropy, or any of them
+  overflow: Overflow = "move"  # a prefix that does not fit: cut earlier, or ("skip") at the start
+  verify: Verify = "continuation"  # what the verifier sees: that alone, as officially, or "whole"
+  # (texts of all tokens, special ids) -> bool [V], the tokens that may be cut at
   admissible: Callable[[Sequence[str], Iterable[int]], np.ndarray] = cure.admissible
   columns = ("row_kind", "parent", "branch")
 

@@ -1,7 +1,7 @@
 """Further columns that an engine fills on the host, out of the texts and tokens of its rows.
 
-An objective names what it reads in `extra`; the trainer asks the engine for what the strategy does
-not fill itself.
+An objective names what it reads in `extra`; the trainer has the engine fill what the
+strategy does not fill itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from entrolab.verify import vote
 
 class Responses(NamedTuple):
   """The rows of this process, on the host."""
-  texts: Sequence[str]
-  tokens: Int[np.ndarray, "B T"]
-  mask: Bool[np.ndarray, "B T"]
+  texts: Sequence[str]  # of the responses
+  tokens: Int[np.ndarray, "B T"]  # of the responses
+  mask: Bool[np.ndarray, "B T"]  # which of them count
   size: int  # rows of a group
 
 
@@ -47,27 +47,27 @@ def cluster(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.nd
 
 def think_end(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, " B"]:
   """Position of the first token that ends the thinking (task.think_end); -1 without one."""
-  ends = _holding(task.think_end, tokenizer, responses)
+  ends = _containing(task.think_end, tokenizer, responses)
   return np.where(ends.any(1), ends.argmax(1), -1).astype(np.int32)
 
 
 def phase(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, "B T"]:
   """The step of every token, from 0; a token with task.step_end in it is the last one of its step.
   """
-  ended = np.cumsum(_holding(task.step_end, tokenizer, responses), axis=1)
+  ended = np.cumsum(_containing(task.step_end, tokenizer, responses), axis=1)
   return np.pad(ended[:, :-1], ((0, 0), (1, 0))).astype(np.int32)
 
 
 def trajectory(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, " B"]:
-  """A number for every row: each is a trajectory of its own."""
+  """A different id for every row: each row is one trajectory."""
   del task, tokenizer
   count = len(responses.texts)
   first = jax.process_index() * count
   return np.arange(first, first + count, dtype=np.int32)
 
 
-def _holding(text: str, tokenizer: Tokenizer, responses: Responses) -> Bool[np.ndarray, "B T"]:
-  """Which of the drawn tokens have `text` in their own text."""
+def _containing(text: str, tokenizer: Tokenizer, responses: Responses) -> Bool[np.ndarray, "B T"]:
+  """Which of the drawn tokens, decoded alone, contain `text`."""
   ids = [token for token in np.unique(responses.tokens) if text in tokenizer.decode([int(token)])]
   return np.isin(responses.tokens, np.asarray(ids, responses.tokens.dtype)) & responses.mask
 

@@ -1,11 +1,12 @@
 """Sampling through fewer slots than rows: a row that has ended makes room for the next one.
 
-B rows wait in a queue, S of them are decoded at once, each in a slot. Every prompt is run once; a
-slot that takes a row copies the keys and values of its prompt. Behind them lie T places of a ring,
-which all slots write at the same place, clock mod T: a row lives at most T ticks, so it never meets
-itself, and attention does not depend on the order of places. Positions and noise count from a row's
-own birth, so that tokens are those of `decode.sample`. When the queue is empty, what is left moves
-together into fewer slots.
+B rows wait in a queue; S of them are decoded at once, each in a slot. A tick decodes one token of
+every row in a slot. Every prompt is run once, and a slot that takes a row copies the keys and
+values of its prompt. Behind these the cache of a slot has a ring of T places. At a tick all slots
+write the same place of it, clock mod T. A row lives at most T ticks, so that it never overwrites
+itself, and attention does not depend on the order of places. Positions and noise count from the
+tick at which a row got its slot, so that tokens are those of `decode.sample`. Once the queue is
+empty, the rows that are left move together into fewer slots.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from entrolab.rollout.draw import DrawnToken
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 IDLE = 16  # slots are filled again when one in so many is idle
-SIZES = 3  # how many numbers of slots a call goes through at most, each a program of its own
-FEWEST = 8  # slots that are not halved again
+SIZES = 3  # sizes at most, from all slots down by halves; a loop is compiled for each
+FEWEST = 8  # the smallest of these sizes
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +54,7 @@ class _Queue:
   """P prompts that have been run, and what their B rows are drawn with."""
   hidden: Float[Array, "P D"]  # the state after each prompt
   cache: transformer.Cache  # of the prompts, L places
-  keys: Key[Array, " B"]
+  keys: Key[Array, " B"]  # of the rows
   offset: Int[Array, " B"]  # tokens of each row's prompt
   decoding: Decoding  # with a temperature, top_p and top_k for each row
 
@@ -69,10 +70,10 @@ class _Queue:
 
 
 class _Outputs(NamedTuple):
-  """What is known of all B rows, each from its first token on."""
+  """The tokens of all B rows so far, each from its first token on."""
   drawn: DrawnToken  # [B, T]
-  length: Int[Array, " B"]
-  stopped: Bool[Array, " B"]
+  length: Int[Array, " B"]  # tokens of a row so far; behind them `drawn` is meaningless
+  stopped: Bool[Array, " B"]  # whether a stop token has ended it
 
 
 def sizes(slots: int) -> list[int]:
@@ -84,7 +85,7 @@ def sizes(slots: int) -> list[int]:
 def _copied(into: transformer.Cache, source: transformer.Cache, to: Array, of: Array, count: Array
             ) -> transformer.Cache:
   """`into` with the keys and values of `source`, row of[i] in row to[i], for i < count."""
-  def one(i: Array, keys_and_values: tuple[Array, Array]) -> tuple[Array, Array]:
+  def copy_row(i: Array, keys_and_values: tuple[Array, Array]) -> tuple[Array, Array]:
     def put(x: Array, y: Array) -> Array:
       part = jax.lax.dynamic_slice(y, (0, of[i], 0, 0, 0), (y.shape[0], 1, *y.shape[2:]))
       return jax.lax.dynamic_update_slice(x, part, (0, to[i], 0, 0, 0))
@@ -94,12 +95,12 @@ def _copied(into: transformer.Cache, source: transformer.Cache, to: Array, of: A
     return (put(k, k), put(v, v)) if source is into else (put(k, source.k), put(v, source.v))
 
   # row by row, the compiler updates the cache in place; a gather would make a second one
-  k, v = jax.lax.fori_loop(0, count, one, (into.k, into.v))
+  k, v = jax.lax.fori_loop(0, count, copy_row, (into.k, into.v))
   return dataclasses.replace(into, k=k, v=v)
 
 
 def _flushed(out: _Outputs, slots: _Slots) -> _Outputs:
-  """The outputs with what the slots hold of their rows so far."""
+  """The outputs with the tokens of the rows that are in slots."""
   # in the ring a row begins anywhere and wraps around: turned back, its first token is at 0
   drawn = jax.tree.map(lambda ring: jax.vmap(jnp.roll)(ring, -slots.birth), slots.ring)
   parts = _Outputs(drawn, slots.length, slots.stopped)
@@ -109,7 +110,8 @@ def _flushed(out: _Outputs, slots: _Slots) -> _Outputs:
 def _filled(slots: _Slots, queue: _Queue) -> _Slots:
   """The next rows of the queue in the slots that are idle."""
   idle = slots.idle
-  waiting = slots.queued + jnp.cumsum(idle, dtype=jnp.int32) - 1  # each idle slot its own row
+  # the k-th idle slot gets the k-th row that waits
+  waiting = slots.queued + jnp.cumsum(idle, dtype=jnp.int32) - 1
   new = idle & (waiting < queue.rows)
   row = jnp.where(new, waiting, slots.row)
   prompt = row // queue.samples
@@ -165,7 +167,7 @@ def _decoded(config: transformer.Config, params: Any, slots: _Slots, queue: _Que
       new = jnp.where(s.idle[:, None], old, new[:, None])
       return jax.lax.dynamic_update_slice(ring, new, (0, at))
 
-    # all slots write the same place of the cache, but each at its row's own position
+    # all slots write the same place of the cache, but each at the position of its row
     hidden, cache = transformer.extend(
         config, params, drawn.token[:, None], (offset + s.length)[:, None], live[:, None],
         s.cache, start + at)
@@ -179,7 +181,7 @@ def _decoded(config: transformer.Config, params: Any, slots: _Slots, queue: _Que
   return jax.lax.while_loop(going, tick, slots)
 
 
-def _begin(config: transformer.Config, queue: _Queue, slots: int, max_tokens: int
+def _empty(config: transformer.Config, queue: _Queue, slots: int, max_tokens: int
            ) -> tuple[_Outputs, _Slots]:
   """(empty outputs of B rows, S idle slots)."""
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
@@ -191,7 +193,7 @@ def _begin(config: transformer.Config, queue: _Queue, slots: int, max_tokens: in
 
   out = _Outputs(tokens(queue.rows), zeros(queue.rows), jnp.zeros(queue.rows, bool))
   places = queue.cache.valid.shape[1] + max_tokens
-  # each idle slot has a row of its own from the start: the first flush writes zeros over zeros
+  # slot s names row s at first: the first flush writes zeros over zeros, of distinct rows
   return out, _Slots(
       clock=zeros(), queued=zeros(), row=jnp.arange(slots, dtype=jnp.int32), birth=zeros(slots),
       length=zeros(slots), stopped=jnp.zeros(slots, bool), idle=jnp.ones(slots, bool),
@@ -207,7 +209,7 @@ def check(slots: int, rows: int, ways: int) -> None:
   if slots % ways:
     near = sorted({max(slots // ways, 1) * ways, -(-slots // ways) * ways})
     raise ValueError(f"sampling.slots={slots} does not divide over data x fsdp={ways} devices, "
-                     f"each of which refills its own; nearest: {' or '.join(map(str, near))}")
+                     f"each of which fills its own slots; nearest: {' or '.join(map(str, near))}")
 
 
 def _all_rows(config: transformer.Config, params: Any, queue: _Queue, slots: int, max_tokens: int
@@ -226,7 +228,7 @@ def _all_rows(config: transformer.Config, params: Any, queue: _Queue, slots: int
     return out, decoded(_filled(s, queue), going)
 
   unfinished = lambda carry: (carry[1].queued < rows) | (live(carry[1]) > stages[1])
-  out, s = jax.lax.while_loop(unfinished, refilled, _begin(config, queue, slots, max_tokens))
+  out, s = jax.lax.while_loop(unfinished, refilled, _empty(config, queue, slots, max_tokens))
   for size, fewer in zip(stages[1:-1], stages[2:], strict=True):
     out = _flushed(out, s)
     s = decoded(_compacted(s, size), lambda s, fewer=fewer: live(s) > fewer)
@@ -260,18 +262,18 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   """`decode.sample`, `slots` rows at a time; steps: ticks. The cache is that of `slots` rows, and
   of the prompts once more.
 
-  mesh: prompts and rows lie over its axes of rows, and so do the slots: every device refills its
-  own from its own rows, at its own pace; steps: of the slowest. Raises ValueError as `check`.
+  mesh: prompts, rows and slots are sharded over its axes of rows; a device fills its slots from its
+  rows without waiting for other devices. steps: of the slowest. Raises ValueError as `check`.
   """
   rows, ways = prompt.shape[0] * samples, 1 if mesh is None else sharding.row_devices(mesh)
   check(slots, rows, ways)
   decoding = decoding.spread(rows)
-  if ways > 1:  # the layout places rows, and each device has its own
+  if ways > 1:  # inside shard_map a device sees its rows alone: no layout places them
     config = dataclasses.replace(config, layout=None)
   run = functools.partial(_sampled, config, max_tokens=max_tokens, slots=slots // ways)
   if ways > 1:
-    # nothing is exchanged between rows, so that loops of other lengths never wait for each other;
-    # "tensor" is left to the compiler, as in `decode.sample`
+    # nothing is exchanged between devices with different rows, so that their loops may differ in
+    # length; "tensor" is left to the compiler, as in `decode.sample`
     of_rows, whole = P(sharding.ROWS), P()
     specs: Any = dataclasses.replace(decoding, temperature=of_rows, top_p=of_rows, top_k=of_rows,
                                      stop_ids=whole, pad_id=whole)

@@ -31,15 +31,15 @@ class Decoding:
   All of it is arrays, so that other values never compile a program again.
   """
   temperature: Float[Array, "*B"]  # one for all rows, or one a row; 0 takes the likeliest token
-  top_p: Float[Array, "*B"]  # mass that is kept, with the token that crosses it; 1: all
-  top_k: Int[Array, "*B"]  # tokens that are kept; 0: all
+  top_p: Float[Array, "*B"]  # mass of the likeliest tokens, with the one that crosses it; 1: all
+  top_k: Int[Array, "*B"]  # how many of the likeliest tokens may be drawn; 0: all
   stop_ids: Int[Array, " s"]  # any of them ends a row and belongs to it; -1 matches none
   pad_id: Int[Array, ""]  # stands where a row has no token
 
   @classmethod
   def of(cls, temperature: Any = 1.0, top_p: Any = 1.0, top_k: Any = 0, stop_ids: Any = (-1,),
          pad_id: Any = 0) -> "Decoding":
-    """Of numbers or arrays, in the types that every program expects."""
+    """Of scalars or arrays, in the types that every program expects."""
     def typed(x: Any, kind: Any) -> Any:
       # arrays that are on devices already stay there
       return x if isinstance(x, jax.Array) else np.asarray(x, kind)
@@ -76,16 +76,16 @@ class Trunk:
 @dataclasses.dataclass(frozen=True)
 class Samples:
   """B = P x G responses of T positions."""
-  tokens: Int[Array, "B T"]
+  tokens: Int[Array, "B T"]  # pad off the mask
   mask: Bool[Array, "B T"]  # a response up to its stop token, included
   finished: Bool[Array, " B"]  # ended by a stop token
   steps: Int[Array, ""] | int  # positions that were decoded
-  # as in `DrawnToken`, nats, 0 off the mask; not filled where responses were given, not drawn
-  logp: Float[Array, "B T"] = UNFILLED
-  entropy: Float[Array, "B T"] = UNFILLED
-  sampled_logp: Float[Array, "B T"] = UNFILLED
-  sampled_entropy: Float[Array, "B T"] = UNFILLED
-  trunk: Trunk | None = None  # what `resume` goes on from, where it was kept
+  # nats, 0 off the mask; not filled where responses were given, not drawn
+  logp: Float[Array, "B T"] = UNFILLED  # of the token under the policy
+  entropy: Float[Array, "B T"] = UNFILLED  # of the policy
+  sampled_logp: Float[Array, "B T"] = UNFILLED  # under the distribution drawn from
+  sampled_entropy: Float[Array, "B T"] = UNFILLED  # of the distribution drawn from
+  trunk: Trunk | None = None  # what `resume` goes on from, where it was requested
 
 
 class Prefix(NamedTuple):
@@ -140,15 +140,15 @@ class _Loop(NamedTuple):
   """What a step of the loop hands to the next one."""
   position: Int[Array, ""]  # of the token that is drawn next
   hidden: Float[Array, "B D"]  # the state that it is drawn from
-  cache: transformer.Cache
-  ended: Bool[Array, " B"]
+  cache: transformer.Cache  # of prompt and response so far
+  ended: Bool[Array, " B"]  # rows with a stop token
   drawn: DrawnToken  # [B, T], up to this position
-  mask: Bool[Array, "B T"]
+  mask: Bool[Array, "B T"]  # tokens of rows that had not ended before them
   states: Float[Array, "B T D"] | None  # for a `Trunk`
 
 
-def _begin(prefix: Prefix, decoding: Decoding, max_tokens: int, keep: bool) -> _Loop:
-  """Before the first token."""
+def _first_state(prefix: Prefix, decoding: Decoding, max_tokens: int, keep: bool) -> _Loop:
+  """The loop before the first token."""
   rows, width = prefix.hidden.shape
   zeros = lambda dtype: jnp.zeros((rows, max_tokens), dtype)
   statistics = {name: zeros(jnp.float32) for name in DrawnToken._fields if name != "token"}
@@ -183,7 +183,7 @@ def _decoded(config: transformer.Config, params: Any, prefix: Prefix, keys: Key[
         mask=put(loop.mask, ~loop.ended, t), states=states)
 
   going = lambda loop: (loop.position < max_tokens) & ~loop.ended.all()
-  out = jax.lax.while_loop(going, step, _begin(prefix, decoding, max_tokens, keep))
+  out = jax.lax.while_loop(going, step, _first_state(prefix, decoding, max_tokens, keep))
   return Samples(
       tokens=out.drawn.token, mask=out.mask, logp=out.drawn.logp, entropy=out.drawn.entropy,
       sampled_logp=out.drawn.sampled_logp, sampled_entropy=out.drawn.sampled_entropy,

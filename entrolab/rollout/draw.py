@@ -22,7 +22,7 @@ class DrawnToken(NamedTuple):
   The untruncated distribution at temperature 1 is the policy, which training needs; the one drawn
   from differs from it in temperature and truncation.
   """
-  token: Int[Array, "B *T"]
+  token: Int[Array, "B *T"]  # the token that was drawn
   logp: Float[Array, "B *T"]  # of the token under the policy
   entropy: Float[Array, "B *T"]  # of the policy
   sampled_logp: Float[Array, "B *T"]  # of the token under the distribution drawn from
@@ -81,11 +81,12 @@ def inverse_cdf(weight: Float[Array, "B V"], u: Float[Array, " B"]
   return block * width + _search(inside, target - before)[0], total
 
 
-def kept(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
+def support(logits: Float[Array, "B V"], top_p: Float[Array, " B"],
          top_k: Int[Array, " B"]) -> Bool[Array, "B V"]:
-  """Exact top-k, then top-p with the crossing token included; ties by index, one at least.
+  """The tokens that may be drawn: exact top-k, then top-p with the crossing token included.
 
-  Found by search, without sorting; a row that asks for neither takes one round.
+  Ties by index; at least one token. Found by search, without sorting; a row with top_k 0 and
+  top_p 1 costs one round of it.
   """
   size = logits.shape[-1]
   ids = jnp.arange(size, dtype=jnp.int32)[None]
@@ -125,7 +126,7 @@ def draw(logits: Float[Array, "B V"], u: Float[Array, " B"], temperature: Float[
     greedy = temperature <= 0.0
     tempered = x / jnp.where(greedy, 1.0, temperature)[:, None]
     cut = jnp.any((top_p < 1.0) | (top_k > 0))
-    mask = jax.lax.cond(cut, lambda: kept(tempered, top_p, top_k),
+    mask = jax.lax.cond(cut, lambda: support(tempered, top_p, top_k),
                         lambda: jnp.ones(tempered.shape, bool))
     weight = jnp.where(mask, jnp.exp(tempered), 0.0)
     token, mass = inverse_cdf(weight, u)

@@ -31,12 +31,14 @@ def _assemble(samples: Samples, prompt: Array, prompt_mask: Array, keys: Array, 
   """The columns that need no verdict, `size` rows a group; prompts of the groups, or of the rows.
   """
   rows = samples.tokens.shape[0]
+  # one prompt a group is repeated for each of its rows; one prompt a row stays as it is
   spread = lambda x: jnp.repeat(x, rows // x.shape[0], 0)
   batch = Batch(tokens=samples.tokens, mask=samples.mask, prompt=spread(prompt),
                 prompt_mask=spread(prompt_mask),
                 group=spread(jnp.arange(rows // size, dtype=jnp.int32)),
                 row=jax.random.key_data(keys), finished=samples.finished, old_logp=samples.logp,
                 old_entropy=samples.entropy, sampled_logp=samples.sampled_logp)
+  # the trainer's programs expect rows over data and fsdp, wherever the sampler has left them
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), batch)
 
 
@@ -44,8 +46,8 @@ class Engine:
   """Samples and verifies for one model, task and mesh.
 
   names: further columns of `columns.FILLERS` that every rollout is to have. Raises TypeError for
-  another one. A `sampling` that a method takes is read for samples, max_tokens, temperature, top_p,
-  top_k and slots; prompts are those that are given, and replacing groups is left to `refilled`.
+  another name. Of a `sampling`, methods read samples, max_tokens, temperature, top_p, top_k and
+  slots. They draw for exactly the examples that are given; `refilled` replaces groups.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer, task: Task, mesh: jax.sharding.Mesh,
@@ -66,13 +68,16 @@ class Engine:
 
   def drawn(self, params: Any, examples: Sequence[Example], key: Key[Array, ""], step: int,
             sampling: Sampling) -> Drawn:
-    """The rows of `rollout` before anybody reads them: returns while the devices draw."""
+    """The rows of `rollout`, not verified; returns while the devices draw them."""
     prompted = self.prompted(examples)
+    # a row's key names run, step, prompt and sample, not its place in the batch: it gets the same
+    # tokens in every batch and on every mesh
     keys = row_keys(key, np.int32(step), prompted.ids, sampling.samples)
     return Drawn(prompted, keys, self.sample(params, prompted, keys, sampling))
 
   def prompted(self, examples: Sequence[Example]) -> Prompted:
     """Examples with their prompts, on the mesh."""
+    # always of max_prompt positions, so that no batch compiles the sampler again
     prompts = [self.task.prompt(example, self.tokenizer) for example in examples]
     tokens, mask = padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
     ids = np.asarray([example.id for example in examples], np.int32)
@@ -87,7 +92,7 @@ class Engine:
     """Responses to every prompt, a row a key.
 
     temperature: one a row, in place of sampling's; keep: with the caches that `decode.resume` goes
-    on from. Raises ValueError for slots that keep, or that `continuous_batching.check` refuses.
+    on from. Raises ValueError for keep with slots, and as `continuous_batching.check`.
     """
     args = (self.config, params, prompted.tokens, prompted.mask, keys,
             self.decoding(sampling, temperature))
@@ -107,7 +112,7 @@ class Engine:
   def rows(self, drawn: Drawn) -> Batch:
     """The columns that need no verdict."""
     prompted, keys, samples = drawn
-    # caches are no column, and the program must not depend on whether they are there
+    # without the caches, which are no column: with them this would be another program
     samples = dataclasses.replace(samples, trunk=None)
     size = samples.tokens.shape[0] // prompted.ids.shape[0]
     return _assemble(samples, prompted.tokens, prompted.mask, keys, size,
@@ -123,11 +128,12 @@ class Engine:
     batch = self.rows(drawn) if rows is None else rows
     texts = self.texts(drawn.samples) if texts is None else texts
     size = len(texts) // len(drawn.prompted.examples)
+    # `texts` are of this process alone, and so are the examples: each verifies its own rows
     examples = [example for example in drawn.prompted.examples for _ in range(size)]
-    # the devices may score or draw other rows while the host is busy here
-    begin = time.perf_counter()
+    # the devices go on meanwhile: with log-probs of these rows, or with the rows of the next step
+    started = time.perf_counter()
     verdicts = self.task.verify(texts, examples)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - started
     batch = batch.replace(verdict=self.place(np.asarray(codes(verdicts), np.int32)),
                           **self.filled(texts, drawn.samples.tokens, drawn.samples.mask, size))
     return Rollout(batch, examples, texts, verdicts, int(drawn.samples.steps),
@@ -137,13 +143,14 @@ class Engine:
     """The further columns of rows in groups of `size`."""
     if not self.fillers:
       return {}
+    # fillers read text and task, which only the host has: tokens come down, columns go back up
     tokens, mask = sharding.local((tokens, mask))
     responses = columns.Responses(texts, tokens, mask, size)
     return {name: self.place(fill(self.task, self.tokenizer, responses))
             for name, fill in self.fillers.items()}
 
   def texts(self, samples: Samples) -> list[str]:
-    """The responses of this process as text, stop tokens left out where the tokenizer does."""
+    """The responses of this process as text; stop tokens are up to the tokenizer."""
     tokens, mask = sharding.local((samples.tokens, samples.mask))
     return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]
 
@@ -158,42 +165,44 @@ class SingleTurn(Strategy):
 
 
 def with_signal(rollout: Rollout, samples: int) -> Bool[np.ndarray, " P"]:
-  """Groups whose verdicts are neither all right nor all not right."""
+  """Groups with a learning signal: some verdicts are right and some are not."""
   right = np.asarray([v.status == "right" for v in rollout.verdicts]).reshape(-1, samples)
   return np.asarray(right.any(1) & ~right.all(1))
 
 
 def refilled(rollout_of: Callable[[Sequence[Example]], Rollout], request: Request) -> Rollout:
-  """A rollout whose groups without a signal are replaced by groups with one, of further prompts.
+  """A rollout whose groups without a learning signal are replaced by groups of further prompts.
 
-  DAPO's dynamic sampling, bounded: after `sampling.refills` further batches of prompts, what has no
-  signal yet stays as it is. Groups stand in the order in which they were drawn, as if they had been
-  filtered out of one long stream.
+  DAPO's dynamic sampling, bounded: at most `sampling.refills` further batches of prompts are drawn.
+  Groups with a signal come first, each kind in the order in which it was drawn; if there are too
+  few, groups without one fill the batch.
   """
   samples = request.sampling.samples
   rollouts = [rollout_of(request.next_prompts())]
   signals = [with_signal(rollouts[0], samples)]
-  size = len(signals[0])
+  size = len(signals[0])  # groups of a batch
   while len(rollouts) <= request.sampling.refills and sum(s.sum() for s in signals) < size:
     rollouts.append(rollout_of(request.next_prompts()))
     signals.append(with_signal(rollouts[-1], samples))
   if len(rollouts) == 1:
     return rollouts[0]
-  # (rollout, group in it), those with a signal first
+  # each group as (rollout, group in it); the batch is filled with those with a signal first
   good = [(i, p) for i, signal in enumerate(signals) for p in np.flatnonzero(signal)]
   rest = [(i, p) for i, signal in enumerate(signals) for p in np.flatnonzero(~signal)]
+  # their rows, counted over all rollouts one after another
   rows = np.asarray([(i * size + p) * samples + g
                      for i, p in (good + rest)[:size] for g in range(samples)])
   return _picked(rollouts, rows, samples)
 
 
 def _picked(rollouts: Sequence[Rollout], rows: np.ndarray, samples: int) -> Rollout:
-  """Of several rollouts one after another, these rows, which are whole groups."""
+  """The rows with these indices, which are whole groups, of several rollouts one after another."""
   first = rollouts[0].batch
   batch = jax.tree.map(lambda *columns: jnp.concatenate(columns)[rows],
                        *(rollout.batch for rollout in rollouts))
+  # every rollout counted its groups from 0: picked together, they are counted anew
   group = jnp.repeat(jnp.arange(len(rows) // samples, dtype=jnp.int32), samples)
-  # picking gathers the rows on one device: they go back to where rows lie
+  # picking gathers the rows on one device: they are sharded again as the first rollout was
   batch = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding),
                        batch.replace(group=group), first)
 

@@ -7,8 +7,8 @@ different turns share one call of the decoder (`turns`). An episode ends when th
 so, at the limit of turns, or where T leaves no room for the next observation and a token of an
 action.
 
-Who makes rows of episodes in another way, as `agentic` does, calls `begin`, `turn` before and
-`receive` after every call of the decoder, and `ended`.
+A strategy that makes rows of episodes in another way, as `agentic` does, calls `prefill` first,
+`turn` before and `receive` after every call of the decoder, and `ended` at the end.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Form:
   turns: int  # actions of an episode at most
   action: int  # tokens of an action at most
   chunk: int  # tokens that a call draws of a row at most; 0: a whole action
-  frame: str  # what an observation stands in, at `{}`
+  frame: str  # text around an observation, which takes the place of `{}`
 
 
 @dataclasses.dataclass
@@ -104,7 +104,7 @@ class Episodes(Engine):
     """P examples -> B = P x samples verified episodes, those of an example one after another."""
     prompted, samples = self.prompted(examples), sampling.samples
     keys = row_keys(key, np.int32(step), prompted.ids, samples)
-    rows = self.begin(params, prompted, sampling, samples)
+    rows = self.prefill(params, prompted, sampling, samples)
     episodes = [self.opened(example) for example in examples for _ in range(samples)]
     decoding, work = self.decoding(sampling), Work()
     while self.any_row(acting := [not e.ending for e in episodes]):
@@ -114,10 +114,11 @@ class Episodes(Engine):
       self.receive(episodes, acting, new, sampling.max_tokens, work)
     return self.ended(prompted, rows, keys, episodes, work)
 
-  def begin(self, params: Any, prompted: Prompted, sampling: Sampling, samples: int) -> turns.Rows:
+  def prefill(self, params: Any, prompted: Prompted, sampling: Sampling, samples: int
+              ) -> turns.Rows:
     """The rows of `samples` episodes a prompt, before their first action."""
     pad_id = self.decoding(sampling).pad_id
-    return turns.begin(self.config, params, prompted.tokens, prompted.mask, pad_id,
+    return turns.prefill(self.config, params, prompted.tokens, prompted.mask, pad_id,
                        samples=samples, max_tokens=sampling.max_tokens,
                        width=self.environment.max_observation)
 
@@ -131,7 +132,7 @@ class Episodes(Engine):
     return bool(_any(self.place(np.asarray(flags))))
 
   def turn(self, episodes: Sequence[Episode], acting: Sequence[bool]) -> turns.Turn:
-    """What a call of the decoder is told of every row: what it reads, and whether it acts then."""
+    """The input of a call of the decoder: what every row reads, and whether it acts then."""
     shape = len(episodes), self.environment.max_observation
     observation = np.full(shape, self.tokenizer.pad_id, np.int32)
     present = np.zeros(shape, bool)
@@ -144,16 +145,16 @@ class Episodes(Engine):
 
   def receive(self, episodes: Sequence[Episode], acting: Sequence[bool], new: turns.NewTokens,
               max_tokens: int, work: Work) -> None:
-    """Takes what a call drew of the rows that acted; the environment answers the actions it ended.
+    """Adds the new tokens to the episodes that acted; the environment answers actions that ended.
     """
     tokens, mask, stopped = sharding.local((new.tokens, new.mask, new.stopped))
     work.steps += int(new.steps)
     work.calls += 1
-    begin = time.perf_counter()
+    started = time.perf_counter()
     ended = [episode for row, episode in enumerate(episodes) if acting[row] and self._ends_action(
         episode, tokens[row][mask[row]].tolist(), bool(stopped[row]), max_tokens)]
     self._answer(ended, max_tokens)
-    work.seconds += time.perf_counter() - begin
+    work.seconds += time.perf_counter() - started
 
   def _ends_action(self, episode: Episode, new: list[int], stopped: bool, max_tokens: int) -> bool:
     """Takes the new tokens of an episode; whether they end its action."""

@@ -23,7 +23,7 @@ class MultiTurn(Strategy):
   turns: int = 30  # actions of an episode at most
   action: int = 8  # tokens of an action at most
   chunk: int = 0  # tokens that a call of the decoder draws of a row at most; 0: a whole action
-  frame: str = "{}"  # what an observation stands in, at `{}`, such as the turn of a chat template
+  frame: str = "{}"  # text around an observation, at `{}`, such as a chat turn
   level: str = ""  # the controlled value by which training examples are made easier (`task.eased`)
 
   @property
@@ -49,14 +49,14 @@ class MultiTurn(Strategy):
   def with_eased(self, task: Task, request: Request) -> Request:
     """The request, with prompts of the level that is controlled.
 
-    Raises TypeError where no controller holds the level.
+    Raises TypeError where no controller has the level.
     """
     def next_prompts() -> Sequence[Example]:
       examples = request.next_prompts()
       if not self.level:
         return examples
       if self.level not in request.control:
-        raise TypeError(f"MultiTurn(level={self.level!r}), which no controller holds; have: "
+        raise TypeError(f"MultiTurn(level={self.level!r}), which no controller has; choices: "
                         f"{', '.join(request.control) or 'none'}")
       level: Any = request.control[self.level]
       return [task.eased(example, int(level)) for example in examples]

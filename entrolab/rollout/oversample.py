@@ -47,7 +47,7 @@ def sliced(engine: Engine, request: Request, prompted: Prompted, count: int, siz
 class Oversample(SingleTurn):
   """`Plain` with the samples of a prompt drawn `size` at a time: the responses are the same, the
   cache is that of P x size rows."""
-  size: int = 8
+  size: int = 8  # samples of a prompt in one call; divides sampling.samples
 
   def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The verified rows of one step, groups replaced where the request allows it."""

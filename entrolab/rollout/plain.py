@@ -16,8 +16,8 @@ class Plain(SingleTurn):
     """Nothing: it draws without the verdicts of the step before."""
     return {}
 
-  def begin(self, engine: Engine, request: Request) -> Drawn:
-    """The rows of one step before anybody verified them, for a request without refills."""
+  def dispatch(self, engine: Engine, request: Request) -> Drawn:
+    """The rows of one step, not verified, for a request without refills."""
     return engine.drawn(request.params, request.next_prompts(), request.key, request.step,
                         request.sampling)
 

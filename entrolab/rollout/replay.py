@@ -32,12 +32,12 @@ class Replay(Strategy):
   that it was trained on with, old_logp above all, and its recalibrated advantage.
 
   The buffer takes the rows and the mean rewards of groups that have an advantage: not of those that
-  the objective left out, nor of those of equal rewards, whose means the official code keeps where
-  its filter has room. The draw of what is replayed is keyed by (run seed, step).
+  the objective left out, nor of those of equal rewards, whose means the official code stores
+  where its filter has room. The draw of what is replayed is keyed by (run seed, step).
   """
-  inner: Strategy = Plain()
-  buffer: spear.Replay = spear.Replay(size=64, tools=False)
-  prompts: int = 8
+  inner: Strategy = Plain()  # makes the new rows
+  buffer: spear.Replay = spear.Replay(size=64, tools=False)  # which rows are stored and replayed
+  prompts: int = 8  # groups of G rows that a step has for a replay
 
   @property
   def engine(self) -> Callable[..., Any]:
@@ -63,8 +63,8 @@ class Replay(Strategy):
   def further_rows(self, samples: int, updates: int, micro: int) -> int:
     """Rows that every update has for a replay.
 
-    Raises ValueError where the further groups do not hold what may be replayed, or do not divide
-    into the updates and micro-batches of a rollout.
+    Raises ValueError where the further groups have no room for what may be replayed, or do not
+    divide into the updates and micro-batches of a rollout.
     """
     rows = self.prompts * samples
     if self.prompts < 1 or self.prompts % updates or rows // updates % micro:

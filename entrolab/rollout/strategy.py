@@ -1,4 +1,4 @@
-"""What a rollout strategy is asked for, what it answers, and the defaults of all it may say.
+"""The interface of rollout strategies: their request, their rollout, and what they may override.
 
 At every step a strategy gets an engine (`engine.Engine`, which samples and verifies) and a
 `Request`, and answers with a `Rollout`. It is a frozen dataclass that subclasses `Strategy`, and it
@@ -27,7 +27,8 @@ class Sampling:
   temperature: float = 1.0  # of the distribution that is drawn from; 0: greedy
   top_p: float = 1.0  # probability of the likeliest tokens that are drawn from; 1: of all tokens
   top_k: int = 0  # how many of the likeliest tokens are drawn from; 0: all
-  # further batches of P prompts that may be sampled to replace groups without a signal; 0: none
+  # further batches of P prompts that may be sampled to replace groups without a learning signal;
+  # 0: none
   refills: int = 0
   # rows that are decoded at once, of which one that has ended makes room for the next of the P x G;
   # devices that share the rows have equal parts of the slots, each for its own rows; the tokens are
@@ -47,13 +48,13 @@ class Prompted(NamedTuple):
   """P examples and their prompts."""
   examples: list[Example]  # those of this process
   tokens: Int[Array, "P L"]  # left-padded
-  mask: Bool[Array, "P L"]
+  mask: Bool[Array, "P L"]  # real tokens
   ids: Int[Array, " P"]  # of the examples, which sampling keys fold in
 
 
 class Drawn(NamedTuple):
   """Responses before anybody verified them; the devices may still be at work on them."""
-  prompted: Prompted
+  prompted: Prompted  # what the rows follow
   keys: Key[Array, " B"]  # of the rows
   # `decode.Samples` of B = P x G rows, those of a prompt one after another; its type is not named,
   # so that what only describes a run does not import the decoder
@@ -62,13 +63,13 @@ class Drawn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a strategy is asked for at one step."""
+  """All that a strategy gets for one step."""
   params: Any  # of the policy, as they are served for sampling
-  next_prompts: Prompts
+  next_prompts: Prompts  # called once for a batch of P prompts, again for each refill
   key: Key[Array, ""]  # of the run
-  step: int
+  step: int  # rollouts before this one
   control: Mapping[str, Array | np.generic]  # the controlled values by name
-  sampling: Sampling
+  sampling: Sampling  # how responses are made
   # what the strategy stored on the host after the step before (`Rollout.learned`); empty at first
   host: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -77,13 +78,13 @@ class Request:
 class Rollout:
   """The verified rows of one step; lists have an entry for each row of this process."""
   batch: Batch  # on the mesh
-  examples: list[Example]
-  texts: list[str]
-  verdicts: list[Verdict]
+  examples: list[Example]  # the problem of each row
+  texts: list[str]  # its response
+  verdicts: list[Verdict]  # on its response
   steps: int  # positions that were decoded one after another
   refills: int = 0  # how often further prompts were sampled
   sampled: int = 0  # rows that were generated, with those that are not in the batch
-  verify_seconds: float = 0.0
+  verify_seconds: float = 0.0  # of the host, for verdicts or for environments
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # logged as rollout/NAME
   replay: Batch | None = None  # rows of earlier steps that are trained on beside those of `batch`
   # the batch that was trained on -> the `host` of the next request
@@ -125,8 +126,10 @@ class Strategy(Protocol):
     """Groups in the batch of a step of `prompts` prompts."""
     return prompts
 
-  def begin(self, engine: Any, request: Request) -> Drawn:
-    """The rows of one step before anybody verified them; only of a strategy that supports "ahead".
+  def dispatch(self, engine: Any, request: Request) -> Drawn:
+    """The rows of one step, not verified; returns while the devices draw them.
+
+    Only of a strategy that supports "ahead"; raises TypeError for others.
     """
     del engine, request
     raise TypeError(f"{type(self).__name__} does not draw its rows apart from verifying them")
@@ -137,26 +140,26 @@ class Strategy(Protocol):
 
 
 def check(strategy: Strategy, sampling: Sampling, processes: int = 1) -> None:
-  """Raises an error for a feature that the run asks for and the strategy does not support:
+  """Raises an error for a feature that the run uses and the strategy does not support:
   NotImplementedError for several processes, ValueError otherwise."""
-  asked_for: dict[Feature, str] = {}
+  used: dict[Feature, str] = {}
   if sampling.refills:
-    asked_for["refills"] = f"sampling.refills={sampling.refills}"
+    used["refills"] = f"sampling.refills={sampling.refills}"
   if sampling.slots:
-    asked_for["slots"] = f"sampling.slots={sampling.slots}"
+    used["slots"] = f"sampling.slots={sampling.slots}"
   if processes > 1:
-    asked_for["processes"] = f"{processes} processes"
+    used["processes"] = f"{processes} processes"
   if sampling.ahead:
-    asked_for["ahead"] = f"sampling.ahead={sampling.ahead}"
+    used["ahead"] = f"sampling.ahead={sampling.ahead}"
 
-  for feature, value in asked_for.items():
+  for feature, value in used.items():
     if feature in strategy.unsupported:
       error = NotImplementedError if feature == "processes" else ValueError
       raise error(f"{value} with {type(strategy).__name__}: {strategy.unsupported[feature]}")
   # whatever the strategy, the groups of further prompts are chosen by verdicts and on one host
-  if "refills" in asked_for and "ahead" in asked_for:
-    raise ValueError(f"{asked_for['ahead']} with {asked_for['refills']}: groups are replaced by "
+  if "refills" in used and "ahead" in used:
+    raise ValueError(f"{used['ahead']} with {used['refills']}: groups are replaced by "
                      "their verdicts; set one of the two to 0")
-  if "refills" in asked_for and "processes" in asked_for:
-    raise NotImplementedError(f"{asked_for['refills']} with {asked_for['processes']}: groups are "
+  if "refills" in used and "processes" in used:
+    raise NotImplementedError(f"{used['refills']} with {used['processes']}: groups are "
                               "exchanged on one host only; set sampling.refills=0")

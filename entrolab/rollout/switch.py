@@ -15,9 +15,9 @@ class Switch(Strategy):
   `Cure(originals=G, branches=0)`, whose responses are those of `Plain`. Raises ValueError when
   the two have other columns or engines, or batches of other sizes.
   """
-  first: Strategy
-  then: Strategy
-  at: int
+  first: Strategy  # until step `at`
+  then: Strategy  # from step `at` on
+  at: int  # the first step of `then`
 
   def __post_init__(self) -> None:
     self._same("columns", self.first.columns, self.then.columns)
@@ -49,9 +49,9 @@ class Switch(Strategy):
     """Groups in the batch of a step of `prompts` prompts, of both."""
     return self._same("groups", self.first.groups(prompts), self.then.groups(prompts))
 
-  def begin(self, engine: Any, request: Request) -> Drawn:
-    """The rows of one step before anybody verified them."""
-    return self._at(request.step).begin(engine, request)
+  def dispatch(self, engine: Any, request: Request) -> Drawn:
+    """The rows of one step, not verified."""
+    return self._at(request.step).dispatch(engine, request)
 
   def __call__(self, engine: Any, request: Request) -> Rollout:
     """The verified rows of one step."""

@@ -22,13 +22,13 @@ class Tempered(SingleTurn):
   """P groups as `Plain`, and after them (per process) P / one_in groups of the first of these
   prompts, drawn at the controlled value `control`.
 
-  Column `tempered` bool [B] marks the further rows. Their keys have branch 1, and their groups are
-  their own, so that an advantage compares a tempered row with tempered ones. All rows are drawn in
-  one call. Raises ValueError where P is under one_in or the groups do not divide over the mesh,
-  TypeError where no controller has the value.
+  Column `tempered` bool [B] marks the further rows. Their keys have branch 1. They form
+  separate groups, so that an advantage compares a tempered row with tempered ones. All rows are
+  drawn in one call. Raises ValueError where P is under one_in or the groups do not divide over the
+  mesh, TypeError where no controller has the value.
   """
-  one_in: int = 4
-  control: str = "temperature"
+  one_in: int = 4  # P over the further groups
+  control: str = "temperature"  # the controlled value that is their temperature
   columns = ("tempered",)
 
   @property
@@ -44,7 +44,7 @@ class Tempered(SingleTurn):
   def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The verified rows of one step, tempered groups last."""
     if self.control not in request.control:
-      raise TypeError(f"Tempered(control={self.control!r}): no controller holds it; have: "
+      raise TypeError(f"Tempered(control={self.control!r}): no controller has it; choices: "
                       f"{', '.join(request.control) or 'none'}")
     sampling = request.sampling
     examples = list(request.next_prompts())

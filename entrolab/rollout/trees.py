@@ -1,7 +1,7 @@
 """How trees of rollouts grow by the rule of `methods.aepo_agentic`, whatever draws their segments.
 
 A segment is what a rollout draws until it calls a tool. After the tool's answer the rule may copy
-rollouts, and copy and source go on with other random numbers.
+rollouts, and copy and source go on with different random numbers.
 """
 
 from collections.abc import Callable, Sequence

@@ -29,13 +29,13 @@ Measure = Callable[[Array, Array, Array], Array]
 @dataclasses.dataclass(frozen=True)
 class Rows:
   """B episodes so far, each of at most T tokens."""
-  tokens: Int[Array, "B T"]
+  tokens: Int[Array, "B T"]  # pad from `at` on
   present: Bool[Array, "B T"]  # which stand in the context
   mask: Bool[Array, "B T"]  # which the policy drew
   phase: Int[Array, "B T"]  # their turn: an observation and the action that it leads to
-  logp: Float[Array, "B T"]  # as in `DrawnToken`, here and below
-  entropy: Float[Array, "B T"]
-  sampled_logp: Float[Array, "B T"]
+  logp: Float[Array, "B T"]  # of a drawn token under the policy, nats
+  entropy: Float[Array, "B T"]  # of the policy, nats
+  sampled_logp: Float[Array, "B T"]  # under the distribution drawn from, nats
   at: Int[Array, " B"]  # tokens so far, and so the place of the next one
   hidden: Float[Array, "B D"]  # the state that the next token is drawn from
   offset: Int[Array, " B"]  # tokens of the prompt
@@ -43,7 +43,7 @@ class Rows:
 
 
 class Turn(NamedTuple):
-  """What the host tells a call of every row."""
+  """What a call gets from the host for every row."""
   observation: Int[Array, "B W"]  # tokens that wait to be read, first the real ones
   present: Bool[Array, "B W"]  # which of them are real
   acting: Bool[Array, " B"]  # whether the row draws an action
@@ -53,7 +53,7 @@ class Turn(NamedTuple):
 
 class NewTokens(NamedTuple):
   """What a call drew, in at most C steps."""
-  tokens: Int[Array, "B C"]
+  tokens: Int[Array, "B C"]  # zero off the mask
   mask: Bool[Array, "B C"]  # real tokens come first
   stopped: Bool[Array, " B"]  # whether a stop token ended them
   steps: Int[Array, ""]  # positions that were decoded
@@ -61,7 +61,7 @@ class NewTokens(NamedTuple):
 
 @counted
 @functools.partial(jax.jit, static_argnames=("config", "samples", "max_tokens", "width"))
-def begin(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
+def prefill(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
           prompt_mask: Bool[Array, "P L"], pad_id: Int[Array, ""], *, samples: int, max_tokens: int,
           width: int) -> Rows:
   """B = P x samples rows after their prompts, each prompt run once.
@@ -86,7 +86,7 @@ def append(config: transformer.Config, params: Any, rows: Rows, tokens: Int[Arra
            present: Bool[Array, "B N"], turn: Int[Array, " B"], width: int) -> Rows:
   """The rows with the tokens that are `present`, which come first, at their ends.
 
-  turn: its number, for `phase`; width: as in `begin`.
+  turn: its number, for `phase`; width: as in `prefill`.
   """
   count = present.sum(1).astype(jnp.int32)
   length, size = rows.tokens.shape[1], rows.cache.valid.shape[1]
@@ -113,12 +113,12 @@ def append(config: transformer.Config, params: Any, rows: Rows, tokens: Int[Arra
 
 class _Loop(NamedTuple):
   """What a step of a call hands to the next one."""
-  step: Int[Array, ""]
-  rows: Rows
+  step: Int[Array, ""]  # of the call, from 0
+  rows: Rows  # with all tokens up to this step
   going: Bool[Array, " B"]  # which rows still draw
-  tokens: Int[Array, "B C"]  # as in `NewTokens`
-  mask: Bool[Array, "B C"]
-  stopped: Bool[Array, " B"]
+  tokens: Int[Array, "B C"]  # drawn in this call
+  mask: Bool[Array, "B C"]  # which of them are real
+  stopped: Bool[Array, " B"]  # whether a stop token ended them
   measured: Float[Array, " B"]  # the sum of `Measure` so far
 
 

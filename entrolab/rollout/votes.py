@@ -29,26 +29,25 @@ class Votes(SingleTurn):
   """`votes` samples of every prompt, drawn `size` at a time, of which the first G stay.
 
   Columns [B]: cluster, classes of equal answers among all votes, -1 without an answer; elected,
-  whether a row's class has most of all votes, ties to the answer that appears first. silent: rows
-  without an answer are a class like any other, as in the official code. Raises ValueError for
-  fewer votes than samples.
+  whether a row's class has most of all votes, ties to the answer that appears first. Raises
+  ValueError for fewer votes than samples.
   """
-  votes: int = 64
-  size: int = 16
-  silent: bool = False
+  votes: int = 64  # samples of a prompt that vote
+  size: int = 16  # of them in one call of the sampler
+  silent: bool = False  # rows without an answer are a class like any other, as in the official code
   columns = ("cluster", "elected")
 
   @property
   def unsupported(self) -> Mapping[Feature, str]:
-    """Also refills: groups with a signal are known by their labels alone."""
+    """Also refills: whether a group has a learning signal is known by labels alone."""
     return {**super().unsupported,
-            "refills": "votes have no labels to find a signal by; set sampling.refills=0"}
+            "refills": "votes have no labels to find a learning signal by; set sampling.refills=0"}
 
   def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The verified rows of one step; `sampled` counts those that only voted, too."""
     samples = request.sampling.samples
     if samples > self.votes:
-      raise ValueError(f"sampling.samples={samples} of votes={self.votes}: keep at most all")
+      raise ValueError(f"sampling.samples={samples} of votes={self.votes}: at most all of them")
     prompted = engine.prompted(request.next_prompts())
     voters = sliced(engine, request, prompted, self.votes, self.size)
     cluster = classes(engine.task, engine.texts(voters.samples), self.votes)

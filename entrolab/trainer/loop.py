@@ -22,7 +22,7 @@ from entrolab.trainer.files import write_text
 from entrolab.trainer.state import State
 from entrolab.trainer.step import Lab, train_step
 
-AGREE_EVERY = 10  # steps between checks that all hosts hold the same
+AGREE_EVERY = 10  # steps between checks that all hosts have the same state
 PATIENCE = 5  # steps in a row with an update that was not finite, before the run stops
 
 # ---- The run -----------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   a run of another configuration, FloatingPointError after PATIENCE steps in a row that were not
   finite.
   """
-  begin = time.time()
+  started = time.time()
   folder.mkdir(parents=True, exist_ok=True)
   lab = Lab(experiment)
   sharding.agree({"the configuration": config.config_hash(experiment),
@@ -53,7 +53,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
     write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
 
   out = log.Log(folder, cursor, progress.step)
-  session = Session(lab, progress, saved, out, begin - progress.seconds)
+  session = Session(lab, progress, saved, out, started - progress.seconds)
   try:
     result = loop(session, state)
   finally:
@@ -102,7 +102,7 @@ def train(session: "Session", state: State, stopping: Callable[[], bool]) -> Sta
   lab, progress, out = session.lab, session.progress, session.out
   experiment = lab.experiment
   steps = experiment.training.steps
-  sampled_every = max(steps // 8, 1)  # steps between those whose responses are kept
+  sampled_every = max(steps // 8, 1)  # steps between those whose responses are logged
   programs = None  # compiled by the end of the first step; None: count anew
   assert progress.before is not None  # `loop` evaluates first
   if progress.step < steps:
@@ -125,7 +125,7 @@ def train(session: "Session", state: State, stopping: Callable[[], bool]) -> Sta
     every = experiment.evaluation.every
     if every and progress.step % every == 0 and progress.step < steps:
       metrics |= lab.evaluate(state.params)
-      programs = None  # an evaluation has shapes of its own
+      programs = None  # an evaluation compiles programs for its shapes
 
     session.write(progress.step, metrics)
     left = (time.time() - start) * (steps - progress.step)
@@ -169,23 +169,23 @@ class Progress:
 class Session:
   """A run in this process: what `loop` reads, moves and writes to."""
 
-  lab: Lab
-  progress: Progress
-  saved: checkpoint.Checkpoints
-  out: log.Log
-  begin: float  # when the run would have begun, had it never stopped; seconds since the epoch
+  lab: Lab  # model, task, engine and learner
+  progress: Progress  # moved by every step
+  saved: checkpoint.Checkpoints  # where checkpoints go
+  out: log.Log  # where metrics and samples go
+  started: float  # seconds since the epoch, less the seconds of the run before it was resumed
 
   def write(self, step: int, metrics: dict[str, Any]) -> None:
     """One line of metrics.jsonl, with tokens and seconds of the run so far."""
     self.out.write(step, {"tokens": self.progress.tokens,
-                          "seconds": round(time.time() - self.begin, 3), **metrics})
+                          "seconds": round(time.time() - self.started, 3), **metrics})
 
   def save(self, state: State) -> None:
-    """Begins a checkpoint of the whole run."""
-    self.progress.seconds = time.time() - self.begin
+    """Starts to write a checkpoint of the whole run."""
+    self.progress.seconds = time.time() - self.started
     self.saved.save(self.progress.step, self.lab.checkpoint_state(state), {
         "mathematics": config.mathematics(self.lab.experiment),
-        "data": self.lab.draws.position.decode(), "cursor": self.out.cursor,
+        "data": self.lab.in_flight.position.decode(), "cursor": self.out.cursor,
         "progress": dataclasses.asdict(self.progress)})
 
 
@@ -208,13 +208,13 @@ def start_or_resume(lab: Lab, saved: checkpoint.Checkpoints, folder: pathlib.Pat
   found = saved.restore(like)
   if found is None:
     if (folder / "metrics.jsonl").is_file():
-      print(f"{folder} holds metrics and no checkpoint: starting anew", flush=True)
+      print(f"{folder} has metrics and no checkpoint: starting anew", flush=True)
     return initial, Progress(), 0
   _, state, meta = found
   progress = Progress(**{**meta["progress"], "changes": meta["progress"]["changes"] + changes})
-  # rows that were drawn ahead go back to `draws`; the rest is what the strategy remembers
+  # rows that were drawn ahead go back to `in_flight`; the rest is what the strategy remembers
   host = {name: np.asarray(x) for name, x in state.host.items()}
-  lab.host = lab.draws.resume(lab.key, progress.step, meta["data"].encode(), host)
+  lab.host = lab.in_flight.resume(lab.key, progress.step, meta["data"].encode(), host)
   print(f"resuming {folder} after step {progress.step} of {lab.experiment.training.steps}",
         flush=True)
   return dataclasses.replace(state, host=None), progress, meta["cursor"]
@@ -242,7 +242,7 @@ def check_hosts(lab: Lab, state: State, when: str) -> None:
 
 
 def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
-  """What config.json holds; source: the command's `config` and `set`, where there was one."""
+  """The content of config.json; source: the command's `config` and `set`, where there was one."""
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   return {"name": lab.experiment.name, "source": source,
           "hash": config.config_hash(lab.experiment),
@@ -250,7 +250,7 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
           "plan": explain.plan(lab.experiment, lab.config),
           "versions": {name: importlib.metadata.version(name) for name in packages},
           "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(),
-                      "mesh": dict(lab.mesh.shape), "rates": dataclasses.asdict(lab.meter.chip)}}
+                      "mesh": dict(lab.mesh.shape), "rates": dataclasses.asdict(lab.roofline.chip)}}
 
 
 # ---- Signals and compilations ------------------------------------------------------------------

@@ -26,7 +26,7 @@ from entrolab.trainer.packing import Plan
 from entrolab.trainer.state import State
 from entrolab.typing import Array, Float
 
-# ---- What a run holds open ---------------------------------------------------------------------
+# ---- The parts of a run ------------------------------------------------------------------------
 
 
 class Lab:
@@ -49,14 +49,14 @@ class Lab:
     self.engine = experiment.rollout.engine(
         self.learner.config, self.tokenizer, experiment.task, self.mesh,
         columns_of_engine(experiment))
-    self.meter = flops_meter(experiment, self.config, self.mesh)
+    self.roofline = model_roofline(experiment, self.config, self.mesh)
 
     # everything random of a run follows from this key, by step and row (`entrolab.keys`)
     self.key = jax.random.key(experiment.seed)
     self.data = iterator(experiment.task, experiment.seed, experiment.sampling.prompts,
                          tokenizer=self.tokenizer, process_index=jax.process_index(),
                          process_count=jax.process_count())
-    self.draws = one_step_off_policy.Draws(experiment, self.engine, self.data)
+    self.in_flight = one_step_off_policy.RequestsInFlight(experiment, self.engine, self.data)
     self.problems = held_out(experiment, self.tokenizer)
 
     # what changes beside `State`, on the host alone
@@ -64,7 +64,7 @@ class Lab:
     self.plan_shapes: set[tuple[int, int, int] | None] = set()  # of the updates so far
 
   def request(self, state: State, step: int) -> Request:
-    """What the strategy of the experiment is asked for at one step."""
+    """The request to the strategy of the experiment for one step; reads no prompt yet."""
     return Request(self.learner.serve_rollouts(state.params), lambda: next(self.data), self.key,
                    step, state.control, self.experiment.sampling, self.host)
 
@@ -78,10 +78,10 @@ class Lab:
                              self.experiment)[0]
 
   def checkpoint_state(self, state: State) -> State:
-    """The state as a checkpoint holds it: with what the strategy remembers, and rows drawn ahead.
+    """The state as a checkpoint stores it: with what the strategy remembers, and rows drawn ahead.
     """
     remembered = jax.device_put(dict(self.host), sharding.whole(self.mesh))
-    return dataclasses.replace(state, host={**remembered, **self.draws.leaves()})
+    return dataclasses.replace(state, host={**remembered, **self.in_flight.leaves()})
 
 
 def check_sizes(experiment: Experiment, config: Config, mesh: Mesh) -> None:
@@ -105,7 +105,7 @@ def columns_of_engine(experiment: Experiment) -> list[str]:
   return [name for name in wanted if name not in experiment.rollout.columns]
 
 
-def flops_meter(experiment: Experiment, config: Config, mesh: Mesh) -> flops.ModelRoofline:
+def model_roofline(experiment: Experiment, config: Config, mesh: Mesh) -> flops.ModelRoofline:
   """The least time that sampling and training need on these devices."""
   int8 = experiment.sampling.weights == "int8"
   width = 1.0 if int8 else jax.dtypes.canonicalize_dtype(experiment.training.dtype).itemsize
@@ -126,7 +126,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
                ) -> tuple[State, Rollout, dict[str, Any]]:
   """One rollout and its updates: (state, rollout, metrics).
 
-  folder: of the run, where updates that are not finite are kept for a replay.
+  folder: of the run, where updates that are not finite are saved for a replay.
   """
   experiment, learner = lab.experiment, lab.learner
   every = experiment.training.measure_every
@@ -187,18 +187,18 @@ def draw_and_verify(lab: Lab, state: State, step: int, measured: bool) -> StepRo
   the host verifies the rows of this step, the devices compute the policy's statistics of them and,
   with sampling.ahead=1, draw the rows of the next step.
   """
-  drawn = lab.draws.take(lambda: lab.request(state, step))
+  drawn = lab.in_flight.rows_of_step(lambda: lab.request(state, step))
   if drawn is None:
     # the strategy looks at verdicts before its last rows are drawn: nothing can overlap
     rollout = lab.rollout(state, step)
     plan, _ = lab.learner.plan(rollout.batch, parts_of(lab.experiment))
     return StepRows(rollout, plan, forward_before(lab, state, rollout.batch, plan, measured))
 
-  # request of this step: begun now, or one step ago and under way since
+  # rows of this step: dispatched now, or one step ago and on the devices since
   rows = lab.engine.rows(drawn)
   plan, _ = lab.learner.plan(rows, parts_of(lab.experiment))  # waits for the rows
-  # request of the next step: of the policy before the updates of this one
-  lab.draws.go_ahead(lambda: lab.request(state, step + 1))
+  # rows of the next step: of the policy before the updates of this one
+  lab.in_flight.dispatch_next(lambda: lab.request(state, step + 1))
   forward = forward_before(lab, state, rows, plan, measured)  # dispatched, and not waited for
   return StepRows(lab.engine.judged(drawn, rows=rows), plan, forward)
 
@@ -284,7 +284,7 @@ def speed(lab: Lab, batch: Batch, rollout: Rollout, tokens: int, seconds: dict[s
           ) -> dict[str, Any]:
   """Tokens a second, seconds of the phases, and their share of what the devices could do at best.
 
-  Rows drawn ahead have no phase of their own: their tokens are those of a step's whole time.
+  Rows drawn ahead are drawn during all phases: their tokens a second are over the whole step.
   """
   sampled_share = rollout.sampled / batch.tokens.shape[0]
   sampled = int(tokens * sampled_share)
@@ -294,8 +294,9 @@ def speed(lab: Lab, batch: Batch, rollout: Rollout, tokens: int, seconds: dict[s
   if lab.experiment.sampling.ahead:
     return {**shown, "rollout/tokens_per_second": sampled / sum(seconds.values())}
   lengths = np.asarray(lab.learner.lengths(batch))
-  least = lab.meter.sampled(lengths, lab.experiment.sampling.samples, rollout.steps, sampled_share)
+  samples = lab.experiment.sampling.samples
+  least = lab.roofline.sampled(lengths, samples, rollout.steps, sampled_share)
   return {**shown, "rollout/tokens_per_second": sampled / seconds["rollout"],
           "rollout/roofline": least / seconds["rollout"],
           "train/tokens_per_second": float(lengths[0].sum()) / seconds["train"],
-          "train/roofline": lab.meter.trained(lengths) / seconds["train"]}
+          "train/roofline": lab.roofline.trained(lengths) / seconds["train"]}
