@@ -181,7 +181,7 @@ def test_other_mathematics_are_refused_leaf_by_leaf_and_recorded_when_allowed(ru
 def test_metrics_without_a_checkpoint_are_not_overwritten_in_silence(run, capsys):
   shutil.rmtree(run / "checkpoints")
   loop.run(config.load(RECIPE, (*SMALL, "training.steps=1")), run)
-  assert "holds metrics and no checkpoint: starting anew" in capsys.readouterr().out
+  assert "has metrics and no checkpoint: starting anew" in capsys.readouterr().out
 
 
 CHILD = """

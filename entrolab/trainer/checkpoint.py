@@ -30,17 +30,21 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def _flat(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their path, such as `params.layers.qkv`."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _bits(x: jax.Array) -> jax.Array:
+  """The fingerprint of one leaf."""
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
   bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+  # the index of every element in the whole array, so that the sum does not depend on its sharding
   place = jnp.zeros(x.shape, jnp.uint32)
   for axis, size in enumerate(x.shape):
     along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     place = place * jnp.uint32(size) + along
+  # an odd factor: no change of a single bit is 0 mod 2^32, and exchanged elements are noticed too
   odd = (place * jnp.uint32(2654435769) << 1) | jnp.uint32(1)
   return (bits.astype(jnp.uint32) * odd).sum(dtype=jnp.uint32)
 
@@ -53,11 +57,12 @@ def fingerprints(flat: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def fingerprint(tree: Any) -> int:
-  """One number of a whole tree; of replicas, of those that this process holds."""
+  """The fingerprint of a whole tree; of replicated arrays, of the copies in this process."""
   return sum(int(x) for x in fingerprints(_flat(tree)).values()) % 2**32
 
 
 def _described(flat: dict[str, Any]) -> dict[str, list[Any]]:
+  """[shape, type, fingerprint] of every leaf, as the meta of a checkpoint has them."""
   bits = fingerprints(flat)
   return {name: [list(x.shape), str(x.dtype), int(bits[name])] for name, x in flat.items()}
 
@@ -76,22 +81,25 @@ def mismatch(saved: dict[str, list[Any]], wanted: dict[str, Any]) -> str | None:
 
 
 class Checkpoints:
-  """Checkpoints of a run by step; `keep` newest stay. Without `saving` they are only read.
+  """Checkpoints of a run by step, of which the newest `saving.keep` stay.
 
-  Raises OSError when another process is writing there.
+  Without `saving` they are only read. Raises OSError when another process is writing there.
   """
 
   def __init__(self, folder: pathlib.Path, saving: Saving | None = None):
     self.folder = folder.resolve()
-    self.broken = self.folder.with_suffix(".broken")
-    self.lock = _claim(self.folder.with_suffix(".lock")) if saving is not None and (
-        jax.process_index() == 0) else None
-    for path in self.folder.glob(f"*{UNFINISHED}*") if saving is not None else ():
-      logging.warning("removing a save that was not finished: %s", path)
-    options = ocp.CheckpointManagerOptions(read_only=True) if saving is None else (
-        ocp.CheckpointManagerOptions(max_to_keep=saving.keep, create=True,
-                                     cleanup_tmp_directories=True,
-                                     enable_async_checkpointing=True))
+    self.broken = self.folder.with_suffix(".broken")  # where `restore` moves what is not whole
+    self.lock: IO[str] | None = None  # of the one process that claims the folder for its run
+    if saving is None:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      if jax.process_index() == 0:
+        self.lock = _claim(self.folder.with_suffix(".lock"))
+      for path in self.folder.glob(f"*{UNFINISHED}*"):
+        logging.warning("removing a save that was not finished: %s", path)
+      options = ocp.CheckpointManagerOptions(max_to_keep=saving.keep, create=True,
+                                             cleanup_tmp_directories=True,
+                                             enable_async_checkpointing=True)
     self.manager = ocp.CheckpointManager(self.folder, options=options)
 
   @property
@@ -107,16 +115,21 @@ class Checkpoints:
     Raises OSError when the save before it failed, as on a full disk.
     """
     flat = _flat(state)
+    # fingerprints are of the state itself, taken before anything is written; the meta goes through
+    # JSON first, so that its checksum is of what will be read back
     meta = json.loads(json.dumps({**meta, "leaves": _described(flat)}))
     meta["sum"] = _sum(meta)
     if jax.default_backend() == "cpu":
-      flat = jax.tree.map(jnp.copy, flat)  # here "device" memory is what the writer reads
+      # elsewhere orbax copies to the host before it returns; on a CPU it would write from the very
+      # arrays that the next step donates
+      flat = jax.tree.map(jnp.copy, flat)
     with self._saving():
       self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat),
                                                       meta=ocp.args.JsonSave(meta)))
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
+    """Turns whatever fails inside into an OSError that names the newest whole checkpoint."""
     try:
       yield
     except Exception as error:  # the writer's threads raise what they like
@@ -132,22 +145,27 @@ class Checkpoints:
     Raises OSError when there are checkpoints and none is whole, and whatever `like` raises.
     """
     failures, steps = [], self.steps
+    # a folder that not all hosts share would have each restore another step
     sharding.agree({"the checkpoints found": steps})
     for step in steps:
+      # the cheap checks first: marker files, meta, and the shapes that this run needs
       reason, meta = self._meta(step)
       state = wanted = None
       if meta is not None:
         wanted = like(meta)
         reason = mismatch(meta["leaves"], _flat(wanted))
-      if not (elsewhere := sharding.where(reason is not None)) and meta is not None:
+      # reading arrays is collective: no process starts where another one has found a fault
+      unreadable_in = sharding.where(reason is not None)
+      if not unreadable_in and meta is not None:
         reason, state = self._state(step, wanted, meta)
-        elsewhere = sharding.where(reason is not None)
-      if not elsewhere:
+        unreadable_in = sharding.where(reason is not None)
+      if not unreadable_in:
+        # newer ones are moved only now that an older one could be read: else nothing would be left
         if failures:
           logging.error("going back to the checkpoint of step %d", step)
           self._move_aside([s for s in steps if s > step])
         return step, state, meta or {}
-      failures.append(f"step {step}: {reason or f'processes {elsewhere} cannot read it'}")
+      failures.append(f"step {step}: {reason or f'processes {unreadable_in} cannot read it'}")
       logging.error("checkpoint %s/%d is not whole: %s", self.folder, step, failures[-1])
     if failures:
       raise OSError(f"no checkpoint in {self.folder} can be read; move the folder away to start "
@@ -180,13 +198,14 @@ class Checkpoints:
     return reason, jax.tree.unflatten(jax.tree.structure(like), [got[name] for name in wanted])
 
   def _move_aside(self, steps: list[int]) -> None:
+    """Moves checkpoints that are not whole out of the way of those to come."""
     if jax.process_index() == 0:
       self.broken.mkdir(exist_ok=True)
       for step in steps:
         to = self.broken / f"{step}-{len(list(self.broken.iterdir()))}"
         logging.error("moving the checkpoint of step %d to %s", step, to)
         shutil.move(self.folder / str(step), to)
-    sharding.agree({"the checkpoints left": None})  # a barrier
+    sharding.agree({"the checkpoints left": None})  # a barrier: no process lists the folder before
     self.manager.reload()
 
   def params(self, like: Any) -> Any:
@@ -207,7 +226,7 @@ class Checkpoints:
     raise OSError(f"checkpoint {self.folder}/{self.steps[0]} is not whole: {reason}")
 
   def meta(self) -> dict[str, Any] | None:
-    """What the newest readable checkpoint says of its run, without its arrays; None without any."""
+    """The meta of the newest checkpoint whose meta is whole; None without any."""
     return next((meta for _, meta in map(self._meta, self.steps) if meta is not None), None)
 
   def close(self) -> None:
@@ -222,6 +241,7 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
+  """Kind and first line of an error; of a long line both ends."""
   line = str(error).strip().partition("\n")[0]
   if len(line) > 300:  # the cause stands at its end
     line = f"{line[:140]} ... {line[-140:]}"
@@ -237,10 +257,12 @@ def shapes_under(meta: dict[str, Any], prefix: str, sharding: jax.sharding.Shard
 
 
 def _sum(meta: dict[str, Any]) -> str:
+  """The checksum of a meta without it."""
   return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _flipped(flat: dict[str, Any], meta: dict[str, Any]) -> str | None:
+  """The leaves whose bits differ from what was saved, as a sentence; None where all agree."""
   bits = fingerprints(flat)
   wrong = [name for name, x in bits.items() if int(x) != meta["leaves"][name][2]]
   return f"the bits of {', '.join(wrong[:3])} are not those that were saved" if wrong else None
@@ -249,14 +271,15 @@ def _flipped(flat: dict[str, Any], meta: dict[str, Any]) -> str | None:
 def _claim(path: pathlib.Path) -> IO[str]:
   """A file locked for this process until it is closed or the process ends, however it ends."""
   path.parent.mkdir(parents=True, exist_ok=True)
+  # appending, since opening must not empty the file while another process has the lock
   file = open(path, "a+", encoding="utf-8")
   file.seek(0)
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except (BlockingIOError, PermissionError):
-    holder = file.read().strip()
+    writer = file.read().strip()
     file.close()
-    raise OSError(f"{path.parent} is being written by {holder}; wait for it, stop it, or "
+    raise OSError(f"{path.parent} is being written by {writer}; wait for it, stop it, or "
                   "choose another --workdir") from None
   except OSError as error:
     logging.warning("%s: no locks on this file system (%s): nothing stops a second writer", path,
