@@ -24,26 +24,25 @@ class Batch:
   """
 
   # of the rollout
-  tokens: Int[Array, "B T"] = UNFILLED
+  tokens: Int[Array, "B T"] = UNFILLED  # of the response, padded behind it
   mask: Bool[Array, "B T"] = UNFILLED  # response tokens that count
   present: Bool[Array, "B T"] | None = None  # those that stand in the context; None: as the mask
   prompt: Int[Array, "B L"] = UNFILLED  # left padded
-  prompt_mask: Bool[Array, "B L"] = UNFILLED
+  prompt_mask: Bool[Array, "B L"] = UNFILLED  # real tokens of the prompt
   group: Int[Array, " B"] = UNFILLED  # the prompt of a row
   row: Int[Array, "B 2"] = UNFILLED  # key data (uint32): the identity of a row
   finished: Bool[Array, " B"] = UNFILLED  # ended by a stop token
   # of the policy that sampled, nats, untruncated at temperature 1
-  old_logp: Float[Array, "B T"] | None = None
-  old_entropy: Float[Array, "B T"] | None = None
-  # of the distribution that was drawn from
-  sampled_logp: Float[Array, "B T"] | None = None
+  old_logp: Float[Array, "B T"] | None = None  # log-prob of the token
+  old_entropy: Float[Array, "B T"] | None = None  # of the distribution
+  sampled_logp: Float[Array, "B T"] | None = None  # under the distribution that was drawn from
   phase: Int[Array, "B T"] | None = None  # the step or turn of a token
-  ref_logp: Float[Array, "B T"] | None = None  # of the reference policy
+  ref_logp: Float[Array, "B T"] | None = None  # under the reference policy
   # of the verifier: 1 right, 0 wrong, -1 unknown
   verdict: Int[Array, " B"] = UNFILLED
   # of the objective
-  rewards: Float[Array, " B"] = UNFILLED
-  adv: Float[Array, "B T"] | None = None
+  rewards: Float[Array, " B"] = UNFILLED  # of the responses
+  adv: Float[Array, "B T"] | None = None  # advantages of the tokens
   scale: Float[Array, "B T"] | None = None  # how tokens add up in the loss
   noise: Float[Array, "B T"] | None = None  # uniform numbers that break ties of rankings
   # further columns of a rollout, by name
@@ -56,8 +55,8 @@ class Batch:
 
   def columns(self) -> dict[str, Any]:
     """The filled columns by name."""
-    own = {name: getattr(self, name) for name in COLUMNS}
-    return {name: x for name, x in {**own, **self.extra}.items() if x is not None}
+    declared = {name: getattr(self, name) for name in COLUMNS}
+    return {name: x for name, x in {**declared, **self.extra}.items() if x is not None}
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Batch) if field.name != "extra")

@@ -26,7 +26,10 @@ class Controller:
     return {}
 
   def begin(self, state: State, means: Mapping[str, Array]) -> State:
-    """Once, before the first update: `means` of the first rollout at the initial policy."""
+    """The state before the first update.
+
+    means: of the first rollout at the initial policy, of every penalty with an outer function.
+    """
     del means
     return state
 
@@ -55,6 +58,7 @@ class Gate(Controller):
     success = metrics[self.metric].astype(float)
     rate = self.memory * state["gate_rate"] + (1.0 - self.memory) * success
     up = (rate >= self.above) & (state["level"] < self.most)
+    # a rate earned at an easier level says nothing of the next one: it starts again from 0
     return {"level": state["level"] + jnp.where(up, 1.0, 0.0).astype(float),
             "gate_rate": jnp.where(up, 0.0, rate).astype(float)}
 
@@ -87,6 +91,7 @@ class Paced(Controller):
 
   def update(self, state: State, metrics: Mapping[str, Array]) -> State:
     old = state["temperature_shape"], state["temperature_rate"]
+    # the distribution at a share of the way to the target, on the line of natural parameters
     at = lambda share: tuple(o + share * (t - o) for o, t in zip(old, self.target, strict=True))
 
     def halve(_, bounds):  # the KL to old grows along the line
@@ -96,6 +101,7 @@ class Paced(Controller):
       return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
     low, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(old[0]), jnp.ones_like(old[0])))
+    # where the target itself is within the bound, bisection would stop just short of it
     share = jnp.where(gamma_kl(at(1.0), old) <= self.kl, 1.0, low)
     share = jnp.where(metrics[self.metric] >= self.above, share, 0.0).astype(old[0].dtype)
     return self._state(*at(share))
@@ -108,15 +114,16 @@ def init(controllers: tuple[Controller, ...]) -> State:
   """All named values; raises TypeError when two controllers name the same one."""
   state: State = {}
   for controller in controllers:
-    own = controller.init()
-    twice = sorted(own.keys() & state.keys())
+    values = controller.init()
+    twice = sorted(values.keys() & state.keys())
     if twice:
       raise TypeError(f"{controller} names {twice[0]!r}, which another controller names already")
-    state.update(own)
+    state.update(values)
   return state
 
 
 def _each(controllers, state: State, step) -> State:
+  """The state after step(controller, its values) of every controller; values of none stay."""
   moved = dict(state)
   for controller in controllers:
     moved.update(step(controller, {name: state[name] for name in controller.init()}))
@@ -124,11 +131,11 @@ def _each(controllers, state: State, step) -> State:
 
 
 def begin(controllers: tuple[Controller, ...], state: State, means: Mapping[str, Array]) -> State:
-  """`begin` of every controller, on its own values."""
-  return _each(controllers, state, lambda c, own: c.begin(own, means))
+  """`begin` of every controller, on its values."""
+  return _each(controllers, state, lambda c, values: c.begin(values, means))
 
 
 def update(controllers: tuple[Controller, ...], state: State,
            metrics: Mapping[str, Array]) -> State:
-  """`update` of every controller, on its own values."""
-  return _each(controllers, state, lambda c, own: c.update(own, metrics))
+  """`update` of every controller, on its values."""
+  return _each(controllers, state, lambda c, values: c.update(values, metrics))

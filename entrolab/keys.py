@@ -10,9 +10,9 @@ and from the key of a row, by further folds,
     cut of a branching response       uniform(fold(row, CUT), (T + 1,))
     branching decisions at position t uniform(fold(row, TRIALS, t), (trials,))
 
-Evaluation folds EVALUATION where training folds its step, and then a step of its own; responses
-that only decide how many branches a prompt gets fold PROBE as their branch id; the draw of what is
-replayed is seeded on the host by (run key, step).
+Evaluation folds EVALUATION where training folds its step, and then the step of the evaluation.
+Responses that only decide how many branches a prompt gets fold PROBE as their branch id. The draw
+of what is replayed is seeded on the host by (run key, step).
 
 So a row's tokens depend on the seed, its step, its prompt, its sample and its branch, and not on
 the batch around it, the padding, the number of hosts or how often something was called. Streams
@@ -39,7 +39,7 @@ LIMIT = 2**30  # steps, prompt ids, samples, branches and positions are all belo
 class Stream(NamedTuple):
   """One kind of random number, and the folds that lead to it from the run key."""
   use: str  # what is drawn from it
-  folds: tuple[str | int, ...]  # names are numbers from 0 to LIMIT - 1, integers are reserved
+  folds: tuple[str | int, ...]  # names stand for integers below LIMIT, integers are reserved values
 
 
 ROW = ("step", "prompt", "sample", "branch")
@@ -72,7 +72,7 @@ def row_keys(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"], 
 def keys_of_rows(key: Key[Array, ""], step: Array | int, prompts: Int[Array, " P"],
                  sample: Int[Array, " B"], branch: Int[Array, " B"], *, samples: int
                  ) -> Key[Array, " B"]:
-  """`row_keys` where every row has a sample index and a branch id of its own."""
+  """`row_keys` with a sample index and a branch id for each row."""
   one_row = lambda prompt, g, b: row_keys(key, step, prompt[None], 1, first=g, branch=b)[0]
   return jax.vmap(one_row)(jnp.repeat(prompts, samples), sample, branch)
 
@@ -98,8 +98,8 @@ def tie_noise(rows: Int[Array, "B 2"], step: Array, length: int) -> Float[Array,
 
 def cut_uniform(keys: Key[Array, " B"], length: int) -> Float[Array, "B N"]:
   """[B, T + 1]: per row, a number for the choice among candidates, then one a position."""
-  own = jax.vmap(lambda key: jax.random.fold_in(key, CUT))(keys)
-  return jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(own)
+  cut_keys = jax.vmap(lambda key: jax.random.fold_in(key, CUT))(keys)
+  return jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(cut_keys)
 
 
 def trial_uniform(keys: Key[Array, " B"], position: Int[Array, " B"], trials: int

@@ -34,12 +34,12 @@ def gradient(objective: Objective, statistics: Statistics, params: Any, batch: B
   """Gradient over an optimiser batch, the same for every number of micro-batches.
 
   statistics(params, rows) -> the columns of `objective.statistics` for these rows of the batch.
-  order [ways, B / ways]: of the rows of each device when they are split; None for theirs.
+  order [ways, B / ways]: in which the rows of each device are split; None: as they stand.
   Raises ValueError when the rows do not split into `micro` parts.
   """
   _check_split(batch.tokens.shape[0], micro)
   control = control or {}
-  # a part scores its own rows where it is the whole batch, or where the objective asks for that;
+  # `score` is called part by part where one part is the whole batch, or with scope="micro";
   # otherwise weights and scales of the whole batch are known before the first part
   alone = micro == 1 or objective.scope == "micro"
 

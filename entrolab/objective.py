@@ -3,13 +3,14 @@
     loss = sum_bt scale_bt ( prod_k weight^k_bt surrogate_bt(adv) + sum_j beta_j penalty^j_bt )
 
 A method is a pure function of named columns; `term` binds its hyper-parameters; an `Objective`
-is a frozen value whose slots hold terms. Nothing here knows that a trainer exists.
+is a frozen value with terms in its slots. Nothing here knows that a trainer exists.
 
 Partition invariance: everything that ranks, thresholds, averages or squares over the batch is
 evaluated by `score` on the whole optimiser batch, without gradient; `loss` then only adds up
-tokens, so that any number of micro-batches gives the same gradient. With one micro-batch the
-score needs no pass of its own. `scope="micro"` scores each micro-batch alone, as some official
-implementations do.
+tokens, so that any number of micro-batches gives the same gradient. With one micro-batch
+`score` reads the statistics that the loss computes anyway; with several it may need one more
+forward pass over the batch, without gradient (`needs_score_pass`). `scope="micro"` scores each
+micro-batch alone, as some official implementations do.
 """
 
 import dataclasses
@@ -72,13 +73,13 @@ def term(fn: Callable[..., Array], **knobs: Any) -> Term:
   Raises TypeError for a knob that `fn` does not have, with the choices.
   """
   parameters = inspect.signature(fn).parameters.values()
-  own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+  declared = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
   bound = Term(fn, tuple(sorted(knobs.items())))
   for name in knobs:
-    if name not in own:
-      have = ", ".join(f"{k}={v!r}" for k, v in own.items()) or "none"
+    if name not in declared:
+      have = ", ".join(f"{k}={v!r}" for k, v in declared.items()) or "none"
       raise TypeError(f"{bound.name}(): unknown knob {name!r}; have: {have}")
-  for name, default in own.items():
+  for name, default in declared.items():
     if default is inspect.Parameter.empty and name not in knobs:
       raise TypeError(f"{bound.name}(): knob {name!r} has no default; set it")
   hash(bound)  # raises for a list or an array: an objective is a static argument of jit
@@ -172,8 +173,8 @@ class Objective:
 
   @property
   def needs_score_pass(self) -> bool:
-    """Whether `score` reads statistics of the current policy, so that several micro-batches need
-    a gradient-free pass over the whole optimiser batch before the first of them."""
+    """Whether `score` reads statistics of the current policy. Then several micro-batches need a
+    forward pass over the whole optimiser batch, without gradient, before the first of them."""
     if self.scope == "micro":
       return False
     scored = [t for slot, t in self.terms() if slot in ("advantage", "weight", "scale")]
@@ -249,15 +250,15 @@ class Objective:
       loss = loss + beta * mean
     return loss, jax.lax.stop_gradient({"train/loss": loss, **metrics})
 
-  def touched(self, scored: Columns, batch: Batch) -> Array:
+  def tokens_changed(self, scored: Columns, batch: Batch) -> Array:
     """Share of valid tokens whose weight, selection or shaped advantage the method changed."""
     mask = batch.mask
-    hit = scored["weight"] != 1.0
+    changed = scored["weight"] != 1.0
     if scored["adv"] is not None:
-      hit = hit | (scored["adv"] != (0.0 if batch.adv is None else batch.adv))
+      changed = changed | (scored["adv"] != (0.0 if batch.adv is None else batch.adv))
     for j in range(len(self.penalties)):
-      hit = hit | (scored[f"share{j}"] != 0.0)
-    return masked_mean(real(hit), mask)
+      changed = changed | (scored[f"share{j}"] != 0.0)
+    return masked_mean(real(changed), mask)
 
   def means(self, scored: Columns) -> dict[str, Array]:
     """The aggregated means under outer functions, by the name of the penalty."""
@@ -267,14 +268,14 @@ class Objective:
 
 def _fits(slot: str, bound: Term) -> None:
   if not isinstance(bound, Term):
-    raise TypeError(f"the {slot} slot holds {bound!r}; write term(function, ...)")
+    raise TypeError(f"the {slot} slot has {bound!r}; write term(function, ...)")
   if bound.slot != slot:
     raise TypeError(f"{bound.name}() returns a {bound.slot or 'value without a slot'}; "
                     f"this place takes a {slot}")
 
 
 def _total(share: Array, value: Array, mask: Array) -> Array:
-  """sum(share * value) over valid tokens; padding may hold anything."""
+  """sum(share * value) over valid tokens, whatever stands in the padding."""
   return (share * jnp.where(mask, value, 0.0)).sum()
 
 

@@ -17,11 +17,11 @@ def replicated(x: Array, *, rows: bool = False) -> Array:
 
   rows: gathers the last axis alone, so that rows stay where they are.
   """
-  own = jax.typeof(x).sharding
-  if own.mesh.empty or own.mesh.are_all_axes_auto:
+  sharding = jax.typeof(x).sharding
+  if sharding.mesh.empty or sharding.mesh.are_all_axes_auto:
     return x
-  spec = PartitionSpec(*tuple(own.spec)[:-1], None) if rows else PartitionSpec()
-  return jax.sharding.reshard(x, NamedSharding(own.mesh, spec))
+  spec = PartitionSpec(*tuple(sharding.spec)[:-1], None) if rows else PartitionSpec()
+  return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def masked_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
@@ -110,5 +110,5 @@ def grouped(x: Array, size: int) -> Array:
 def step_sums(x: Float[Array, "B T"], phase: Int[Array, "B T"], mask: Bool[Array, "B T"], *,
               steps: int) -> Float[Array, "S B"]:
   """Sum of x over the valid tokens of every step s < steps of every row."""
-  one = lambda s: jnp.where(mask & (phase == s), x, 0.0).sum(-1)
-  return jax.vmap(one)(jnp.arange(steps, dtype=phase.dtype))
+  sums_of = lambda s: jnp.where(mask & (phase == s), x, 0.0).sum(-1)
+  return jax.vmap(sums_of)(jnp.arange(steps, dtype=phase.dtype))

@@ -33,10 +33,10 @@ HOST = 64  # bytes of a host name that processes exchange when they compare valu
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """The mesh axes that shard rows, the vocabulary and the width of parameters; hashable."""
-  mesh: Mesh
-  rows: tuple[str, ...] = ROWS
-  vocab: str | None = "tensor"  # None: whole on every device
-  width: str | None = None  # one of `rows`, or None: whole on every device
+  mesh: Mesh  # its axes are those below
+  rows: tuple[str, ...] = ROWS  # axes that shard rows, together
+  vocab: str | None = "tensor"  # the axis that shards the vocabulary; None: whole everywhere
+  width: str | None = None  # the axis of `rows` that shards parameters; None: whole everywhere
 
 
 def spec(*logical: str) -> P:
@@ -106,13 +106,13 @@ def put(value: Any, sharding: NamedSharding) -> jax.Array:
 
 def local(tree: Any) -> Any:
   """The rows of this process of global arrays, as numpy arrays: the inverse of `place`."""
-  def one(x):
+  def rows_here(x):
     if jax.process_count() == 1:
       return np.asarray(x)
     parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(rows_here, tree)
 
 
 def start_hosts() -> None:

@@ -26,8 +26,8 @@ from entrolab.models.parameters import Config, Params
 from entrolab.sharding import Layout
 from entrolab.typing import Array, Bool, Float, Int
 
-# What a layer keeps for its backward pass: everything; the states between layers; or beside these
-# the results of its matmuls. The rest is computed again.
+# What is stored of a layer for its backward pass: everything; the states between layers; or beside
+# these the results of its matmuls. The rest is computed again.
 REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable,
          "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -37,7 +37,7 @@ REMAT = {"none": None, "block": jax.checkpoint_policies.nothing_saveable,
 class Cache:
   """Keys and values of all layers at S positions; the first B of its rows are in use."""
   k: Float[Array, "L rows K S dh"]  # rows >= B
-  v: Float[Array, "L rows K S dh"]
+  v: Float[Array, "L rows K S dh"]  # rows >= B
   valid: Bool[Array, "B S"]  # which positions have a token that may be attended to
 
 
@@ -156,7 +156,7 @@ def _declared(module: Any, config: Config, layered: bool) -> Params:
     if row.layered != layered:
       continue
     shape = row.shape(config)
-    # nn.scan stacks the parameters of a layer: their first axis is its affair
+    # nn.scan adds the axis of layers: inside a layer it is left out
     found[row.name] = module.param(row.name, row.init(config), shape[1:] if layered else shape)
     if module.has_variable("params", row.scale):
       found[row.scale] = module.get_variable("params", row.scale)
@@ -223,9 +223,9 @@ class Decoder(nn.Module):
 
 def init(config: Config, key: Array) -> Params:
   """Random float32 parameters: normal 0.02, outputs of the residual branches scaled by depth."""
-  one = jnp.zeros((1, 1), jnp.int32)
+  token = jnp.zeros((1, 1), jnp.int32)  # shapes of parameters do not depend on the input
   config = dataclasses.replace(config, layout=None)
-  made: Any = Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))
+  made: Any = Decoder(config).init(key, token, token, jnp.ones((1, 1, 1), bool))
   return made["params"]
 
 
@@ -265,13 +265,13 @@ def logits(config: Config, params: Params, hidden: Float[Array, "B D"]) -> Float
 
 
 def hidden_states(config: Config, params: Params, tokens: Int[Array, "B S"],
-                  positions: Int[Array, "B S"], segments: Int[Array, "B S"]
+                  positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
                   ) -> Float[Array, "B S D"]:
-  """States after the final norm; a position attends to earlier ones of its non-zero segment."""
+  """States after the final norm; a position attends to earlier ones with its id, which is not 0."""
   step = jnp.arange(tokens.shape[1])
   causal = step[:, None] >= step[None]
-  same = segments[:, :, None] == segments[:, None]
-  allowed = causal[None] & same & (segments > 0)[:, None]
+  same = segment_ids[:, :, None] == segment_ids[:, None]
+  allowed = causal[None] & same & (segment_ids > 0)[:, None]
   return Decoder(config).apply({"params": params}, tokens, positions, allowed)[0]
 
 

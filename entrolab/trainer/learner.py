@@ -1,6 +1,6 @@
 """The update of a policy as a pure function of (state, batch), sharded over a mesh.
 
-`Learner` holds the jitted functions of a run. They close over everything static: objective, model
+`Learner` has the jitted functions of a run. They close over everything static: objective, model
 configuration, optimiser and mesh. All that changes is in `State`; metrics of a rollout are in
 `trainer.metrics`, the loop around an update is in `trainer.step`.
 """
@@ -116,8 +116,8 @@ class Learner:
     c = self.config
     plan = packing.make(
         tokens, counted, length=length, max_tokens=max_tokens, ways=ways, parts=parts,
-        # floats that a layer keeps of one attended position, its logit and its weight by head,
-        # beside those that it keeps of the position itself
+        # floats that are stored of a layer for one attended position (logit and weight of every
+        # head), over those that are stored for the position itself
         attention=2.0 * c.heads / (8.0 * c.width + 3.0 * c.mlp_width),
         balanced=self.objective.scope == "batch")
     padding = packing.padded_share(tokens, ways * parts * plan.bins * plan.width)
@@ -138,10 +138,10 @@ class Learner:
   def _prepare(self, batch: Batch, state: State) -> Batch:
     """Rewards and advantages of a whole rollout."""
     batch = self.objective.prepare(self.with_noise(batch, state.step), state.control)
-    return batch.replace(noise=None)  # every update draws its own
+    return batch.replace(noise=None)  # every update draws new noise
 
   def _begin_control(self, state: State, batch: Batch, plan: packing.Plan | None = None) -> State:
-    """Lets controllers see the first rollout at the initial policy, before any update."""
+    """Lets controllers measure the first rollout at the initial policy, before any update."""
     live = self._forward(state.params, batch, self.objective.statistics.names, plan)
     batch = self.with_noise(batch, state.step)
     scored = self.objective.score({**batch.columns(), **state.control, **live})
@@ -186,7 +186,7 @@ class Learner:
     replayed = batch.extra.get("replayed", jnp.zeros(1, bool))
     entropy = masked_mean(live["entropy"], batch.mask & ~replayed[:, None])
     shown = {**shown, "train/grad_norm": norm, "entropy/exact": entropy,
-             "method/tokens_changed": self.objective.touched(scored, batch)}
+             "method/tokens_changed": self.objective.tokens_changed(scored, batch)}
     if self.on_policy and batch.old_logp is not None:
       # no forward pass came before: this update is the first to compute what the sampler reported
       shown |= metrics.logp_difference(live["logp"], batch.old_logp, batch.mask)
@@ -198,7 +198,7 @@ class Learner:
                 next_reference(self.experiment.reference, self.experiment.training.updates,
                                state, params))
     finite = jnp.isfinite(shown["train/loss"]) & jnp.isfinite(norm) & jnp.isfinite(entropy)
-    new = jax.tree.map(lambda moved, kept: jnp.where(finite, moved, kept), new, state)
+    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
     shown["train/applied"] = finite.astype(jnp.float32)
     shown.update({f"control/{name}": x for name, x in new.control.items() if x.ndim == 0})
     return new, shown
@@ -215,8 +215,8 @@ class Learner:
       live = self.statistics(params, rows, spec, plan)
       if not self.on_policy:
         return live
-      # the old policy is the one of this very update: its columns are the live ones, held fixed,
-      # and the ratio is 1 with the gradient of the log-prob
+      # the old policy is the one of this very update: its columns are the live ones without their
+      # gradient, and the ratio is 1 with the gradient of the log-prob
       return {**live, "old_logp": jax.lax.stop_gradient(live["logp"]),
               "old_entropy": jax.lax.stop_gradient(live["entropy"])}
 
@@ -235,7 +235,7 @@ class Learner:
     if plan is not None:
       laid = packing.lay(plan, rows.extra[packing.START], tokens, valid, rows.mask)
       hidden = transformer.hidden_states(self.config, params, laid.tokens, laid.positions,
-                                         laid.segments)
+                                         laid.segment_ids)
       # the vocabulary is evaluated on the list of predicting states, and comes back as columns
       listed = vocab.fused(packing.states(laid, hidden), head, laid.target, spec, self.layout)
       return packing.columns(laid, rows.mask, listed)
@@ -272,9 +272,9 @@ def optimiser(t: Training) -> optax.GradientTransformation:
 def on_policy(experiment: Experiment) -> bool:
   """Whether old_logp and old_entropy are the statistics of the very update that reads them.
 
-  So it is where the update is the only one of its rollout and is scored in one piece. Not where a
-  forward pass over the rollout is made at every step anyway, where a reward or an advantage reads
-  them before the update, nor where some rows are of other steps.
+  So it is where the update is the only one of its rollout and `Objective.score` needs no forward
+  pass before it. Not where a forward pass over the rollout is made at every step anyway, where a
+  reward or an advantage reads them before the update, nor where some rows are of other steps.
   """
   t = experiment.training
   objective = experiment.objective

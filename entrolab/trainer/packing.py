@@ -1,10 +1,10 @@
 """Whole rows side by side in bins, so that a forward pass computes few positions of padding.
 
-A bin has W = k (L + T) positions, k = 1, 2 or 4, and holds the real tokens of whole rows (prompt
-and response) one after another; segment ids keep rows apart, positions begin anew in every row. The
-states that predict a response token that counts are gathered into a list, the vocabulary is
-evaluated on that list alone, and the statistics return as columns [B, T], zero off the mask: what
-follows sees rows as ever. Rows stay on their device, in bins of their own part of the batch.
+A bin has W = k (L + T) positions, k = 1, 2 or 4, filled with the real tokens of whole rows (prompt
+and response) one after another. Segment ids tell the rows of a bin apart; positions begin anew in
+every row. The states that predict a response token that counts are gathered into a list, and the
+vocabulary is evaluated on that list alone. Its statistics return as columns [B, T], zero off the
+mask, as without packing. A row stays on its device, in bins of its part of the batch.
 
 Shapes are static. Where rows lie is decided on the host from their lengths alone, never from what
 came before, so that a resumed run packs alike. The number of bins, and that of tokens in the list,
@@ -24,8 +24,8 @@ from entrolab.batch import Batch
 from entrolab.typing import Array, Bool, Float, Int
 
 START = "packed_start"  # column [B] of a batch: where a row begins in the bins of its device
-WIDTHS = (1, 2, 4)  # k: rows of full length that a bin holds
-EIGHTHS = range(2, 9)
+WIDTHS = (1, 2, 4)  # k: rows of full length that fit into a bin
+EIGHTHS = range(2, 9)  # of the most bins, or listed tokens, that a plan could need
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +50,14 @@ def make(tokens: np.ndarray, counted: np.ndarray, *, length: int, max_tokens: in
          parts: int, attention: float, balanced: bool) -> Plan:
   """The plan of B rows in `parts` parts over `ways` devices, by first fit of the longest rows.
 
-  tokens, counted [B]: tokens of a row in all, and those of its response that count; length: L + T;
-  max_tokens: T; attention: cost of one attended position beside all else of a position. balanced:
-  rows are dealt so that parts have nearly equal numbers of tokens; otherwise they keep the order
-  of `microbatch.split`. The bins are as wide as costs least, at most what rows with their padding
+  tokens, counted: [B], tokens of a row in all, and those of its response that count.
+  length: L + T.
+  max_tokens: T.
+  attention: cost of one attended position, as a share of all else that a position costs.
+  balanced: whether rows are dealt so that parts have nearly equal numbers of tokens; otherwise they
+    stay in the order of `microbatch.split`.
+
+  Of the widths of a bin it takes the one that costs least, at most what rows with their padding
   cost. Raises ValueError for a row that is longer than `length`.
   """
   if tokens.max(initial=0) > length:
@@ -83,7 +87,7 @@ def make(tokens: np.ndarray, counted: np.ndarray, *, length: int, max_tokens: in
 
 
 def padded_share(tokens: np.ndarray, positions: int) -> float:
-  """Share of the positions of a forward pass that hold none of the tokens [B] of its rows."""
+  """Share of the positions of a forward pass that are padding; tokens [B]: the real ones."""
   return 1.0 - float(tokens.sum()) / positions
 
 
@@ -131,9 +135,9 @@ def rounded(count: int, most: float) -> int:
 class Laid:
   """Rows of one part in bins: N = ways * bins of them, W wide, and R listed tokens a device."""
 
-  tokens: Int[Array, "N W"]
-  positions: Int[Array, "N W"]  # of a token in its own row
-  segments: Int[Array, "N W"]  # the row of a token, from 1; 0 where a bin is empty
+  tokens: Int[Array, "N W"]  # zero where a bin is empty
+  positions: Int[Array, "N W"]  # of a token in its row
+  segment_ids: Int[Array, "N W"]  # the row of a token, from 1; 0 where a bin is empty
   before: Int[Array, "ways R"]  # places in the bins of the states that predict
   target: Int[Array, "ways R"]  # the tokens that they predict
   place: Int[Array, "B T"]  # of a response token in the list of its device
@@ -147,27 +151,28 @@ def lay(plan: Plan, start: Int[Array, " B"], tokens: Int[Array, "B S"], valid: B
 
   def on_device(start, tokens, valid, mask):
     position = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-    slot = start[:, None] + position
-    row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], slot.shape)
-    bins = _scattered(plan.bins * plan.width, valid, slot, tokens, position, row)
-    # the list of the tokens that count, one row after another
+    bin_place = start[:, None] + position  # of every token, in the flattened bins of the device
+    row = jnp.broadcast_to(jnp.arange(1, 1 + len(start), dtype=jnp.int32)[:, None], bin_place.shape)
+    bins = _scattered(plan.bins * plan.width, valid, bin_place, tokens, position, row)
+    # the list of the tokens that count, one row after another; the state that predicts a token is
+    # that of the token before it
     place = (jnp.cumsum(mask.ravel(), dtype=jnp.int32) - 1).reshape(mask.shape)
-    listed = _scattered(plan.tokens, mask, place, slot[:, -max_tokens:] - 1,
+    listed = _scattered(plan.tokens, mask, place, bin_place[:, -max_tokens:] - 1,
                         tokens[:, -max_tokens:])
     return bins, listed, jnp.where(mask, place, 0)
 
   by_device = lambda x: x.reshape(ways, -1, *x.shape[1:])
   bins, listed, place = jax.vmap(on_device)(*map(by_device, (start, tokens, valid, mask)))
   bins = bins.reshape(ways * plan.bins, plan.width, 3)
-  return Laid(tokens=bins[..., 0], positions=bins[..., 1], segments=bins[..., 2],
+  return Laid(tokens=bins[..., 0], positions=bins[..., 1], segment_ids=bins[..., 2],
               before=listed[..., 0], target=listed[..., 1], place=place.reshape(mask.shape))
 
 
-def _scattered(size: int, on: Array, slot: Array, *values: Array) -> Int[Array, "n v"]:
-  """Values where `on` holds, to their slots of `size`; zero elsewhere."""
+def _scattered(size: int, on: Array, place: Array, *values: Array) -> Int[Array, "n v"]:
+  """[size, values]: the values where `on` is true, each at its place; zero elsewhere."""
   flat = jnp.stack([x.ravel().astype(jnp.int32) for x in values], axis=-1)
-  slot = jnp.where(on, slot, size).ravel()
-  return jnp.zeros((size, len(values)), jnp.int32).at[slot].set(flat, mode="drop")
+  place = jnp.where(on, place, size).ravel()  # `size` is out of range: dropped
+  return jnp.zeros((size, len(values)), jnp.int32).at[place].set(flat, mode="drop")
 
 
 def states(laid: Laid, hidden: Float[Array, "N W D"]) -> Float[Array, "ways R D"]:
