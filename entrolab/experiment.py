@@ -1,4 +1,4 @@
-"""What a run is: one frozen value that holds all that its results depend on."""
+"""What a run is: one frozen value of all that its results depend on."""
 
 import dataclasses
 from typing import Any, Literal, Protocol
@@ -26,10 +26,10 @@ class Training:
   warmup: int = 10  # optimiser steps in which the learning rate rises from 0
   schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the rate after the warm-up
   clip_norm: float = 1.0  # of the whole gradient; 0: no clip
-  weight_decay: float = 0.0
-  b1: float = 0.9  # AdamW's
-  b2: float = 0.999
-  eps: float = 1e-8
+  weight_decay: float = 0.0  # of AdamW
+  b1: float = 0.9  # of AdamW: decay of the mean gradient
+  b2: float = 0.999  # of AdamW: decay of the mean square
+  eps: float = 1e-8  # of AdamW, beside the root of the mean square
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; parameters are float32
   # what layers compute again in the backward pass: nothing, all, or all but the matmuls
   remat: Literal["none", "block", "dots"] = "none"
@@ -48,8 +48,8 @@ class Evaluation:
   samples: int = 16  # responses to each of them, besides a greedy one
   every: int = 0  # steps between evaluations; 0: only before and after
   ks: tuple[int, ...] = (1, 2, 4, 8, 16)  # of pass@k
-  temperature: float = 1.0
-  top_p: float = 1.0
+  temperature: float = 1.0  # of the samples
+  top_p: float = 1.0  # of the samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +84,19 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A run, whole. Raises ValueError where its parts do not fit together."""
-  name: str
-  objective: Objective
-  model: Model
-  task: Task
-  rollout: Strategy
-  sampling: Sampling = Sampling()
-  training: Training = Training()
-  evaluation: Evaluation = Evaluation()
-  saving: Saving = Saving()
-  mesh: Mesh = Mesh()
-  reference: Reference = Reference()
-  seed: int = 0
+  """A whole run. Raises ValueError where its parts do not fit together."""
+  name: str  # of the run directory and the report
+  objective: Objective  # the loss, from rewards to penalties
+  model: Model  # the policy before training
+  task: Task  # problems and verdicts
+  rollout: Strategy  # how the rows of a step are made
+  sampling: Sampling = Sampling()  # how many, and from which distribution
+  training: Training = Training()  # optimiser and its schedule
+  evaluation: Evaluation = Evaluation()  # on held-out problems
+  saving: Saving = Saving()  # checkpoints
+  mesh: Mesh = Mesh()  # devices
+  reference: Reference = Reference()  # the policy behind `ref_logp`, where a term reads it
+  seed: int = 0  # of everything random: order of prompts, tokens, ties
 
   def __post_init__(self) -> None:
     s, t = self.sampling, self.training
@@ -142,4 +142,4 @@ class Experiment:
       raise ValueError("sampling.ahead=1: responses are of the policy of one step ago and nothing "
                        "corrects for it; add weights=term(rollout_correction.token_weight) to the "
                        "objective, as base_objectives.py:objective=corrected has it, or let the "
-                       "surrogate's own ratio do it: training.old_logp=sampler")
+                       "ratio of the surrogate do it: training.old_logp=sampler")

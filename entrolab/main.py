@@ -64,13 +64,13 @@ def main(argv: list[str]) -> None:
   if CONFIG.value is None:
     here = ", ".join(sorted(map(str, pathlib.Path("experiments").glob("*.py"))))
     raise app.UsageError(f"--config is needed; choices here: {here or 'none'}")
-  if not flags.FLAGS["verbosity"].present:  # the libraries tell every file that they write
+  if not flags.FLAGS["verbosity"].present:  # else libraries log every file that they write
     logging.set_verbosity(logging.WARNING)
     standard.getLogger("absl").setLevel(standard.WARNING)
   from entrolab import config, sharding
   from entrolab.trainer import explain, loop, step  # after the flags, so that --help is quick
   try:
-    sharding.start_hosts()  # before anything asks for a device, as building an objective does
+    sharding.start_hosts()  # before anything uses a device, as building an objective does
     experiment = config.load(CONFIG.value, tuple(SET.value))
     cache = compile_cache(CACHE.value)
     if EXPLAIN.value:

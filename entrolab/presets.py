@@ -1,8 +1,8 @@
-"""What recipes share: a model, a task, and the numbers that suit them.
+"""What recipes share: a model, a task, and the hyper-parameters that suit them.
 
 `tiny` is embedded and runs anywhere; `smollm2` is a real pre-trained model on a CPU; the others are
 the papers' settings, for TPU and GPU meshes. `text_world`, `form` and `word_problems` are what
-recipes on environments share: a cloned model, its task, and the numbers that suit them.
+recipes on environments share: a cloned model, its task, and their hyper-parameters.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class SmolLM2:
 @dataclasses.dataclass(frozen=True)
 class HuggingFace:
   """A folder of safetensors: a path, or a name below the folder ENTROLAB_MODELS."""
-  name: str
+  name: str  # the path, or the name
 
   def load(self):
     """(Config, params, Tokenizer). Raises FileNotFoundError with the places looked at."""
@@ -62,13 +62,13 @@ class HuggingFace:
 @dataclasses.dataclass(frozen=True)
 class Preset:
   """All of an experiment but its name, objective and seed."""
-  model: Model
-  task: Task
-  sampling: Sampling
-  training: Training
-  evaluation: Evaluation = Evaluation()
-  saving: Saving = Saving()
-  mesh: Mesh = Mesh()
+  model: Model  # as in `Experiment`, here and below
+  task: Task  # problems and verdicts
+  sampling: Sampling  # how many responses, and from which distribution
+  training: Training  # optimiser and its schedule
+  evaluation: Evaluation = Evaluation()  # on held-out problems
+  saving: Saving = Saving()  # checkpoints
+  mesh: Mesh = Mesh()  # devices
 
   @property
   def samples(self) -> int:

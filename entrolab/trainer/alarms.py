@@ -1,5 +1,5 @@
-"""What makes a run meaningless while it goes on: each alarm with its likely causes, most likely
-first, and the line to change."""
+"""Alarms for runs that go on and have become meaningless, each with its likely causes, most likely
+first, and the hyper-parameter to change."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 

@@ -1,6 +1,6 @@
 """Held-out problems: greedy, avg@n, unbiased pass@k, maj@k, with 95 % intervals over problems.
 
-Every evaluation of a run asks the same problems with the same keys, so that before and after
+Every evaluation of a run samples the same problems with the same keys, so that before and after
 differ by the policy alone.
 """
 
@@ -59,7 +59,7 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
             ) -> dict[str, float]:
   """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones.
 
-  problems: how many all processes hold, when these are those of one of several.
+  problems: how many there are in all processes, where `right` is of one of several.
   """
   count = right.shape[1]
   found: dict[str, np.ndarray] = {f"pass@{k}": pass_at_k(right, k) for k in ks}
@@ -81,7 +81,7 @@ def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: j
   """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
   e = experiment.evaluation
   count = jax.process_count()
-  chunk = experiment.sampling.prompts // count  # problems of this process that are asked at once
+  chunk = experiment.sampling.prompts // count  # problems of this process in one call of the engine
   share = problems[jax.process_index()::count]
   key = keys.evaluation(key)
   # as in training, but for the distribution that evaluation draws from and the number of samples
@@ -96,8 +96,8 @@ def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: j
     fill = part + list(part or problems)[:1] * (chunk - len(part))
     many = engine.rollout(params, fill, key, 0, sampling)
     seen.add_samples(many, len(part) * e.samples)
-    one = engine.rollout(params, fill, key, 0, greedy)
-    seen.greedy += [v.status == "right" for v in one.verdicts[:len(part)]]
+    greedy_rows = engine.rollout(params, fill, key, 0, greedy)
+    seen.greedy += [v.status == "right" for v in greedy_rows.verdicts[:len(part)]]
   return seen.summary(e, len(problems), engine.task.key)
 
 
@@ -113,7 +113,7 @@ class _Seen:
   unknown: int = 0  # samples without a verdict
 
   def add_samples(self, rollout: Rollout, rows: int) -> None:
-    """Takes in the first rows of a rollout."""
+    """Adds the first rows of a rollout."""
     verdicts = rollout.verdicts[:rows]
     self.right += [v.status == "right" for v in verdicts]
     self.unknown += sum(v.code == UNKNOWN for v in verdicts)

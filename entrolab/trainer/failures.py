@@ -1,6 +1,6 @@
-"""Updates that were not finite: what they saw is kept, so that a replay can find the cause.
+"""Updates that were not finite: their inputs are saved, so that a replay can find the cause.
 
-`scripts/replay_batch.py` repeats the loss of a kept update and names what is not finite in it.
+`scripts/replay_batch.py` repeats the loss of a saved update and names what is not finite in it.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from entrolab.trainer.files import write_text
 from entrolab.trainer.state import State
 from entrolab.typing import Array, Key
 
-LIMIT = 16  # failures of a run that are kept; parameters are large
+LIMIT = 16  # failures of a run that are saved; parameters are large
 CONTROL = "control."  # prefix of controlled values among the saved columns
 
 
 def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step: int, update: int,
          rows: Batch, state: State, metrics: Mapping[str, Array]) -> None:
-  """Keeps what an update that was not finite saw, in folder/failures: its rows, controlled values,
-  key and metrics, and the parameters, once for all failures at the same ones.
+  """Saves the inputs of an update that was not finite in folder/failures: its rows, controlled
+  values, key and metrics, and the parameters, once for all failures at the same parameters.
 
   key: of the run; state: after the update, which did not move it.
   """
@@ -38,7 +38,7 @@ def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step
   full = len(set(home.glob("step_*")) - {place}) >= LIMIT
   logging.error(
       "step %d, update %d: loss, gradient or entropy is not finite; the update was not applied; %s",
-      step, update, f"not kept: {home} holds {LIMIT} such updates already" if full else
+      step, update, f"not saved: {home} has {LIMIT} such updates already" if full else
       f"python scripts/replay_batch.py {place} says where it comes from")
   if full:
     return
@@ -64,7 +64,7 @@ def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """A kept update, read back."""
+  """A saved update, read back."""
 
   place: pathlib.Path  # its folder
   record: dict[str, Any]  # failure.json: step, update, key, metrics, where its parameters are

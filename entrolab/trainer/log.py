@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard events, samples, and one line a step."""
+"""The files of a run: metrics.jsonl, TensorBoard events, samples; and its progress line."""
 
 import json
 import math
@@ -23,7 +23,7 @@ Metrics = Mapping[str, Any]  # scalars by name
 WALL = ("seconds", "timing_s/", "rollout/tokens_per_second", "rollout/roofline",
         "train/tokens_per_second", "train/roofline", "train/recompilations",
         "rollout/recompilations")
-SHOWN = 16  # prompts whose responses are kept of a step
+SHOWN = 16  # prompts of a step whose responses are written
 LEGEND = (
     "each step: accuracy of its responses; entropy, nats a token (its change by the updates);\n"
     "  learning signal, groups of unequal rewards; tokens changed, those on which the method acts")

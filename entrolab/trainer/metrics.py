@@ -21,9 +21,11 @@ def of_rollout(before: dict[str, Array], batch: Batch, sampler_logp: Float[Array
                samples: int, top_p: float) -> dict[str, Array]:
   """Entropies, rewards, groups and lengths of a rollout, before its updates.
 
-  before: statistics of the policy that is to be updated, at least logp and entropy; sampler_logp:
-  log-probs that the sampler reported, None where the trainer computed none to compare them with;
-  samples: G; top_p: of the nucleus, where `before` has its entropy.
+  before: statistics of the policy that is to be updated, at least logp and entropy.
+  sampler_logp: log-probs that the sampler reported; None where the trainer computed none to compare
+    them with.
+  samples: G.
+  top_p: of the nucleus, where `before` has its entropy.
   """
   mask = batch.mask
   rewards = batch.rewards.reshape(-1, samples)

@@ -65,7 +65,7 @@ class Run:
     return sorted(int(end) for end in ends if end.isdigit())  # others are bounds of intervals
 
   def samples(self) -> list[dict[str, Any]]:
-    """Rollouts of the first, a middle and the last kept step: some right, some wrong."""
+    """Rollouts of the first, a middle and the last logged step: some right, some wrong."""
     paths = sorted((self.folder / "samples").glob("step_*.jsonl"))
     chosen = [paths[i] for i in sorted({0, len(paths) // 2, len(paths) - 1})] if paths else []
     found = []
@@ -215,7 +215,7 @@ def pictures(runs: list[Run]) -> dict[str, str]:
 
 
 def poster(runs: list[Run], path: pathlib.Path) -> None:
-  """The four pictures that tell most, as one PNG."""
+  """Entropy, pass@k, reward and change of entropy, as one PNG."""
   with plt.rc_context({**STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), layout="constrained")
     for ax, draw in zip(axes.flat, (_entropy, _pass, _reward, _change), strict=True):
@@ -226,7 +226,7 @@ def poster(runs: list[Run], path: pathlib.Path) -> None:
 
 
 def summary(run: Run) -> list[tuple[str, str, str]]:
-  """(name, before -> after, interval after) of the figures that decide."""
+  """(name, before -> after, interval after) of the evaluations."""
   if not run.evals:
     return []
   first, last = run.evals[0], run.evals[-1]

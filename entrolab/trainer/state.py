@@ -1,4 +1,4 @@
-"""What changes from step to step: the state that the updates move and that a checkpoint holds."""
+"""The state of a run: what updates change and a checkpoint stores."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class State:
 
   step: Int[Array, ""]  # optimiser steps that were taken
   params: Params  # of the policy, float32
-  opt: optax.OptState
+  opt: optax.OptState  # of the optimiser: moments and counts
   control: control.State  # controlled values by name
   reference: Params | None = None  # the policy behind `ref_logp`; None where no term reads it
   # in a checkpoint alone: what the rollout strategy remembers, and rows that were drawn ahead
