@@ -2,7 +2,7 @@
 
 The loss is `sum(scale * per_token)`. A scale is computed once for the whole optimiser batch;
 micro-batches and devices then simply add up. Published code divides by four different counts
-(valid tokens, selected tokens, kept rows, rows times the maximum length): each is a line here.
+(valid tokens, selected tokens, selected rows, rows times the maximum length): each is a line here.
 """
 
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
 
 
 def selected_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
-  """Mean over the valid tokens whose weight is not zero (selected tokens, kept rows)."""
+  """Mean over the valid tokens whose weight is not zero (selected tokens, selected rows)."""
   on = real(mask & (weight != 0.0))
   return on / jnp.maximum(on.sum(), 1.0)
 

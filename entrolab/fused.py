@@ -79,7 +79,7 @@ class Budget(NamedTuple):
 
 # A block of 4 MB fills the second cache of a CPU, and its caches have room for several copies of
 # 4 whole rows. Elsewhere a block is large enough that its matmul is not bound by reading the hidden
-# states again, and the compiler for TPUs keeps a search over 16 rows on the chip, over 8 not.
+# states again, and the compiler for TPUs leaves a search over 16 rows on the chip, over 8 not.
 CPU = Budget(block_bytes=4 << 20, least_entries=256, search_rows=4)
 ACCELERATOR = Budget(block_bytes=64 << 20, least_entries=2048, search_rows=16)
 
@@ -113,8 +113,8 @@ def _over_blocks(head: Array, rows: int, chunk: int, add_block: Callable, carry:
     entries = min(size, entries)
 
     def step(number, carry):
-      begin = number * entries
-      return add_block(carry, jax.lax.dynamic_slice_in_dim(head, begin, entries), begin)
+      first = number * entries
+      return add_block(carry, jax.lax.dynamic_slice_in_dim(head, first, entries), first)
 
     carry = jax.lax.fori_loop(0, size // entries, step, carry)
     rest = size % entries
@@ -148,8 +148,8 @@ def _local(tokens: Tokens, head: Array, axis: str | None) -> tuple[Bool[Array, "
 
 def _online(hidden: Hidden, head: Head, spec: Spec) -> tuple[PerRow, Sums]:
   """(largest logit, sums about it) of every row, block by block of the head."""
-  def add_block(carry, block, begin):
-    del begin  # sums do not depend on where in the vocabulary a logit stands
+  def add_block(carry, block, first):
+    del first  # sums do not depend on where in the vocabulary a logit stands
     peak, sums = carry
     z = _logits(hidden, block, spec)
     new_peak = jnp.maximum(peak, z.max(-1))
@@ -253,7 +253,7 @@ def _dense_gradient(z: Logits, stats: dict[str, Any], grads: dict[str, Float[Arr
 
 def _nucleus_gradient(z: Logits, ids: Int[Array, "1 C"], stats: dict[str, Any]) -> Logits:
   """-d nucleus_entropy / d z of a block whose entries have these ids in the whole vocabulary."""
-  # made again in other blocks, logits may be rounded differently: the cut keeps clear of them
+  # made again in other blocks, logits may be rounded differently: the cut lies clear of them
   on = inside(z, ids, jax.tree.map(lambda x: x[:, None], stats["cut"]))
   n = jnp.where(on, z - stats["lse_nucleus"][:, None], 0.0)
   return jnp.where(on, jnp.exp(n) * (n + stats["nucleus_entropy"][:, None]), 0.0)
@@ -279,19 +279,19 @@ def _backward(hidden: Hidden, head: Head, tokens: Tokens, stats: dict[str, Any],
   first_id = _first_id(head, axis)
   columns = {name: grads[name][:, None] for name in spec.names}
 
-  def add_block(carry, block, begin):
+  def add_block(carry, block, first):
     d_hidden, d_head = carry
     z = _logits(hidden, block, spec)
     dz = _dense_gradient(z, stats, columns, spec)
     if "nucleus_entropy" in columns:
-      ids = (first_id + begin + jnp.arange(z.shape[-1], dtype=jnp.int32))[None]
+      ids = (first_id + first + jnp.arange(z.shape[-1], dtype=jnp.int32))[None]
       dz = dz - columns["nucleus_entropy"] * _nucleus_gradient(z, ids, stats)
     # in the type of the inputs, whose matmuls are the fast ones; these still sum in _sum_dtype
     dz = (dz * (1.0 / spec.temperature)).astype(hidden.dtype)
     d_hidden = d_hidden + jnp.einsum("nc,cd->nd", dz, block, preferred_element_type=d_hidden.dtype)
     d_block = jnp.einsum("nc,nd->cd", dz, hidden, preferred_element_type=d_head.dtype)
     # every entry of the head is in one block: its gradient is written, not added
-    return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, begin, 0)
+    return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, first, 0)
 
   zeros = lambda x: jnp.zeros(x.shape, _sum_dtype(hidden))
   d_hidden, d_head = _over_blocks(head, hidden.shape[0], spec.chunk, add_block,

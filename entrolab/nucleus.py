@@ -1,10 +1,10 @@
 """The exact cut of a nucleus without sorting: a search for the logit at which the mass is reached.
 
-Rows of logits [N, V] -> the smallest kept and the largest dropped logit, so that a pass over the
-same logits in another blocking, which may round differently, finds the same set. The search goes
-over e^(logit - maximum), the mass itself, so that a round reads one array once; 160 random rows of
-49,152 and 151,936 logits took 6 to 24 rounds at top-p 0.8 and 0.95, mostly 12 or 18, and a block
-ends with its slowest row.
+Rows of logits [N, V] -> a cut between the smallest logit inside and the largest outside, so that a
+pass over the same logits in another blocking, which may round differently, finds the same set. The
+search goes over e^(logit - maximum), the mass itself, so that a round reads one array once. 160
+random rows of 49,152 and 151,936 logits took 6 to 24 rounds at top-p 0.8 and 0.95, mostly 12 or 18;
+a block ends with its slowest row.
 """
 
 import math
@@ -28,17 +28,19 @@ Rows = Float[Array, "N V"]  # V: the vocabulary, or a shard's part of it
 
 
 class Cut(NamedTuple):
-  """A token of logit z and index i in the whole vocabulary is kept if z > high, or if z >= low and
-  i <= last. Where kept and dropped logits differ, low and high are the midpoint between them. Where
-  the cut splits equal logits, of which the first are kept, low and high lie around their value.
+  """Where a set of largest logits ends: a token of logit z and index i in the whole vocabulary is
+  inside if z > high, or if z >= low and i <= last.
+
+  Where the logits on both sides differ, low and high are the midpoint between them. Where the cut
+  splits equal logits, of which the first are inside, low and high lie around their value.
   """
-  low: PerRow
-  high: PerRow
-  last: Int[Array, " N"]  # index of the last equal logit that is kept; -1 where none are split
+  low: PerRow  # bound of the equal logits from below, or the cut itself
+  high: PerRow  # their bound from above, or the cut itself
+  last: Int[Array, " N"]  # index of the last equal logit inside; -1 where none are split
 
 
 def inside(logits: Array, ids: Array, cut: Cut) -> Array:
-  """Membership, elementwise; ids are indices in the whole vocabulary."""
+  """Whether logits are inside a cut, elementwise; ids: their indices in the whole vocabulary."""
   return (logits > cut.high) | ((logits >= cut.low) & (ids <= cut.last))
 
 
@@ -110,8 +112,8 @@ def _middle(low: Keys, high: Keys) -> Keys:
 
 class _Bracket(NamedTuple):
   """Where a search stands: mass{x >= low} >= goal > mass{x >= high}, low and high being keys."""
-  low: Keys
-  high: Keys
+  low: Keys  # the goal is reached here
+  high: Keys  # and not here
   probe: Keys  # where the mass is measured next
   above: PerRow  # mass{x >= high}
   under: PerRow  # goal - mass{x >= high} for the secant, which is halved while high stays
@@ -134,7 +136,7 @@ def _next_probe(number: Array, low: Keys, high: Keys, under: PerRow, over: PerRo
   """Where the secant through both ends reaches the goal, or the middle between them."""
   width = high.astype(under.dtype) - low.astype(under.dtype)
   secant = high - (width * (under / (under + over))).astype(high.dtype)
-  # one round in ROUNDS halves the bracket whatever the masses are, which bounds their number
+  # one round in ROUNDS halves the bracket whatever the masses are: their number is bounded
   halves = (number == ROUNDS - 1) | (secant <= low) | (secant >= high)
   probe = jnp.where(halves, _middle(low, high), secant)
   return jnp.where(probe > low, probe, high)  # no float between: the ends stay as they are
@@ -192,7 +194,7 @@ def _anywhere(on: Array, everywhere: tuple[str, ...]) -> Array:
 
 class Edge(NamedTuple):
   """Where a set of largest logits ends: all above tau are in it, and the first that equal tau."""
-  tau: PerRow
+  tau: PerRow  # the logit at the edge
   kept: PerRow  # how many of the logits that equal tau are in the set
   total: PerRow  # how many logits equal tau
 
@@ -218,7 +220,7 @@ def edge_at(logits: Rows, x: Rows, mass: Rows, weigh: Callable[[Array], Array], 
   need = jnp.clip(need, 1.0, total) - (0.0 if inclusive else 1.0)
 
   def among():
-    """Several logits have one exponential: a search by their number."""
+    """Several logits have one exponential: a search among them that counts them."""
     candidates = jnp.where(at_edge, logits, -jnp.inf)
     ones = jnp.where(at_edge, jnp.ones_like(logits), 0.0)
     _, tau, before = _search(candidates, ones, candidates, jnp.maximum(need, 1.0), smallest,
@@ -229,9 +231,9 @@ def edge_at(logits: Rows, x: Rows, mass: Rows, weigh: Callable[[Array], Array], 
                       lambda: Edge(largest, need, total))
 
 
-def cut_of(logits: Rows, edge: Edge, begin: int | Array = 0, axis: str | None = None,
+def cut_of(logits: Rows, edge: Edge, first_id: int | Array = 0, axis: str | None = None,
            everywhere: tuple[str, ...] = ()) -> Cut:
-  """The cut at an edge. begin: index in the whole vocabulary of the first logit; the rest as in
+  """The cut at an edge. first_id: index in the whole vocabulary of the first logit; the rest as in
   `edge_at`."""
   none = edge.kept <= 0
   split = ~none & (edge.kept < edge.total)
@@ -240,12 +242,12 @@ def cut_of(logits: Rows, edge: Edge, begin: int | Array = 0, axis: str | None = 
   middle = jnp.where(none, _above(edge.tau, near), _below(edge.tau, near))
   even = Cut(middle, middle, jnp.full_like(none, -1, jnp.int32))
   return jax.lax.cond(_anywhere(split, everywhere),
-                      lambda: _halved(logits, begin, edge, split, even, axis), lambda: even)
+                      lambda: _halved(logits, first_id, edge, split, even, axis), lambda: even)
 
 
 def edge_rows(logits: Rows, top_p: float | Array, inclusive: bool, axis: str | None = None,
               everywhere: tuple[str, ...] = ()) -> Edge:
-  """Where the nucleus of every row ends; top_p: a number, or [N] of them.
+  """Where the nucleus of every row ends; top_p: one for all rows, or [N].
 
   exclusive: the largest prefix in descending order (ties by index) whose mass stays strictly
   below top_p; inclusive: the smallest whose mass reaches it. The rest as in `edge_at`.
@@ -266,16 +268,16 @@ def cut_rows(logits: Rows, top_p: float | Array, inclusive: bool) -> Cut:
   return cut_of(logits, edge_rows(logits, top_p, inclusive))
 
 
-def _halved(logits: Array, begin: int | Array, edge: Edge, split: Array, even: Cut,
+def _halved(logits: Array, first_id: int | Array, edge: Edge, split: Array, even: Cut,
             axis: str | None) -> Cut:
-  """`even`, but where the cut splits equal logits: a band around them, and the last one kept."""
+  """`even`, but where the cut splits equal logits: a band around them, and the last one inside."""
   tau = edge.tau
   up = jnp.ones_like(split)
   upper = _above(tau, _next(logits, tau, up, axis))
   lower = _next(logits, tau, ~up, axis)
   band = _band(tau)
   middle = _below(tau, lower)
-  middle = jnp.where(middle > lower, middle, tau)  # adjacent floats: low itself is kept
+  middle = jnp.where(middle > lower, middle, tau)  # adjacent floats: the cut is low itself
   tied = logits == tau[:, None]
   kept = edge.kept.astype(jnp.int32)
   if axis is not None:  # equal logits on the shards before this one come first
@@ -283,7 +285,7 @@ def _halved(logits: Array, begin: int | Array, edge: Edge, split: Array, even: C
     before = jnp.arange(counts.shape[0])[:, None] < jax.lax.axis_index(axis)
     kept = kept - jnp.where(before, counts, 0).sum(0)
   place = _place_of(tied, kept)
-  last = highest(jnp.where(place < 0, -1, begin + place), axis)
+  last = highest(jnp.where(place < 0, -1, first_id + place), axis)
   return Cut(jnp.where(split, jnp.maximum(tau - band, middle), even.low),
              jnp.where(split, jnp.minimum(tau + band, upper), even.high),
              jnp.where(split, last, -1).astype(jnp.int32))
@@ -306,11 +308,11 @@ def _place_of(on: Array, number: Array) -> Array:
   return jnp.where(want > 0, end - 1, -1)
 
 
-def of_rows(logits: Rows, top_p: float, inclusive: bool, begin: int | Array, axis: str | None,
+def of_rows(logits: Rows, top_p: float, inclusive: bool, first_id: int | Array, axis: str | None,
             everywhere: tuple[str, ...]) -> dict[str, Any]:
   """cut, a Cut; lse_nucleus [N], the log-sum-exp of the nucleus; nucleus_entropy [N], nats.
 
-  begin: index in the whole vocabulary of the first logit; the rest as in `edge_rows`.
+  first_id: index in the whole vocabulary of the first logit; the rest as in `edge_rows`.
   """
   edge = edge_rows(logits, top_p, inclusive, axis, everywhere)
   peak = highest(logits.max(-1), axis)
@@ -325,7 +327,7 @@ def of_rows(logits: Rows, top_p: float, inclusive: bool, begin: int | Array, axi
   sum_exp_x = sum_exp_x + edge.kept * each * (edge.tau - peak)
   some = sum_exp > 0
   sum_exp = jnp.where(some, sum_exp, 1.0)  # log and quotient stay finite where nothing is kept
-  return {"cut": cut_of(logits, edge, begin, axis, everywhere),
+  return {"cut": cut_of(logits, edge, first_id, axis, everywhere),
           "lse_nucleus": peak + jnp.log(sum_exp),
           "nucleus_entropy": jnp.where(some, jnp.log(sum_exp) - sum_exp_x / sum_exp, 0.0)}
 

@@ -113,7 +113,7 @@ def from_sums(peak: Float[Array, " N"], sums: Sums, token_logit: Float[Array, " 
   if sums.sum_exp_tempered is not None:
     stats["lse_tempered"] = peak / spec.tempered + jnp.log(sums.sum_exp_tempered)
     stats["tempered_logp"] = token_logit / spec.tempered - stats["lse_tempered"]
-  # both where one is asked for: the gradient of sum_p2_logp contains sum_p2
+  # both where one is selected: the gradient of sum_p2_logp contains sum_p2
   if sums.sum_exp2 is not None and sums.sum_exp2_x is not None:
     square = sums.sum_exp * sums.sum_exp
     stats["sum_p2"] = sums.sum_exp2 / square

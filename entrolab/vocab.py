@@ -2,7 +2,7 @@
 
 Two ways to the same statistics, which `statistics.py` defines and a `Spec` selects. From logits:
 the plain functions of this file, differentiated by jax. From hidden states and the head: `fused`,
-which never holds an array of tokens x vocabulary and has analytic gradients (`fused.py`).
+which never makes an array of tokens x vocabulary and has analytic gradients (`fused.py`).
 
 Nats; float32 accumulation (float64 input stays float64); value and gradient finite for logits of
 -inf.
