@@ -309,7 +309,7 @@ def test_exact_completions():
   texts = [" 12\n3 + 4", "it is -7.", "1,234 of", "none", "13", "9" * 5_000]
   verdicts = exact.verify_integer(texts, ["12", "-7", "1234", "5", "12", "9"])
   assert codes(verdicts) == [1, 1, 1, 0, 0, 0]
-  with pytest.raises(ValueError, match="row 0: answer 'x' holds no integer"):
+  with pytest.raises(ValueError, match="row 0: answer 'x' has no integer"):
     exact.verify_integer(["1"], ["x"])
 
 

@@ -22,7 +22,7 @@ EASY, NORMAL, HARD = 0, 1, 2
 @dataclasses.dataclass(frozen=True)
 class Strategy:
   """How responses to a class of questions are sampled."""
-  temperature: float
+  temperature: float  # of the samples
   budget: float  # fraction of max_tokens
   style: str  # of the prompt
 

@@ -6,9 +6,9 @@ moves its logits by dz_v = eta w (1[v = a] - pi_v), hence
 
     dH = -eta w [ pi_a (log pi_a + H) - sum_v pi_v^2 (log pi_v + H) ]   + O(eta^2).
 
-A network has no single eta. It is read off the same step from how the log-probs of the sampled
-tokens moved, d log pi_a = eta w (1 - 2 pi_a + sum_v pi_v^2), so that the predicted change of
-entropy is in nats and shares nothing with the measured one but the tokens.
+A network has no single eta. It follows from how the log-probs of the sampled tokens moved in the
+same step, d log pi_a = eta w (1 - 2 pi_a + sum_v pi_v^2). So the predicted change of entropy is in
+nats, and has nothing in common with the measured one but the tokens.
 """
 
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from entrolab.typing import Array, Bool, Float
 def one_sample_change(weight: Float[Array, "B T"], logp: Float[Array, "B T"],
                       entropy: Float[Array, "B T"], sum_p2: Float[Array, "B T"],
                       sum_p2_logp: Float[Array, "B T"]) -> Float[Array, "B T"]:
-  """dH / eta of every token's own state: nats per unit of logit step.
+  """dH / eta at the state of every token: nats per unit of logit step.
 
   weight: ratio * advantage of the sampled token; the other four at the policy before the step.
   """
-  own = jnp.exp(logp) * (logp + entropy)
-  return -weight * (own - (sum_p2_logp + entropy * sum_p2))
+  of_token = jnp.exp(logp) * (logp + entropy)
+  return -weight * (of_token - (sum_p2_logp + entropy * sum_p2))
 
 
 def one_sample_push(weight: Float[Array, "B T"], logp: Float[Array, "B T"],

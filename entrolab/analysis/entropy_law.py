@@ -20,8 +20,8 @@ from entrolab.typing import Array, Bool, Float
 
 class Fit(NamedTuple):
   """R = -a e^H + b; every field is NaN if H does not vary."""
-  a: float
-  b: float
+  a: float  # slope, in reward per e^nat
+  b: float  # the value where e^H vanishes
   ceiling: float  # b - a, the value at H = 0
   rmse: float  # root mean square error of R
   r2: float  # coefficient of determination; NaN if R does not vary

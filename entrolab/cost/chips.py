@@ -16,7 +16,7 @@ import jax.numpy as jnp
 @dataclasses.dataclass(frozen=True)
 class Chip:
   """Rates of one accelerator."""
-  name: str
+  name: str  # as in CHIPS
   flops: float  # bfloat16 FLOPs a second
   memory: float  # bytes
   bandwidth: float  # of the memory, bytes a second
@@ -66,9 +66,9 @@ def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> 
     jax.block_until_ready(made(*args))
     seconds = []
     for _ in range(5):
-      begin = time.perf_counter()
+      started = time.perf_counter()
       jax.block_until_ready(made(*args))
-      seconds.append(time.perf_counter() - begin)
+      seconds.append(time.perf_counter() - started)
     return min(seconds)
 
   square, line = jax.device_put((jnp.ones((size, size)), jnp.ones(megabytes << 18)), devices[0])

@@ -14,9 +14,9 @@ from entrolab.typing import Float, Int
 @dataclasses.dataclass(frozen=True)
 class ModelRoofline:
   """The least seconds for one model on some devices, all busy and everything overlapping."""
-  config: Config
+  config: Config  # of the model
   chip: chips.Chip  # rates of one device
-  devices: int
+  devices: int  # of the mesh
   tensor: int  # devices that share the matrices: each reads 1 / tensor of them
   bytes_per_parameter: float  # as the sampler reads them: 1 in int8, else by dtype
 
@@ -52,8 +52,10 @@ class ModelRoofline:
     """Seconds for a rollout: prompts once a group, and new tokens, or, if that takes longer, the
     time to read the parameters at every step.
 
-    lengths: tokens of each row in all, and the new ones; samples: rows a group; steps: positions
-    that were decoded one after another; share: rows that were drawn, of those in `lengths`.
+    lengths: tokens of each row in all, and the new ones.
+    samples: rows a group.
+    steps: positions that were decoded one after another.
+    share: rows that were drawn, as a share of those in `lengths`.
     """
     rows, new = lengths.astype(np.float64)
     prompts = rows - new

@@ -25,7 +25,7 @@ NAME = re.compile(r"%([\w.\-]+)")
 class Shape:
   """One array."""
   dtype: str  # of BYTES
-  dims: tuple[int, ...]
+  dims: tuple[int, ...]  # lengths of its axes
   main: bool = True  # lies in the main memory of the device, not in a small one on the chip
 
   @property
@@ -52,7 +52,7 @@ class Shape:
 @dataclasses.dataclass(frozen=True)
 class Op:
   """One instruction: `%name = shapes kind(inside), rest`."""
-  name: str
+  name: str  # without the percent sign
   kind: str  # the opcode: dot, fusion, while, ...
   shapes: tuple[Shape, ...]  # of its results
   operands: tuple[str, ...]  # names of instructions of the same computation
@@ -156,8 +156,8 @@ class Program:
       step = self._step(body, self.root(body).operands[counter])
       if start is not None and end is not None and step:
         return max(0, -(-(end - start) // step))
-    raise ValueError(f"loop {loop.name} ({loop.source}): its counter and the numbers it begins and "
-                     "ends with are not constants of the program")
+    raise ValueError(f"loop {loop.name} ({loop.source}): start, step and end of its counter are "
+                     "not constants of the program")
 
   def _constant(self, part: str, op: Op) -> int | None:
     """The integer that an instruction gives, through copies; None if it is not a constant."""

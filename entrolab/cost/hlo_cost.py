@@ -41,6 +41,7 @@ class Cost:
   """Of one device."""
   flops: float = 0.0  # of matmuls alone
   bytes: float = 0.0  # moved from and to the main memory
+  # exchanges with other devices, each with how often it runs
   collectives: list[Collective] = dataclasses.field(default_factory=list)
 
   def add(self, other: "Cost", times: float) -> None:
@@ -48,7 +49,6 @@ class Cost:
     self.flops += times * other.flops
     self.bytes += times * other.bytes
     self.collectives += [dataclasses.replace(c, times=c.times * times) for c in other.collectives]
-
 
 
 def analyse(program: Program, part: str | None = None,
@@ -59,7 +59,6 @@ def analyse(program: Program, part: str | None = None,
   vocabulary, for draws that top-p or top-k cut.
   """
   return _analyse(program, part or program.entry, skip, {})
-
 
 
 def _analyse(program: Program, part: str, skip: frozenset[str], known: dict[str, Cost]) -> Cost:
@@ -87,7 +86,6 @@ def _analyse(program: Program, part: str, skip: frozenset[str], known: dict[str,
       cost.add(min(branches, key=lambda branch: branch.bytes), 1)
   known[part] = cost
   return cost
-
 
 
 def _flops(program: Program, part: str, op: Op) -> float:
@@ -195,7 +193,6 @@ def _written(program: Program, part: str, op: Op) -> float:
   if op.kind == "parameter":
     return 0.0
   return sum(shape.traffic for shape in op.shapes)
-
 
 
 def _meetings(size: int, kernel: int, out: int, rest: str, axis: int) -> int:

@@ -53,7 +53,7 @@ class Spoken(Environment, Protocol):
 
 class OfTask(Environment, Protocol):
   """What episodes about a single-answer task take from it; they define `reset` and `steps`."""
-  task: Task
+  task: Task  # the single-answer task
 
   @property
   def max_prompt(self) -> int:

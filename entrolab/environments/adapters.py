@@ -39,7 +39,7 @@ class Gym(Spoken):
   max_prompt: int = 256  # tokens
   max_observation: int = 128  # tokens
   unread: str = "nothing happens"  # the observation after a text that is no action
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] = ()  # strings that end an action
 
   def __repr__(self) -> str:
     make, act, show = map(name_of, (self.make, self.act, self.show))
@@ -96,7 +96,7 @@ class _Live:
 @dataclasses.dataclass(frozen=True)
 class AttemptsState:
   """An episode of `Attempts`."""
-  example: Example
+  example: Example  # the question
   made: int = 0  # attempts so far
 
 
@@ -104,7 +104,7 @@ class AttemptsState:
 class Attempts(OfTask):
   """Several attempts at each example of a single-answer task. A right answer ends the episode with
   reward 1."""
-  task: Task
+  task: Task  # what is attempted
   tries: int = 3  # attempts at most
   again: str = "That is not right. Try again."  # the observation after a wrong answer
   max_observation: int = 32  # tokens

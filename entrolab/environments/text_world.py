@@ -56,7 +56,7 @@ class Layout:
 @dataclasses.dataclass(frozen=True)
 class State:
   """A world at some point of an episode."""
-  layout: Layout
+  layout: Layout  # what no action changes
   here: str  # the room of the agent
   places: tuple[tuple[str, str], ...]  # (thing, room or HAND or CHEST) pairs
   open: bool = False  # whether the chest is
@@ -99,7 +99,7 @@ class TextWorld(Spoken):
 
   @property
   def max_observation(self) -> int:
-    """Words of the longest view: room exits 4 sees chest key things >."""
+    """Words of a view at most: room exits 4 sees chest key things >."""
     return 1 + 1 + 4 + 1 + 2 + self.things + 1
 
   @property

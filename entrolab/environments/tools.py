@@ -29,19 +29,19 @@ _DRIVER = '''
 import ast, contextlib, io
 
 def answer():
-  said, names = io.StringIO(), {"__name__": "__main__"}
+  printed, names = io.StringIO(), {"__name__": "__main__"}
   try:
     tree = ast.parse("\\n".join(LINES))
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(printed):
       exec(compile(tree, "program", "exec"), names)
       if last is not None:
         value = eval(compile(ast.Expression(last.value), "program", "eval"), names)
         if value is not None:
           print(value)
   except BaseException as error:
-    return said.getvalue()[:MOST], f"{type(error).__name__}: {error}"[:MOST]
-  return said.getvalue()[:MOST], ""
+    return printed.getvalue()[:MOST], f"{type(error).__name__}: {error}"[:MOST]
+  return printed.getvalue()[:MOST], ""
 '''
 
 
@@ -144,19 +144,19 @@ def _ended(active: dict[int, tuple[Run, float]], seconds: float) -> list[tuple[i
 @dataclasses.dataclass(frozen=True)
 class ToolUseState:
   """An episode of `ToolUse`."""
-  example: Example
+  example: Example  # the question
   made: int = 0  # calls of the tool so far
 
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse(OfTask):
   """A single-answer task with a tool."""
-  task: Task
+  task: Task  # verifies the answer
   tool: Callable[[Sequence[str]], list[str]] = Python()  # programs -> what each shows
   calls: int = 4  # of the tool, at most; the text after them is the answer, whatever it is
   shows: str = "```output\n{}\n```\n"  # the observation; {} stands for what the tool shows
   max_observation: int = 160  # tokens
-  fence: str = "python"  # the language of the fences that hold programs
+  fence: str = "python"  # the language of the fences around programs
   __repr__ = stable_repr
 
   def program(self, text: str) -> str | None:

@@ -1,7 +1,7 @@
 """A small decoder over the words of an environment, cloned on demonstrations when it is loaded.
 
 It stands where a pre-trained model would: a policy that speaks the environment's language and
-half knows what to do. Everything comes from the seed; nothing is kept on disk.
+half knows what to do. Everything comes from the seed; nothing is stored on disk.
 """
 
 import dataclasses
@@ -62,16 +62,16 @@ class Cloned:
   Loss: mean over the tokens of actions of -log pi(token).
   """
   task: Any  # an environment with `words()` and `expert(state, rng)`
-  steps: int = 200
+  steps: int = 200  # of the optimiser
   batch: int = 64  # episodes a step
   turns: int = 30  # actions of an episode at most
   length: int = 192  # tokens of an episode at most; longer ones are cut
   pool: int = 512  # episodes to draw batches from
   levels: int = 0  # of `task.eased`, in turn over the pool; 0: the examples as they are
-  width: int = 64
-  layers: int = 2
-  heads: int = 4
-  lr: float = 3e-3
+  width: int = 64  # of the states between layers
+  layers: int = 2  # of the decoder
+  heads: int = 4  # of queries, and as many of keys and values
+  lr: float = 3e-3  # at first; falls to 0 along a cosine
   seed: int = 0  # of everything: examples, parameters, order
 
   def load(self) -> tuple[Config, Params, Words]:
@@ -119,6 +119,7 @@ def demonstrations(model: Cloned, tokenizer: Words) -> tuple[np.ndarray, np.ndar
 
 
 def _step(config, tx, params, opt, tokens, acted):
+  """(params, opt, loss) after one update on rows of tokens, of which those in `acted` count."""
   valid = tokens != 0
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
 

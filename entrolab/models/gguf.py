@@ -83,7 +83,7 @@ def read_config(facts: _Facts, tied: bool) -> Config:
   if not dim == turned == value or dim % 2:
     raise ValueError(f"{facts.path}: heads of {dim} with {turned} dimensions rotated and values of "
                      f"{value}; all must be equal and even")
-  # stored in float32: the shortest decimal of it is the number that was meant
+  # stored in float32: its shortest decimal is the value that was written
   real = lambda key, default=None: float(str(np.float32(get(key, default, (int, float)))))
   vocabulary = facts("tokenizer.ggml.tokens", list)
   return Config(
@@ -241,8 +241,8 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text, padding and stop tokens left out."""
-    kept = [int(i) for i in ids if int(i) not in self._skip]
-    return self.fast.decode(kept, skip_special_tokens=False)
+    text_ids = [int(i) for i in ids if int(i) not in self._skip]
+    return self.fast.decode(text_ids, skip_special_tokens=False)
 
   def chat(self, messages: list[dict[str, str]]) -> str:
     """The prompt of a conversation, up to where the answer begins. Raises ValueError where the file

@@ -1,7 +1,7 @@
 """Checkpoints of the Hugging Face layout: config.json, safetensors in one file or in shards.
 
 Llama, Qwen2 and Qwen3 decoders go in and out; whatever this decoder would compute differently is
-refused. Which tensors hold a parameter stands in `parameters.PARAMETERS`; `assemble` and `tensors`
+refused. `parameters.PARAMETERS` lists the tensors of every parameter; `assemble` and `tensors`
 are the two directions.
 """
 
@@ -39,10 +39,10 @@ class Place:
   sums over, each side flattened, so that query head k R + r is the one that reads key-value head k.
   """
   tensor: str  # its Hugging Face name
-  parameter: Parameter
+  parameter: Parameter  # of the tree, whole or in part
   layer: int | None  # None outside the layers
   sizes: dict[str, int]  # lengths of the parameter's axes, `layers` left out, in this tensor
-  fused: str | None  # the axis of which the tensor holds a part, if it does not hold all
+  fused: str | None  # the axis of which the tensor has a part, if it does not have all
   start: int  # where its part begins on that axis
 
   @property
@@ -97,8 +97,8 @@ def _places_of(config: Config, row: Parameter, layer: int | None) -> Iterator[Pl
 class Stored(NamedTuple):
   """A tensor in a file."""
   where: str  # file and name, for messages
-  shape: tuple[int, ...]
-  read: Callable[[], np.ndarray]
+  shape: tuple[int, ...]  # as it is stored
+  read: Callable[[], np.ndarray]  # reads it, as late as possible: files are large
 
 
 def assemble(config: Config, stored: Mapping[str, Stored], source: str,
@@ -147,7 +147,7 @@ def _stored(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stor
       raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
     for key in file.keys():
       if listed is not None and listed.get(key) != name:
-        raise ValueError(f"{path}: holds {key}, which {INDEX} puts in {listed.get(key)}")
+        raise ValueError(f"{path}: has {key}, which {INDEX} puts in {listed.get(key)}")
       head = file.get_slice(key)
       if head.get_dtype() not in DTYPES:
         raise ValueError(f"{path}: {key} is {head.get_dtype()}; known: {', '.join(DTYPES)}")

@@ -66,8 +66,8 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text, padding and stop tokens left out."""
-    kept = [int(i) for i in ids if int(i) not in self._skip]
-    return self.inner.decode(kept, clean_up_tokenization_spaces=False)
+    text_ids = [int(i) for i in ids if int(i) not in self._skip]
+    return self.inner.decode(text_ids, clean_up_tokenization_spaces=False)
 
   def chat(self, messages: list[dict[str, str]]) -> str:
     """The prompt of a conversation, up to where the answer begins; the template is rendered in

@@ -1,9 +1,9 @@
 """Sizes of the decoder, and the one table of its parameters.
 
 PARAMETERS has a row for every parameter. From the rows follow what `transformer` creates and reads,
-how a mesh shards it, how it is served in int8, how many parameters a model has, and which tensors
-of a Hugging Face checkpoint hold them. A family with one more norm adds one row here, and the line
-of `transformer` that applies it.
+how a mesh shards it, how it is served in int8, how many parameters a model has, and in which
+tensors of a Hugging Face checkpoint they are. A family with one more norm adds one row here, and
+the line of `transformer` that applies it.
 
 The tree is nested once: {"embed": [V, D], ..., "layers": {"attn_norm": [L, D], ...}}. Its axes
 have V entries of the vocabulary, width D, L layers, K key-value heads that serve R = heads / K
@@ -41,16 +41,16 @@ class Config:
 
   Raises ValueError where `heads` is no multiple of `kv_heads`, and for an unknown `remat`.
   """
-  vocab_size: int
-  width: int  # of the states between layers
-  layers: int
+  vocab_size: int  # V, tokens that have an embedding
+  width: int  # D, of the states between layers
+  layers: int  # L
   heads: int  # query heads
   kv_heads: int  # key-value heads, each for heads / kv_heads query heads
-  head_dim: int
+  head_dim: int  # dh, width of a head
   mlp_width: int  # of the feed-forward layers
   rope_theta: float = 1e4  # base of the wave lengths of the rotary embedding
   rope_stretch: Stretch | None = None  # Llama 3.1's change of these wave lengths
-  norm_eps: float = 1e-5
+  norm_eps: float = 1e-5  # added to the mean square in every norm
   tied: bool = True  # the embedding is the output matrix too
   qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
   qk_norm: bool = False  # norms of queries and keys (Qwen3)

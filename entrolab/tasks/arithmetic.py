@@ -28,7 +28,7 @@ class Arithmetic(Task):
   kind: Kind = "add"
   shots: int = 4  # solved lines, at most 16
   max_prompt: int = 112  # tokens
-  stop: tuple[str, ...] = ("\n",)
+  stop: tuple[str, ...] = ("\n",)  # a newline ends the response
 
   def __post_init__(self) -> None:
     if self.kind not in get_args(Kind):

@@ -30,7 +30,7 @@ def chain(rng: np.random.Generator, smallest: int, largest: int,
     op = choices[rng.integers(len(choices))]
     left = [n for k, n in enumerate(left) if k not in (i, j)] + [results[op]]
     steps.append(f"{a}{op}{b}={results[op]}")
-  order = rng.permutation(len(numbers))  # else the order of the numbers tells that of the steps
+  order = rng.permutation(len(numbers))  # else the order of the numbers would be that of the steps
   return [numbers[k] for k in order], steps, left[0]
 
 
@@ -48,9 +48,9 @@ class Countdown(Task):
   highest: int = 12  # of the numbers, which begin at 1
   fixed: int = 0  # distinct training problems; 0: a million independent draws
   max_prompt: int = 10  # tokens
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] = ()  # only the tokenizer's stop tokens end a response
   think_end: str = ","  # the first step stands for the thinking part of a response
-  step_end: str = ","
+  step_end: str = ","  # separates the steps of a chain
 
   def __post_init__(self) -> None:
     if not 2 <= self.smallest <= self.largest or not 1 <= self.highest <= 99:
@@ -122,13 +122,13 @@ def _distinct(task: Countdown, seed: int) -> tuple[Example, ...]:
 class Copies(Task):
   """Training on copies of a few problems of another task, each copy a group by itself; evaluation
   on the problems of the other task."""
-  task: Countdown = Countdown()
+  task: Countdown = Countdown()  # the other task
   indices: tuple[int, ...] = (0,)  # which training problems
   copies: int = 64  # of each problem, at least prompts of a step / problems
   max_prompt: int = 10  # tokens
-  stop: tuple[str, ...] = ()
-  think_end: str = ","
-  step_end: str = ","
+  stop: tuple[str, ...] = ()  # as of the other task, here and below
+  think_end: str = ","  # the first step stands for the thinking part of a response
+  step_end: str = ","  # separates the steps of a chain
 
   def examples(self, split: str, seed: int) -> Lazy:
     """copies x len(indices) rows that differ by their id, and so by the noise of their samples."""

@@ -1,4 +1,4 @@
-"""The generators of reasoning-gym, with their own scorers."""
+"""The generators of reasoning-gym, with the scorers of that library."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ class ReasoningGym(Task):
   size: int = 5000  # examples of a split
   options: tuple[tuple[str, Any], ...] = ()  # (name, value) pairs of the generator's configuration
   max_prompt: int = 256  # tokens; longer prompts are left out
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] = ()  # strings that end a response
 
   def __post_init__(self) -> None:
     if self.name == "game_of_life_halting":

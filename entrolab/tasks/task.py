@@ -25,7 +25,7 @@ class Example:
   """A problem."""
   id: int  # stable and unique within its split: the keys of its samples are made from it
   prompt: str  # the problem as text; Task.prompt makes tokens of it
-  answer: str  # the reference, in the task's own form
+  answer: str  # the reference, in the form that the task verifies against
   source: str  # where it comes from; some tasks read their verdict's context from it
 
 
@@ -80,10 +80,10 @@ def stable_repr(self: Any) -> str:
 
 class Tokenizer(Protocol):
   """The members of a tokenizer that a run uses."""
-  name: str
-  vocab_size: int
+  name: str  # for messages
+  vocab_size: int  # token ids are below it
   pad_id: int  # fills a sequence after its end
-  eos_id: int
+  eos_id: int  # the end of a sequence
   stop_ids: tuple[int, ...]  # tokens that end a response
 
   def encode(self, text: str) -> list[int]:
@@ -111,7 +111,7 @@ class Task(Protocol):
 
   @property
   def max_prompt(self) -> int:
-    """Tokens of the longest prompt."""
+    """Tokens of a prompt at most."""
     ...
 
   def examples(self, split: str, seed: int) -> Lazy:
@@ -158,7 +158,7 @@ class Environment(Task, Protocol):
 
   @property
   def max_observation(self) -> int:
-    """Tokens of the longest observation; longer ones are cut."""
+    """Tokens of an observation at most; longer ones are cut."""
     ...
 
   def reset(self, example: Example) -> tuple[Any, str]:

@@ -117,9 +117,9 @@ class Jsonl(_Formatted):
   path: str  # absolute, or relative to the folder of ENTROLAB_DATA
   eval_path: str = ""  # of evaluation; empty: every tenth row of `path` is for evaluation
   format: Format = plain  # plain, chat, Chat(...), FewShot(...) or a function of this type
-  verifier: Verifier = mathematics.verify
+  verifier: Verifier = mathematics.verify  # (texts, answers) -> verdicts
   max_prompt: int = 256  # tokens; longer prompts are left out
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] = ()  # strings that end a response
 
   def examples(self, split: str, seed: int) -> Lazy:
     """The rows in the order of the file; ids are line numbers from 0. The seed has no effect."""
@@ -136,16 +136,16 @@ class Jsonl(_Formatted):
 @dataclasses.dataclass(frozen=True, repr=False)
 class Hub(_Formatted):
   """A data set of the Hugging Face Hub; needs `datasets` and a connection."""
-  name: str
+  name: str  # on the Hub
   config: str = ""  # the configuration, for a data set of several
   problem: str = "problem"  # a column
   answer: str = "answer"  # a column
   train: str = "train"  # the split for training
   evaluation: str = "test"  # the split for evaluation
-  format: Format = chat
-  verifier: Verifier = mathematics.verify
+  format: Format = chat  # plain, chat, Chat(...), FewShot(...) or a function of this type
+  verifier: Verifier = mathematics.verify  # (texts, answers) -> verdicts
   max_prompt: int = 256  # tokens; longer prompts are left out
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] = ()  # strings that end a response
 
   def examples(self, split: str, seed: int) -> Lazy:
     """The rows of a split in its order; the seed has no effect.

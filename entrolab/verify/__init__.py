@@ -5,7 +5,7 @@ wrong    compared and different, or there is no answer to compare
 unknown  not compared: refused as too costly, over its deadline, a worker died, or the reference
          itself cannot be read
 
-A trainer may reward unknown like wrong, but it can always tell the two apart.
+A trainer may reward unknown like wrong, but the two are always distinct verdicts.
 """
 
 import collections
@@ -20,7 +20,7 @@ CODES = {"right": RIGHT, "wrong": WRONG, "unknown": UNKNOWN}
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
   """The decision on one response. Raises ValueError for a status that is none of the three."""
-  status: Literal["right", "wrong", "unknown"]
+  status: Literal["right", "wrong", "unknown"]  # as above
   why: str  # the reason, for logs and alarms; no reward depends on it
 
   def __post_init__(self) -> None:

@@ -72,9 +72,9 @@ class Command:
   Raises ValueError when there are no cases, or no {file} in `argv`.
   """
   argv: tuple[str, ...]  # the command; {file} stands for the path of the program
-  cases: tuple[Case, ...]
+  cases: tuple[Case, ...]  # all of which it must pass
   suffix: str = ""  # of that file's name
-  languages: tuple[str, ...] = ()  # of the fence that holds the program in a response
+  languages: tuple[str, ...] = ()  # of the fence around the program in a response
   # variables in addition to PATH, HOME and LANG
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -94,8 +94,8 @@ def _total(task: Task) -> int:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
   """The tests of a task that an answer passed."""
-  passed: int
-  total: int
+  passed: int  # tests that the answer passed
+  total: int  # tests of the task
 
 
 def reward(score: Score, *, base: float = 1.0, bonus: float = 1.0) -> float:
@@ -271,7 +271,7 @@ class _Batch:
     try:
       while self.waiting or self.active:
         while self.waiting and len(self.active) < self.box.size:
-          self._begin(*self.waiting.popleft())
+          self._start(*self.waiting.popleft())
         self._wait()
       return [self.results[at] for at in range(len(self.tasks))]
     finally:  # also after Ctrl-C and SandboxError: no process stays
@@ -279,7 +279,7 @@ class _Batch:
         run.end()
         steps.close()
 
-  def _begin(self, at: int, source: str) -> None:
+  def _start(self, at: int, source: str) -> None:
     """Starts an item, or leaves it unknown when the batch is over its deadline."""
     if time.monotonic() >= self.end:
       why = f"over the batch deadline of {self.box.batch_seconds:g} s"

@@ -43,7 +43,7 @@ KEYS = frozenset(
 class Check:
   """An instruction as one response meets it or not."""
   name: str  # its key in the requirement; of keywords also the word
-  met: bool
+  met: bool  # whether the response meets it
   credit: float  # added to the points if it is met
 
 

@@ -37,13 +37,13 @@ def verify_text(texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
 def verify_integer(texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
   """Right where the first integer of the text is the answer's.
 
-  Raises ValueError when lengths differ or an answer holds no integer.
+  Raises ValueError when lengths differ or an answer has no integer.
   """
   verdicts = []
   for at, (text, answer) in enumerate(_pairs(texts, answers)):
     expected, given = first_integer(answer), first_integer(text)
     if expected is None:
-      raise ValueError(f"row {at}: answer {answer[:40]!r} holds no integer")
+      raise ValueError(f"row {at}: answer {answer[:40]!r} has no integer")
     if given is None:
       verdicts.append(Verdict("wrong", "no integer"))
     else:

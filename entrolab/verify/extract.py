@@ -1,6 +1,6 @@
 r"""From a whole response to its final answer, in time linear in the length of any response.
 
-The response is read in this order, and the first place that holds an answer decides:
+The response is read in this order, and the first place with an answer decides:
 
 1. reasoning (`<think>...</think>`) is removed, and what follows an open `<think>` with it
 2. the text is cut down to the last `<answer>...</answer>`, where there is one

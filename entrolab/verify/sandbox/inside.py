@@ -4,7 +4,7 @@ It reads its orders as JSON, confines itself, writes "ready" to descriptor 2, cl
 then runs code that nobody trusts, in one of three roles:
 
 program   runs the source of an answer and serves calls of its functions
-judge     holds the tests and a secret, calls those functions, reports each test under the secret
+judge     has the tests and a secret, calls those functions, reports each test under the secret
 command   becomes any interpreter, with the answer in a file
 
 Program and judge are processes in two sandboxes with two pipes between them. What crosses is JSON

@@ -44,7 +44,7 @@ fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
 setxattrat 463 463, removexattrat 466 466, truncate 76 45
 """
 # These pass a structure in memory, which no filter can read. They are answered by ENOSYS, and libc
-# falls back to calls whose arguments are numbers.
+# falls back to calls whose arguments are plain integers.
 _ABSENT = "clone3 435 435, openat2 437 437"
 _NEWEST = 466  # the highest call that is known here; those above are refused
 
