@@ -11,7 +11,7 @@ while the gradient of a token clipped from above stays. Word problems with a cal
 The policy is cloned, when it starts, on few steps of an expert. scope: a round of other prompts
 does not end a streak (own), or does, as officially (prompt), or it is the path's (path).
 Expect (seed 0, 64 problems, 95 % intervals): pass@1 0.318 [0.256, 0.381] -> 0.454 [0.381, 0.527],
-pass@16 0.828 -> 0.812, entropy 0.401 -> 0.262 nats, share of tokens touched 75 % -> 63 %; of 128
+pass@16 0.828 -> 0.812, entropy 0.401 -> 0.262 nats, share of tokens changed 75 % -> 63 %; of 128
 episodes a step 38 are branches, of 38 sources, and 75 start at once.
 """
 

@@ -6,9 +6,10 @@ drawn at T = `hot` while the last entropy is at or under `target` nats, and at `
   python -m entrolab.main --config=experiments/aepo_arbitrary.py:target=0.4
 
 The repository's replacement of on-policy rows has alpha = n / (P G), the share of tempered rows in
-use. Entropy, accuracy and signal of the progress line are over all rows, the tempered included.
+use. Entropy, accuracy and learning signal of the progress line are over all rows, with the
+tempered ones.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.486 [0.441, 0.530], pass@16 0.863
--> 0.816, entropy 0.310 -> 0.243 nats (GRPO: 0.242), share of tokens touched 19 % -> 21 %.
+-> 0.816, entropy 0.310 -> 0.243 nats (GRPO: 0.242), share of tokens changed 19 % -> 21 %.
 """
 
 from entrolab import aggregate, presets

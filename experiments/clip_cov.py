@@ -7,7 +7,7 @@ candidates; `fraction` of all valid tokens is drawn among them and gets weight z
 
 The official fraction of 2e-4 selects under one token in a small batch: 0.02 here.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.483 [0.437, 0.529], pass@16 0.863
--> 0.801, entropy 0.310 -> 0.248 nats (GRPO: 0.242), 2 % of tokens touched.
+-> 0.801, entropy 0.310 -> 0.248 nats (GRPO: 0.242), 2 % of tokens changed.
 Three seeds, 40 steps: entropy 0.272, GRPO 0.267.
 """
 

@@ -3,7 +3,7 @@
 arXiv:2508.11016.  Stage 1: n1 responses to a prompt and n2 continuations of each of them are one
 group; stage 2 begins after `until` steps and draws n1 (1 + n2) responses to the prompt. The loss
 of both is DAPO's: clip [1 - 0.2, 1 + 0.28], dual clip 10, token mean, rewards of 1 and -1, a soft
-penalty for overlong answers, groups without a signal replaced.
+penalty for overlong answers, groups without a learning signal replaced.
 
   python -m entrolab.main --config=experiments/cure.py:until=30
 

@@ -1,4 +1,4 @@
-"""DAPO: clip-higher, token mean, groups with a signal, a soft penalty for overlong answers.
+"""DAPO: clip-higher, token mean, groups of unequal rewards, a soft penalty for overlong answers.
 
 DAPO, arXiv:2503.14476, equations 8 to 13.  clip [1 - 0.2, 1 + 0.28]; groups that are all right or
 all wrong are replaced by further samples, at most `refills` batches of them.

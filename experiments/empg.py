@@ -19,7 +19,7 @@ from entrolab.rollout.multiturn import MultiTurn
 
 def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, sharpness: float = 1.0,
                clarity: float = 1.0, zeta: float = 0.05) -> Experiment:
-  """sharpness: k; clarity: k'; zeta: of the bonus; sharpness=0, zeta=0 is GRPO, recentred."""
+  """sharpness: k; clarity: k'; zeta: of the bonus. With sharpness=0, zeta=0: GRPO, recentred."""
   base = presets.text_world(turns)
   modulate = term(empg.modulate, steps=turns, sharpness=sharpness, clarity=clarity, zeta=zeta)
   objective = Objective(

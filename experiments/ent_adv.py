@@ -6,7 +6,7 @@ gradient; loss = clip(-A' r), token mean.
   python -m entrolab.main --config=experiments/ent_adv.py:alpha=0.4,kappa=2.0
 
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.496 [0.450, 0.541], pass@16 0.863
--> 0.812, entropy 0.310 -> 0.240 nats (GRPO: 0.242), share of tokens touched 87 % -> 52 %.
+-> 0.812, entropy 0.310 -> 0.240 nats (GRPO: 0.242), share of tokens changed 87 % -> 52 %.
 That it keeps more entropy than GRPO is not shown at this size: 0.266 against 0.267 (three seeds, 40
 steps; difference -0.0013, standard error 0.0019).
 """

@@ -8,7 +8,7 @@ does not burn entropy. The demonstration of a problem is one of its right chains
 With fraction=1 it is plain supervised fine-tuning, where the embedded model already comes from.
 Expect (seed 0, 256 problems, 95 % intervals): entropy 0.310 -> 0.353 nats (plain: 0.306), pass@1
 0.400 -> 0.308 [0.274, 0.342] (plain: 0.410), pass@16 0.863 -> 0.816 (plain: 0.859), 20 % of tokens
-touched. It keeps entropy, as claimed; here every right chain was demonstrated, and accuracy pays.
+changed. It keeps entropy, as claimed; here every right chain was demonstrated, and accuracy pays.
 Three seeds, 40 steps: entropy 0.350, plain 0.299.
 """
 

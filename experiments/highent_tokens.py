@@ -8,7 +8,7 @@ the whole optimiser batch, by the entropy of the current policy.
 
 `keep=rest` is the paper's ablation: the other tokens alone.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.471 [0.426, 0.515], pass@16 0.863
--> 0.824, entropy 0.310 -> 0.261 nats (GRPO: 0.242), 80 % of tokens touched.
+-> 0.824, entropy 0.310 -> 0.261 nats (GRPO: 0.242), 80 % of tokens changed.
 That the chosen fifth teaches more than the rest is not shown at this size: training reward 0.474
 against 0.481 (three seeds, 40 steps; difference -0.007, standard error 0.005).
 """

@@ -7,7 +7,7 @@ It acts from the second update of a rollout on: before that the ratio is 1.
 
 The official fractions (2e-3, 2e-4) select under one token in a small batch: 0.02 here.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.476 [0.432, 0.520], pass@16 0.863
--> 0.812, entropy 0.310 -> 0.260 nats (GRPO: 0.242), 2 % of tokens touched.
+-> 0.812, entropy 0.310 -> 0.260 nats (GRPO: 0.242), 2 % of tokens changed.
 Three seeds, 40 steps: entropy 0.282, GRPO 0.267.
 """
 

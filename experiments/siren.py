@@ -9,7 +9,7 @@ responses. anchor: H of the first rollout.
 
 The official beta of 0.005 goes with T = 3072; L is divided by T, so beta is re-tuned with it.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.475 [0.430, 0.520], pass@16 0.863
--> 0.801, entropy 0.310 -> 0.269 nats (GRPO: 0.242), share of tokens touched 9 % -> 6 %.
+-> 0.801, entropy 0.310 -> 0.269 nats (GRPO: 0.242), share of tokens changed 9 % -> 6 %.
 Three seeds, 40 steps: entropy 0.280, GRPO 0.267.
 """
 

@@ -10,7 +10,7 @@ loss of Dr.GRPO with clip-higher, without the quarter of the groups whose reward
 The official buffer replays 2048 rows, as many as a step has; 64 of 256 here, and a ramp of 50 steps
 for one of 200 to 300. Countdown has no tools: the reward for calling them is left out.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.472 [0.427, 0.517], pass@16 0.863
--> 0.805, entropy 0.310 -> 0.270 nats (GRPO: 0.242); 2 % of tokens touched, 22 % with a replay.
+-> 0.805, entropy 0.310 -> 0.270 nats (GRPO: 0.242); 2 % of tokens changed, 22 % with a replay.
 Three seeds, 40 steps, imitation=20: with replay (22 steps of them) entropy 0.275, pass@1 0.450,
 pass@16 0.818; with strength=0 0.307, 0.401, 0.833: imitation buys accuracy with entropy.
 """

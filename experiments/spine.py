@@ -6,7 +6,7 @@ arXiv:2511.17938.  loss = mean over the top 20 % of tokens of [ppo + 0.01 k3 + b
 
 `labels=true` pays for right answers instead of the majority's.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.322 [0.274, 0.369], pass@16 0.863
--> 0.578, entropy 0.310 -> 0.207 nats (GRPO: 0.242), 100 % of tokens touched. As with TTRL, votes
+-> 0.578, entropy 0.310 -> 0.207 nats (GRPO: 0.242), 100 % of tokens changed. As with TTRL, votes
 mislead at this size; the band does not hold the entropy up.
 """
 

@@ -8,7 +8,7 @@ arXiv:2510.10150.  loss = -w A r, w = exp(-k |Omega|) in [low, 1], Omega = (A / 
 
 `exact` weighs by the first-order change of entropy of one sample instead of the official Omega.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.486 [0.440, 0.531], pass@16 0.863
--> 0.801, entropy 0.310 -> 0.247 nats (GRPO: 0.242), share of tokens touched 55 % -> 40 %.
+-> 0.801, entropy 0.310 -> 0.247 nats (GRPO: 0.242), share of tokens changed 55 % -> 40 %.
 Three seeds, 40 steps: entropy 0.269, GRPO 0.267 (difference 0.0020, standard error 0.0008).
 """
 

@@ -1,14 +1,14 @@
 """T1: RLOO on hot samples, an entropy bonus, the KL to a moving anchor in the reward.
 
-arXiv:2501.11651.  R = r' - beta (KL - mean KL), r' = -1 for a broken output; A = R less the mean R
-of the other samples of the prompt; loss = mean_t [-A log pi] - alpha mean_t H; anchor <- decay
-anchor + (1 - decay) policy after every update.
+arXiv:2501.11651.  loss = mean_t [-A log pi] - alpha mean_t H. A = R less the mean R of the other
+samples of the prompt. R = r' - beta (KL - mean KL), with r' = -1 for a broken output and the KL to
+an anchor, which moves after every update: anchor <- decay anchor + (1 - decay) policy.
 
   python -m entrolab.main --config=experiments/t1.py:alpha=0.003
 
 The paper samples 64 responses a prompt at a temperature of 1.2; `samples` sets their number.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.488 [0.443, 0.533], pass@16 0.863
--> 0.793, entropy 0.310 -> 0.239 nats (GRPO: 0.242), 100 % of tokens touched.
+-> 0.793, entropy 0.310 -> 0.239 nats (GRPO: 0.242), 100 % of tokens changed.
 Three seeds, 40 steps: entropy 0.284 with alpha = 0.03, 0.271 with 0. That 16 samples a prompt keep
 more of it than 4 is not shown at this size: 0.259 against 0.283, at four times the rows a step.
 """

@@ -6,7 +6,7 @@ arXiv:2504.16084.  r = 1[answer = majority], GRPO with dual clip 3, 0.001 k3 to 
 
 In countdown an answer is the whole chain.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.354 [0.308, 0.400], pass@16 0.863
--> 0.703, entropy 0.310 -> 0.217 nats (GRPO: 0.242), 100 % of tokens touched. The majority of 8
+-> 0.703, entropy 0.310 -> 0.217 nats (GRPO: 0.242), 100 % of tokens changed. The majority of 8
 chains is too often wrong here: agreement rises, accuracy falls.
 """
 

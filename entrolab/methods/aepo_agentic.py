@@ -9,7 +9,7 @@ never computed; (2) its mean and deviation are those of the whole optimiser batc
 micro-batch (`scope="micro"`), and its factor never turns negative; (3) the first entropy of a
 rollout is forgotten with the batch; (4) `scope="path"` of `Branching` damps the paths that branch,
 as the paper, not the prompts; (5) `scope="own"` ends a prompt's streak at every round without a
-new rollout of its own, theirs only where another prompt of the batch had one.
+new rollout of that prompt, theirs only where another prompt of the batch had one.
 
 Not to be confused with Arbitrary Entropy Policy Optimization. Which rollouts branch is decided on
 the host out of segment entropies; a segment ends at a tool call or at the end of the response.
@@ -96,7 +96,7 @@ def arpo_test(u: float, gain: float, streak: int, rule: "Branching") -> bool:
 @dataclasses.dataclass(frozen=True)
 class Rollout:
   """One response."""
-  prompt: int
+  prompt: int  # its index
   path: tuple[int, ...] = ()  # ids of its segments, those before the branch included
   calls: int = 0  # of tools
   first: float | None = None  # entropy of its first segment since it branched off
@@ -124,7 +124,7 @@ class Branching:
   calls: int = 3  # most calls of tools in a rollout
   test: Test = aepo_test  # decides one trial
   # whose streak counts: the prompt's as in the code, which any round without new rollouts in the
-  # batch ends; the prompt's own; or the path's, as in the paper
+  # batch ends; the prompt's alone (own); or the path's, as in the paper
   scope: Literal["prompt", "own", "path"] = "prompt"
 
   def __post_init__(self) -> None:
@@ -137,12 +137,12 @@ class Branching:
     rollouts = tuple(Rollout(p) for p, m in enumerate(counts) for _ in range(m))
     return Tree(rollouts, tuple(range(len(rollouts))), 0, (0,) * len(counts))
 
-  def advance(self, tree: Tree, entropy: Sequence[float], asks: Sequence[bool],
+  def advance(self, tree: Tree, entropy: Sequence[float], calls_tool: Sequence[bool],
               draw: Callable[[int], float]) -> Tree:
-    """One round: a segment for every active rollout has come; who goes on, who is copied.
+    """One round: a segment of every active rollout has been drawn; which go on, which are copied.
 
-    entropy: of the segments; asks: whether the segment calls a tool and there is room for the
-    result; draw: the next uniform number of a rollout, in [0, 1). New rollouts stand at the end,
+    entropy: of the segments; calls_tool: whether the segment does and there is room for the result;
+    draw: the next uniform number of a rollout, in [0, 1). New rollouts stand at the end,
     copies before fresh starts; a prompt without any active rollout gets one fresh start a round.
     """
     every, going = list(tree.rollouts), []
@@ -150,10 +150,10 @@ class Branching:
     for place, i in enumerate(tree.active):
       old = every[i]
       first = entropy[place] if old.first is None else old.first
-      goes = bool(asks[place]) and old.calls < self.calls
+      goes = bool(calls_tool[place]) and old.calls < self.calls
       every[i] = dataclasses.replace(
           old, path=(*old.path, tree.segments + place), first=first, calls=old.calls + goes,
-          limited=bool(asks[place]) and not goes)
+          limited=bool(calls_tool[place]) and not goes)
       gain[i] = entropy[place] - first
       if goes:
         going.append(i)
@@ -185,5 +185,5 @@ class Branching:
 
   def outputs(self, tree: Tree) -> list[Rollout]:
     """n rollouts of each prompt in order of creation."""
-    own = [[r for r in tree.rollouts if r.prompt == p] for p in range(len(tree.streaks))]
-    return [r for rollouts in own for r in rollouts[:self.samples]]
+    of_prompt = [[r for r in tree.rollouts if r.prompt == p] for p in range(len(tree.streaks))]
+    return [r for rollouts in of_prompt for r in rollouts[:self.samples]]

@@ -93,8 +93,8 @@ def dcpo(adv: Float[Array, "B T"], verdict: Int[Array, " B"], logp: Float[Array,
   """(1 - w) A + w R pi^T / pi, w = g / (g + success rate), g = min(|target - H|, most).
 
   The repository's form without a second sampling pass. pi^T: `vocab.Spec(tempered=at)`, one
-  temperature a run: it acts while the controller asks for that side of 1, and is A otherwise.
-  success rate: right rows among the non-empty ones of the optimiser batch. No gradient.
+  temperature a run: it acts while the controlled temperature is on the same side of 1, and is A
+  otherwise. success rate: right rows among the non-empty ones of the optimiser batch. No gradient.
   """
   right = (verdict == 1)[:, None]
   rate = ranks.masked_mean(real(right), mask.any(1, keepdims=True))

@@ -4,7 +4,7 @@ Skywork Open Reasoner 1, He et al. (arXiv:2505.22312, 2025), section 4 (adaptive
 Official code: huggingface/trl, trl/trainer/grpo_trainer.py.
 Acts on: penalty, controller.  State: coefficient.
 Differs from the official code: TRL aggregates the entropy by token mean whatever the loss does;
-here it follows the objective's aggregation unless the penalty names its own scale.
+here it follows the objective's aggregation unless the penalty names another scale.
 """
 
 import dataclasses

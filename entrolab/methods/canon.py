@@ -46,11 +46,11 @@ def conditional(rewards: Float[Array, " B"], upper: Bool[Array, "P G"], mu: Arra
   r = grouped(rewards, size)
   # a group of one has no mean to compare with
   low, high = _mean(r, ~upper), _mean(r, upper & (size > 1))
-  other, own = jnp.where(upper, low, high), jnp.where(upper, high, low)
+  other_mean, own_mean = jnp.where(upper, low, high), jnp.where(upper, high, low)
   liked = upper == (favoured == "upper")
-  inter = jnp.where(liked, r - alpha * other, alpha * r - other)
+  inter = jnp.where(liked, r - alpha * other_mean, alpha * r - other_mean)
   inter = inter + jnp.where(upper, beta, -beta)
-  return ((mu * inter + (1.0 - mu) * (r - own)) / divisor).reshape(rewards.shape)
+  return ((mu * inter + (1.0 - mu) * (r - own_mean)) / divisor).reshape(rewards.shape)
 
 
 def by_entropy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],

@@ -9,7 +9,7 @@ keep their order. Advantage and loss are DAPO's: `grpo.group_advantage` over the
 `ppo.clipped_ratio(low=0.2, high=0.28, dual=10.0)`, the token mean; stage 2 is DAPO alone.
 
 A group of n1 + n1 n2 rows: n1 responses to the prompt, then for each of them in order n2
-continuations. A continuation is a row of its own: what was kept belongs to its prompt, its
+continuations. A continuation is a separate row: the prefix belongs to its prompt, its
 log-probabilities are taken in that context, and only new tokens are in its mask.
 """
 
@@ -41,9 +41,9 @@ def candidates(old_entropy: Float[Array, "B T"], tokens: Int[Array, "B T"],
   positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
   able = mask & allowed[tokens] & (positions > 0)
   order = jnp.argsort(jnp.where(able, -old_entropy, jnp.inf), axis=1, stable=True)
-  kept = jnp.where(jnp.take_along_axis(able, order, axis=1), order, -1)[:, :most]
-  short = max(most - kept.shape[1], 0)
-  return jnp.pad(kept.astype(jnp.int32), ((0, 0), (0, short)), constant_values=-1)
+  chosen = jnp.where(jnp.take_along_axis(able, order, axis=1), order, -1)[:, :most]
+  short = max(most - chosen.shape[1], 0)
+  return jnp.pad(chosen.astype(jnp.int32), ((0, 0), (0, short)), constant_values=-1)
 
 
 def branch_point(choices: Int[Array, "B K"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
@@ -78,9 +78,9 @@ def reprompt(prompt: Int[Array, "B L"], prompt_mask: Bool[Array, "B L"], tokens:
 def family(originals: int = 4, branches: int = 3) -> tuple[np.ndarray, np.ndarray]:
   """(kind, parent) of the rows of a group: kind 0 original, 1 continuation; parent counts in the
   group and is the row itself for an original."""
-  own = np.arange(originals)
+  of_originals = np.arange(originals)
   kind = np.repeat([0, 1], [originals, originals * branches])
-  return kind, np.concatenate([own, np.repeat(own, branches)])
+  return kind, np.concatenate([of_originals, np.repeat(of_originals, branches)])
 
 
 def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:

@@ -1,11 +1,11 @@
-"""DAPO: clip-higher, token mean, a soft penalty for overlong answers, and groups with a signal.
+"""DAPO: clip-higher, token mean, a soft penalty for overlong answers, groups of unequal rewards.
 
 DAPO: An Open-Source LLM Reinforcement Learning System at Scale, Yu et al. (arXiv:2503.14476,
 2025). Official code: volcengine/verl, verl/workers/reward_manager/dapo.py and the DAPO recipe.
 Acts on: reward, weights.  State: none.
-Differs from the official code: (1) dynamic sampling that runs out of refills keeps what it has
-and gives the remaining groups weight zero, instead of stopping the run; (2) clip-higher is
-`ppo.clipped_ratio(high=0.28)`, the token mean `aggregate.token_mean`.
+Differs from the official code: (1) dynamic sampling that runs out of refills trains on the groups
+it has and gives those of equal rewards weight zero, instead of stopping the run; (2) clip-higher
+is `ppo.clipped_ratio(high=0.28)`, the token mean `aggregate.token_mean`.
 """
 
 import jax.numpy as jnp
@@ -29,12 +29,12 @@ def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, max_token
 
 
 def has_signal(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, size: int) -> Weight:
-  """1 on the groups whose rewards differ, 0 elsewhere; a group of one is kept.
+  """1 on the groups whose rewards differ, 0 elsewhere; a group of one counts, too.
 
   arXiv:2503.14476 equation 11 keeps 0 < #right < G. Together with `aggregate.selected_mean` the
-  denominator counts the kept groups alone.
+  denominator counts these groups alone.
   """
   r = grouped(rewards, size)
-  kept = (r != r[:, :1]).any(1, keepdims=True) | (size == 1)
-  rows = jnp.broadcast_to(kept, r.shape).reshape(-1, 1)
+  unequal = (r != r[:, :1]).any(1, keepdims=True) | (size == 1)
+  rows = jnp.broadcast_to(unequal, r.shape).reshape(-1, 1)
   return real(mask & rows)

@@ -3,7 +3,7 @@
 High-Dimensional Continuous Control Using Generalized Advantage Estimation, Schulman et al.
 (arXiv:1506.02438, 2015). Official code: volcengine/verl, verl/trainer/ppo/core_algos.py.
 Acts on: advantage, penalty.  State: none.
-Differs from the official code: (1) the advantage is raw, whitening is a term of its own
+Differs from the official code: (1) the advantage is raw, whitening is a separate term
 (`reinforce_pp.whitened`) that leaves padding at zero; (2) a gap in the mask (the output of a tool)
 is skipped without discount in every function; `gap="reset"` is verl's REINFORCE++, where a return
 ends at a gap, so that earlier turns get none.

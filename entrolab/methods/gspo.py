@@ -21,7 +21,7 @@ def sequence_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                    path: Literal["token", "sequence"] = "token") -> Float[Array, "B T"]:
   """s = exp(mean_t(logp - old_logp)) of the row, at every token, equation 7.
 
-  path: "token" (GSPO-token, equation 14, verl) lets the gradient of a token pass through its own
+  path: "token" (GSPO-token, equation 14, verl) lets the gradient of a token pass through its
   logp alone, with log s at most 10; "sequence" (TRL) differentiates s itself. Under a sequence
   mean and one advantage a row both give the same gradient.
   """
@@ -30,8 +30,8 @@ def sequence_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   log_s = masked_mean(logp - old_logp, mask, axis=1)[:, None]
   if path == "sequence":
     return jnp.broadcast_to(jnp.exp(log_s), logp.shape)
-  own = logp - jax.lax.stop_gradient(logp)
-  return jnp.exp(jnp.minimum(own + jax.lax.stop_gradient(log_s), 10.0))
+  zero = logp - jax.lax.stop_gradient(logp)  # with the gradient of the token's logp
+  return jnp.exp(jnp.minimum(zero + jax.lax.stop_gradient(log_s), 10.0))
 
 
 def clipped_sequence(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],

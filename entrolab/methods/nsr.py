@@ -25,7 +25,7 @@ def positive(verdict: Int[Array, " B"]) -> Advantage:
 def negative(verdict: Int[Array, " B"]) -> Advantage:
   """NSR: A = -1 on answers that are not right, 0 on the others; paper's L_NSR.
 
-  By the logits of a sampled token: down by 1 - pi of its own, up by pi of every other one.
+  Gradient by the logits: down by 1 - pi at the sampled token, up by pi at every other one.
   """
   return -real(verdict != 1)
 

@@ -8,7 +8,7 @@ Differs from the official code: (1) the token mean is over the whole optimiser b
 each micro-batch, weighted by rows (`scope="micro"`); (2) scores rank by variance, theirs by its
 root: the same order. Log-probs and entropy are those at the sampling temperature tau
 (`vocab.Spec(temperature=tau)`), as theirs. The entropy term is `bonus.negative_entropy`, the KL
-`kl.k3`. Each copy of the prompt is a group of its own (`countdown.Copies`).
+`kl.k3`. Each copy of the prompt is a separate group (`countdown.Copies`).
 """
 
 import jax.numpy as jnp

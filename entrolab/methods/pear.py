@@ -1,4 +1,4 @@
-"""PEAR: right answers lose reward for thinking entropy in excess of their own answer's entropy.
+"""PEAR: right answers lose reward for thinking entropy in excess of the entropy of their answer.
 
 PEAR: Phase Entropy Aware Reward for Efficient Reasoning (arXiv:2510.08026, 2025). Official code:
 iNLP-Lab/PEAR, named by the paper, not to be had when this was written.

@@ -32,7 +32,7 @@ def peak_positions(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"
                    fraction: float = 0.2) -> Array:
   """bool [B, T]: tokens strictly above their row's (1 - fraction) quantile (linear).
 
-  A row of equal entropies keeps nothing. fraction: 0.2 is the official mask_ratio of 0.8.
+  A row of equal entropies has none. fraction: 0.2 is the official mask_ratio of 0.8.
   """
   return mask & (nucleus_entropy > quantile(nucleus_entropy, mask, 1.0 - fraction, rows=True))
 

@@ -2,8 +2,8 @@
 
 Learning from Suboptimal Data in Continuous Control via Auto-Regressive Soft Q-Network (ARSQ), Liu
 et al. (arXiv:2502.00288, 2025): advantages of the parts of an action, each normalised, add up to
-the soft Q of the action. Here the parts are tokens and the formulas our own. Official code: none
-for tokens.
+the soft Q of the action. Here the parts are tokens; the formulas are not published elsewhere.
+Official code: none for tokens.
 Acts on: advantage, surrogate.  State: none.
 Differs from the official code: (1) tokens instead of a coarse-to-fine grid; the model's softmax
 normalises them, no further network is needed: Q(x, y) = V(x) + alpha sum_t log pi(y_t); (2) V(x)

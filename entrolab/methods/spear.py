@@ -1,13 +1,13 @@
-"""SPEAR: pay for tool calls at first, then imitate one's own good trajectories from a buffer.
+"""SPEAR: pay for tool calls at first, then imitate good trajectories of earlier steps.
 
 Learn the Ropes, Then Trust the Wins: Self-imitation with Progressive Exploration for Agentic
 Reinforcement Learning (arXiv:2509.22601, 2025). Official code: TencentYoutuResearch/SPEAR,
 verl/verl/trainer/ppo/ray_trainer_hybrid.py, verl/recipe/spear/reward.py.
 Acts on: reward, weights, replay, controller.  State: schedules, buffer (host).
-Differs from the official code: (1) rules of its maths tree, whose replay has no covariance bounds
-of its own; here it has those of the agent tree; (2) group means follow the groups, theirs break
+Differs from the official code: (1) rules of its maths tree, whose replay has no covariance
+bounds; here it has those of the agent tree; (2) group means follow the groups, theirs break
 when rows are balanced over devices; (3) rows and groups are left out by weight 0; (4) replayed
-rows may share a step with new ones (`replay_weight`), theirs follow in steps of their own.
+rows may share a step with new ones (`replay_weight`), theirs follow in separate steps.
 
 The advantage is `grpo.centred_advantage`, dropping by covariance `clip_cov.keep_mask(
 fraction=0.02, lower=1.0, upper=40.0, low=0.2, high=0.28)`, without a dual clip.
@@ -86,8 +86,8 @@ def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
   equal = (r == r[:, :1]).all(1, keepdims=True)  # the mean may round away from its members
   order = ranks.grouped(noise[:, 0], size).min(1, keepdims=True)
   spread = jnp.where(equal, 0.0, spread)
-  kept = ranks.top(spread, jnp.ones_like(equal), order, int(fraction * r.shape[0]))
-  return real(mask & jnp.broadcast_to(kept, r.shape).reshape(-1, 1))
+  widest = ranks.top(spread, jnp.ones_like(equal), order, int(fraction * r.shape[0]))
+  return real(mask & jnp.broadcast_to(widest, r.shape).reshape(-1, 1))
 
 
 def of_widest_groups(adv: Float[Array, "B T"], rewards: Float[Array, " B"],
@@ -158,11 +158,11 @@ class Replay:
     `np.random.default_rng(seed).permutation`.
     """
     adv = self.recalibrated(state) if state["rows"] else np.zeros(0)
-    kept = np.flatnonzero(adv > 0)
-    if len(kept) <= 1.5 * self.size:
+    better = np.flatnonzero(adv > 0)  # than the median of today
+    if len(better) <= 1.5 * self.size:
       return None, state
-    power = 1 << (len(kept).bit_length() - 1) if len(kept) > 1 else 0
-    taken = kept[shuffle(len(kept))[:min(power, self.size)]]
+    power = 1 << (len(better).bit_length() - 1) if len(better) > 1 else 0
+    taken = better[shuffle(len(better))[:min(power, self.size)]]
     rows = {k: v[taken] for k, v in state["rows"].items()}
     return {**rows, "row_adv": adv[taken]}, {**state, "rows": {}}
 
@@ -182,5 +182,5 @@ class Replay:
     while len(groups["step"]) > self.baseline:
       later = groups["step"] > groups["step"].min()
       groups = {k: v[later] for k, v in groups.items()}
-    own = {"step": np.full(len(r), step), "mean": r.mean(1), "std": r.std(1, ddof=int(size > 1))}
-    return {"rows": new, "groups": {k: np.concatenate([groups[k], own[k]]) for k in own}}
+    latest = {"step": np.full(len(r), step), "mean": r.mean(1), "std": r.std(1, ddof=int(size > 1))}
+    return {"rows": new, "groups": {k: np.concatenate([groups[k], latest[k]]) for k in latest}}

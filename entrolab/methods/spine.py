@@ -5,7 +5,7 @@ SPINE: Token-Selective Test-Time Reinforcement Learning with Entropy-Band Regula
 this was written.
 Acts on: weights, penalty.  State: none.
 Differs from the paper, read in descriptions of it: where these are silent, max(1, ceil(rho n))
-tokens of a row fork, quantiles are linear, the band has weights of its own for its two sides, and
+tokens of a row fork, quantiles are linear, the band has two weights for its two sides, and
 every term is a mean over forking tokens (`aggregate.selected_mean`). The reward is TTRL's. As the
 band follows the current policy, half of the forking tokens lie above it: with equal weights it
 lowers entropy at forks more than it raises it.

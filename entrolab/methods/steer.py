@@ -6,8 +6,8 @@ Acts on: weights.  State: none.
 Differs from the official code: (1) the extremes are those of the whole optimiser batch, theirs of
 each micro-batch and device (`scope="micro"`); (2) 1 - pi is expm1, theirs loses it in float32.
 Forms of Omega: "code"; "squared", with (1 - pi)^2, as the naming in the code suggests the paper has
-it; "own_logit", the change if the logit of the sampled token alone moved; and, as functions of
-their own, the exact first-order change of one sampled token (`exact_linear`, `exact_exponential`).
+it; "own_logit", the change if the logit of the sampled token alone moved. Separate functions take
+the exact first-order change of one sampled token (`exact_linear`, `exact_exponential`).
 H is of the policy that sampled, pi the current one, as in the code; source="current" is both now.
 """
 
@@ -46,8 +46,8 @@ def exact_change(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
   per unit of step along the logit gradient of r A log pi. All of the current policy but r's pi_old.
   """
   r = jnp.exp(logp) / jnp.clip(jnp.exp(old_logp), TINY, 1.0)
-  own = jnp.exp(logp) * (_log(logp) + entropy)
-  omega = r * adv * (own - sum_p2_logp - entropy * sum_p2)
+  of_token = jnp.exp(logp) * (_log(logp) + entropy)
+  omega = r * adv * (of_token - sum_p2_logp - entropy * sum_p2)
   return jnp.where(jnp.isfinite(omega), omega, 0.0)
 
 

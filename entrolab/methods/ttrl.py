@@ -5,9 +5,9 @@ verl/verl/workers/reward_manager/ttrl.py, verl/verl/utils/reward_score/ttrl/ttt_
 Acts on: reward.  State: none.
 Differs from the official code: (1) votes are counted over classes of equal answers, theirs over
 strings, although they reward by equality; (2) a response without an answer has no vote and no
-reward: theirs may elect silence (`silent=True`). Voting among more samples than are trained on is
-the rollout's choice; the first ones are kept. Advantage and loss are GRPO's with a dual clip of 3
-and `kl.k3`. The classes come from `verify.vote`.
+reward: theirs may elect the lack of an answer (`silent=True`). The rollout may let more samples
+vote than are trained on, which are the first ones. Advantage and loss are GRPO's with a dual clip
+of 3 and `kl.k3`. The classes come from `verify.vote`.
 """
 
 import jax.numpy as jnp
@@ -50,5 +50,5 @@ def majority_share(cluster: Int[Array, " B"], *, size: int,
 
 def voted(elected: Bool[Array, " B"]) -> Reward:
   """1 where the response's answer won the vote of all samples, 0 elsewhere: `agreement` when
-  more vote than are kept."""
+  more vote than are trained on."""
   return real(elected)
