@@ -71,11 +71,11 @@ HEAD = ("| model, topology | mesh, rows, lengths | program | arguments | tempora
 @dataclasses.dataclass(frozen=True)
 class Target:
   """What is compiled: an experiment with the sizes of its model, for the devices of a topology."""
-  experiment: Experiment
-  model: str
-  size: transformer.Config
-  topology: str
-  devices: list[Any]
+  experiment: Experiment  # of the recipe and preset
+  model: str  # its name, for the table
+  size: transformer.Config  # of the model
+  topology: str  # chip:shape
+  devices: list[Any]  # of the topology, described and not there
 
   @property
   def chip(self) -> chips.Chip:
@@ -104,7 +104,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--preset", required=True, choices=sorted(PRESETS),
-                      help="the numbers of the run")
+                      help="the hyper-parameters of the run")
   parser.add_argument("--topology", required=True, help="chip:shape, such as v5p:4x4x4")
   parser.add_argument("--model", choices=sorted(SIZES), help="sizes; default those of the preset")
   parser.add_argument("--config", default="experiments/siren.py", help="the recipe")
@@ -113,12 +113,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--write", type=pathlib.Path, metavar="DOC",
                       help="puts the rows into the table of this file")
   parser.add_argument("--text", type=pathlib.Path, metavar="FOLDER",
-                      help="keeps the compiled programs as text")
+                      help="writes the compiled programs there as text")
   return parser.parse_args(argv)
 
 
 def target(args: argparse.Namespace) -> Target:
-  """The experiment of a command line. Raises ValueError where numbers and mesh do not fit."""
+  """The experiment of a command line. Raises ValueError where sizes and mesh do not fit."""
   path = args.config if os.path.isabs(args.config) else str(ROOT / args.config)
   experiment = config.load(f"{path}:preset={args.preset}", tuple(args.set))
   if args.model:
@@ -176,7 +176,7 @@ def served(t: Target, learner: Learner) -> Any:
 
 
 def bytes_of(tree: Any) -> int:
-  """Bytes that a device holds of abstract, placed arrays."""
+  """Bytes of abstract, placed arrays on each device."""
   return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
              for x in jax.tree.leaves(tree))
 
@@ -187,7 +187,7 @@ def lower_sample(t: Target, learner: Learner) -> Any:
   whole, on_rows = sharding.whole(learner.mesh), sharding.rows(learner.mesh)
   array = lambda shape, kind, place: jax.ShapeDtypeStruct(shape, kind, sharding=place)
   prompt = (s.prompts, task.max_prompt)
-  # the shapes of a run's own: one temperature, top_p, top_k and pad, two stop ids
+  # shapes as in a run: one temperature, top_p, top_k and pad, two stop ids
   decoding = jax.tree.map(lambda x: array(x.shape, x.dtype, whole),
                           decode.Decoding.of(stop_ids=(-1, -1)))
   return decode.sample.lower(
@@ -225,17 +225,17 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
              folder: pathlib.Path | None) -> list[dict[str, Any]]:
   """Compiles one program; facts of it, of the sampler one entry for each of its two parts.
 
-  beside: bytes that a device holds while it runs and that are no arguments of it. A program that is
+  beside: bytes on a device while it runs that are no arguments of it. A program that is
   too large gives one entry with `error`, which names the memory it needs.
   """
-  begin = time.time()
+  started = time.time()
   try:
     done = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return [{"program": name, "fits": False, "error": str(error).split("\n")[0][:300]}]
-  seconds = round(time.time() - begin, 1)
+  seconds = round(time.time() - started, 1)
   text, memory = done.as_text(), done.memory_analysis()
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,7 @@ def compiled(t: Target, mesh: Any, name: str, lowered: Any, beside: int,
 
 
 def is_logits(t: Target, mesh: Any, shape: hlo.Shape) -> bool:
-  """Whether an array holds logits [B, T, V] of many response positions, whole or a part of them."""
+  """Whether an array is of logits [B, T, V] of many response positions, whole or a part of them."""
   sizes = {t.size.vocab_size, t.size.vocab_size // mesh.shape["tensor"]}
   other = sizes | {t.size.width, t.size.width // mesh.shape["fsdp"]}
   return bool(sizes & set(shape.dims)) and any(
@@ -274,7 +274,7 @@ def phases(program: hlo.Program, max_tokens: int) -> dict[str, hlo_cost.Cost]:
 
 
 def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
-  """Compiles step and sampler: what the JSON line holds."""
+  """Compiles step and sampler: the content of the JSON line."""
   e, s, u = t.experiment, t.experiment.sampling, t.experiment.training
   mesh = sharding.make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, t.devices)
   rows = s.prompts // u.updates * s.samples
@@ -282,12 +282,12 @@ def run(t: Target, folder: pathlib.Path | None = None) -> dict[str, Any]:
   check_mesh(t.size, mesh, rows // u.micro, "rows of a micro-batch")
   learner = Learner(e, t.size, mesh)
   state, batch = step_arguments(t, learner)
-  params, held = state.params, bytes_of(state)
+  params, state_bytes = state.params, bytes_of(state)
   programs = [
       *compiled(t, mesh, "step", learner.step.lower(state, batch), 0, folder),
       *compiled(t, mesh, "serve", learner.serve_rollouts.lower(params),
-                held - bytes_of(params), folder),
-      *compiled(t, mesh, "sample", lower_sample(t, learner), held, folder)]
+                state_bytes - bytes_of(params), folder),
+      *compiled(t, mesh, "sample", lower_sample(t, learner), state_bytes, folder)]
   by_name = {p["program"]: p for p in programs}
   out = {"model": t.model, "topology": t.topology, "recipe": e.name, "mesh": dict(mesh.shape),
          "rows": {"rollout": s.prompts * s.samples, "update": rows, "micro_batch": rows // u.micro},
@@ -370,12 +370,12 @@ def report(facts: dict[str, Any], t: Target) -> str:
                  + f"; logits of whole responses: {', '.join(p['logits']) or 'none'}")
   if "rl_step_seconds" in facts:
     lines.append(f"one step of reinforcement learning: {quantity(facts['rl_step_seconds'], 's')} "
-                 "(prefill, every token, every update; no scoring, no verification)")
+                 "(prefill, every token, every update; no other forward pass, no verification)")
   return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Compiles, prints, and writes where asked."""
+  """Compiles, prints, and with --write writes."""
   args = parse(argv)
   try:
     t = target(args)

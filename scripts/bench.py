@@ -3,13 +3,13 @@
   python scripts/bench.py head|sample|step|loop [--preset tiny|smollm2|rl] [--shape small|big|NxDxV]
                           [--batch 1 8 32 64] [--rounds 5] [--peer NAME[=PYTHON] ...]
 
-Every variant is a process of its own, so that peak memory and libraries are its own; the processes
-wait for their turn and run one after another, round by round, each round begun by another one, so
-that a busy machine slows all of them alike. Times are medians over rounds; a ratio is the median of
-the ratios within a round. Bare matrix products of the same shape and a read of memory run in the
+Every variant is a separate process with separate peak memory and libraries. The processes run one
+after another, round by round, each round in another order, so that a busy machine slows all of them
+alike. Times are medians over rounds; a ratio is the median of
+the ratios within a round. Bare matmuls of the same shape and a read of memory run in the
 same rounds and give the bounds. Prints a table, then one JSON line with everything.
 
-A peer is measured on the same work by its own interpreter: `--peer transformers=ENV/bin/python`.
+A peer is measured on the same work by its interpreter: `--peer transformers=ENV/bin/python`.
 The names are the cases of bench_peers.py: torch, transformers, trl, verl, tunix and so on.
 --one_thread counts processor time of one thread, for a machine that others use as well.
 """
@@ -60,14 +60,14 @@ def serve(job: dict) -> None:
     with contextlib.suppress(OSError):  # not every kernel lets the peak be reset
       reset.write_text("5")
     before, start = memory("VmRSS"), clock()
-    own = run() or {}
+    measured = run() or {}
     seconds = clock() - start
-    say({"seconds": seconds, **own, "peak_mb": memory("VmHWM") - before,
+    say({"seconds": seconds, **measured, "peak_mb": memory("VmHWM") - before,
          "load": os.getloadavg()[0]})
 
 
 class Worker:
-  """One variant in its own process, of `devices` forced ones where the job names a number.
+  """One variant in its own process, with as many forced devices as the job names, or one.
 
   Raises RuntimeError with its last lines when it dies.
   """
@@ -115,7 +115,7 @@ class Worker:
 
 
 def measure(jobs: dict[str, tuple[dict, str]], rounds: int, warm: int) -> dict[str, dict]:
-  """{variant: facts, and the numbers of `rounds` runs}; `warm` runs before are thrown away."""
+  """{variant: facts, and the results of `rounds` runs}; `warm` runs before are thrown away."""
   workers, found = [], {}
   try:
     for name, (job, python) in jobs.items():
@@ -126,9 +126,9 @@ def measure(jobs: dict[str, tuple[dict, str]], rounds: int, warm: int) -> dict[s
       first = number % len(workers)  # who follows whom differs from round to round
       for worker in workers[first:] + workers[:first]:
         row = worker.run()
-        kept = found.setdefault(worker.name, {**worker.facts, "runs": []})
+        facts = found.setdefault(worker.name, {**worker.facts, "runs": []})
         if number >= warm:
-          kept["runs"].append(row)
+          facts["runs"].append(row)
       print(f"  round {number + 1} of {warm + rounds} is done", file=sys.stderr, flush=True)
   finally:
     for worker in workers:

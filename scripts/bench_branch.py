@@ -4,13 +4,17 @@
       [--originals 4] [--branches 3] [--prompt_length 64] [--max_tokens 64] [--turns 4] [--rounds 5]
       [--cpu_time]
 
-No response ends early. cure: every variant draws prompts x originals (1 + branches) x max_tokens
-tokens; `branch` goes on from the cache of the originals; `prefill again` gives prompt and prefix
-of each continuation to the model anew, as an engine without shared prefixes does; cuts are those
-of CURE. agentic: episodes of `turns` actions of max_tokens / turns tokens,
-each answered by 16 tokens;
-`branch` copies originals after answers until there are originals (1 + branches) episodes; `plain`
-draws as many episodes as have the same number of new tokens, to the nearest episode.
+No response ends early.
+
+  cure      every variant draws prompts x originals (1 + branches) x max_tokens tokens. `branch`
+            goes on from the cache of the originals. `prefill again` gives prompt and prefix of
+            each continuation to the model anew, as an engine without shared prefixes does. Cuts
+            are those of CURE.
+  agentic   episodes of `turns` actions of max_tokens / turns tokens, each answered by 16 tokens.
+            `branch` copies originals after answers until there are originals (1 + branches)
+            episodes. `plain` draws as many episodes as have the same number of new tokens, to the
+            nearest episode.
+
 Variants run one after another, round by round; times are medians, ratios medians of the ratios
 within a round. Prints a table, then one JSON line.
 """
@@ -56,10 +60,10 @@ def load(name: str):
 
 @dataclasses.dataclass(frozen=True)
 class Endless(Spoken):
-  """An environment that answers 16 tokens to whatever is said and never ends an episode."""
-  size: int
-  length: int
-  max_observation: int = 16
+  """An environment that answers every action with 16 tokens and never ends an episode."""
+  size: int  # of the vocabulary
+  length: int  # tokens of a prompt
+  max_observation: int = 16  # tokens of an answer
 
   @property
   def max_prompt(self) -> int:
@@ -67,7 +71,7 @@ class Endless(Spoken):
     return self.length
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """Prompts by their numbers."""
+    """A million prompts by their index."""
     return Lazy(2**20, lambda i: Example(i, "", "", ""), f"{self!r}.examples({split!r}, {seed})")
 
   def spoken(self, seed: int, count: int) -> str:
@@ -75,7 +79,7 @@ class Endless(Spoken):
     return " ".join(map(str, np.random.default_rng(seed).integers(2, self.size, count)))
 
   def reset(self, example: Example) -> tuple[int, str]:
-    """The number of the prompt, and its words."""
+    """The index of the prompt, and its words."""
     return example.id, self.spoken(example.id, self.length)
 
   def step(self, state: int, text: str) -> Step:
@@ -83,9 +87,9 @@ class Endless(Spoken):
     return state, self.spoken(state, self.max_observation), 0.0, False
 
 
-class Numbers:
-  """A token is a number."""
-  pad_id, stop_ids, name = 0, (-1,), "numbers"
+class Ids:
+  """Tokens written as their ids."""
+  pad_id, stop_ids, name = 0, (-1,), "ids"
 
   def __init__(self, size: int):
     self.vocab_size = size
@@ -95,7 +99,7 @@ class Numbers:
     return [int(piece) for piece in text.split()]
 
   def decode(self, ids) -> str:
-    """The numbers."""
+    """The ids, separated."""
     return " ".join(str(int(i)) for i in ids)
 
 
@@ -113,7 +117,7 @@ def agentic_variants(args):
   examples = [Example(at, "", "", "") for at in range(args.prompts)]
   length = turns * action + (turns - 1) * task.max_observation
   sampling = Sampling(samples=n, max_tokens=length)
-  made = lambda strategy: strategy.engine(config, Numbers(config.vocab_size), task,
+  made = lambda strategy: strategy.engine(config, Ids(config.vocab_size), task,
                                           sharding.make_mesh(1, 1, 1), ())
   rule = Branching(samples=n, beam=1 + args.branches, calls=turns - 1, test=always, scope="own")
   strategy = agentic.Agentic(turns=turns, action=action, rule=rule, initial=args.originals)
@@ -193,9 +197,9 @@ def main(argv=None) -> int:
   seconds = {name: [] for name in runs}
   for _ in range(args.rounds):
     for name, run in runs.items():
-      begin = clock()
+      started = clock()
       run()
-      seconds[name].append(clock() - begin)
+      seconds[name].append(clock() - started)
   rows = []
   for name, (prefilled, reused, drawn) in counts.items():
     middle = statistics.median(seconds[name])

@@ -1,5 +1,5 @@
 """What bench.py measures of this project, and the bounds: each case builds, compiles, returns
-(run, facts); a run gives nothing, or its own numbers."""
+(run, facts); a run returns nothing, or what it has measured itself."""
 
 import atexit
 import dataclasses
@@ -66,7 +66,7 @@ def head_inputs(shape):
 
 
 def matmul(shape):
-  """The bound: one product [N, D] x [D, V] into an array that exists already."""
+  """The bound: one matmul [N, D] x [D, V] into an array that exists already."""
   hidden, head, *_ = head_inputs(shape)
   box = [jnp.zeros((shape[0], shape[2]), jnp.float32)]
   fn, facts = compiled(lambda out, h, w: jnp.einsum("nd,vd->nv", h, w), box[0], hidden, head,
@@ -165,7 +165,7 @@ def plan_head(args):
 
 
 def model(preset):
-  """(Config, params): the embedded model, SmolLM2-135M, or `rl`, a random one of 3.28 M."""
+  """(Config, params): the embedded model, SmolLM2-135M, or `rl`, 3.28 M random parameters."""
   if preset == "rl":
     shape = transformer.Config(vocab_size=512, width=256, layers=4, heads=8, kv_heads=4,
                                head_dim=32, mlp_width=768)
@@ -175,12 +175,12 @@ def model(preset):
 
 
 def count(params):
-  """Numbers in a tree of parameters."""
+  """Parameters in a tree of them."""
   return sum(x.size for x in jax.tree.leaves(params))
 
 
 def peak(size=2048):
-  """What the machine multiplies in a second, at best: a square product."""
+  """What the machine multiplies in a second, at best: a square matmul."""
   x = jnp.ones((size, size), jnp.float32)
   fn, facts = compiled(lambda a, b: a @ b, x, x)
   return waiting(fn, x, x), {**facts, "per_second": {"GFLOP/s": 2.0 * size**3 / 1e9}}
@@ -199,13 +199,13 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
   args = (params, tokens, np.ones_like(tokens, bool), keys, Decoding.of())
   lower = lambda new: sample.lower(shape, *args, samples=samples, max_tokens=new)
   begin = time.perf_counter()
-  full, one = (lower(n).compile() for n in (new, 1))
-  facts = {"compile_s": (time.perf_counter() - begin) / 2, "temp_mb": temporaries(full)}
+  all_tokens, one_token = (lower(n).compile() for n in (new, 1))
+  facts = {"compile_s": (time.perf_counter() - begin) / 2, "temp_mb": temporaries(all_tokens)}
   def run():
     start = clock()
-    jax.block_until_ready(one(*args))
+    jax.block_until_ready(one_token(*args))
     middle = clock()
-    jax.block_until_ready(full(*args))
+    jax.block_until_ready(all_tokens(*args))
     end = clock()
     return {"seconds": (end - middle - (middle - start)) / (new - 1), "prefill": middle - start}
   return run, {**facts, "per_second": {"tokens/s": float(batch)},
@@ -215,22 +215,22 @@ def decode(preset, batch, prompt, new, samples=1, int8=False):
 
 
 def draws(preset, batch, how, many=16):
-  """Draws with log-prob and entropy from logits that exist already, in one program that holds its
-  arrays over `many` of them, as decoding does."""
+  """Draws with log-prob and entropy from logits that exist already, in one program whose
+  arrays stay over `many` of them, as in decoding."""
   logits = jax.random.normal(jax.random.key(0), (batch, model(preset)[0].vocab_size)) * 3.0
-  one, none = jnp.ones(batch), jnp.zeros(batch, jnp.int32)
+  ones, zeros = jnp.ones(batch), jnp.zeros(batch, jnp.int32)
   def drawn(z, key):
     if how == "categorical":
       logp, token = jax.nn.log_softmax(z), jax.random.categorical(key, z)
       at = jnp.take_along_axis(logp, token[:, None], 1)[:, 0]
       return token, at, -(jnp.exp(logp) * logp).sum(-1)
-    top_p = one * (0.9 if how == "nucleus" else 1.0)
-    return draw.draw(z, jax.random.uniform(key, (batch,)), one, top_p, none)[:3]
+    top_p = ones * (0.9 if how == "nucleus" else 1.0)
+    return draw.draw(z, jax.random.uniform(key, (batch,)), ones, top_p, zeros)[:3]
   def step(i, carry):
     token, logp, entropy = drawn(carry[0], jax.random.key(i))
     return carry[0].at[:, 0].set(logp), token, entropy  # the next draw waits for this one
-  made, facts = compiled(lambda *x: jax.lax.fori_loop(0, many, step, x), logits, none, one)
-  return waiting(made, logits, none, one, many=many), {**facts, "beside": ["decode"]}
+  made, facts = compiled(lambda *x: jax.lax.fori_loop(0, many, step, x), logits, zeros, ones)
+  return waiting(made, logits, zeros, ones, many=many), {**facts, "beside": ["decode"]}
 
 
 def plan_sample(args):
@@ -261,9 +261,9 @@ class Digits:
 @dataclasses.dataclass(frozen=True)
 class Random(Task):
   """Random prompts; about half of the responses are right, by the parity of their first token."""
-  width: int
-  vocab: int
-  stop: tuple[str, ...] = ()
+  width: int  # tokens of a prompt
+  vocab: int  # token ids are below it
+  stop: tuple[str, ...] = ()  # no string ends a response
 
   @property
   def max_prompt(self):
@@ -288,7 +288,7 @@ class Random(Task):
 @dataclasses.dataclass(frozen=True)
 class Given:
   """A preset's model with the tokenizer of `Random`."""
-  preset: str
+  preset: str  # of `model`
 
   def load(self):
     """(Config, params, Tokenizer)."""
@@ -297,7 +297,7 @@ class Given:
 
 def work(recipe, preset, prompts, samples, prompt, max_tokens):
   """The experiment of a recipe on random prompts of one length: one update, no early stop, the
-  products of layers kept and the rest made again, which is fastest on a CPU."""
+  matmuls of layers stored and the rest computed again, which is fastest on a CPU."""
   knobs = ":beta=0" if recipe == "grpo" else ""  # no reference model, as in the peers
   experiment = config.load(f"{ROOT}/experiments/{recipe}.py{knobs}", ("mesh.data=1",))
   size = model(preset)[0].vocab_size
@@ -310,7 +310,7 @@ def work(recipe, preset, prompts, samples, prompt, max_tokens):
 
 
 def step(preset, recipe, prompts, samples, prompt, max_tokens):
-  """One step of the real loop: rollout, verdicts, score of the rollout, one update."""
+  """One step of the real loop: rollout, verdicts, forward pass over the rollout, one update."""
   lab = loop.Lab(work(recipe, preset, prompts, samples, prompt, max_tokens))
   box, folder = [lab.learner.init(lab.params), 0], pathlib.Path(tempfile.gettempdir())
   def run():
@@ -320,9 +320,9 @@ def step(preset, recipe, prompts, samples, prompt, max_tokens):
     box[1] += 1
     return {"seconds": clock() - begin, **{name: float(metrics[f"timing_s/{name}"]) for name in
                                            ("rollout", "forward", "train")}}
-  compile_s = run()["seconds"] - run()["seconds"]  # what the first step has more
+  compile_s = run()["seconds"] - run()["seconds"]  # what the first step takes in addition
   size, rows = count(lab.params), prompts * samples
-  # sampling goes forward once, training three times as much; plain GRPO needs no score pass
+  # sampling goes forward once, training three times as much; plain GRPO needs no other pass
   flops = 2.0 * size * (rows * max_tokens + prompts * prompt + 3 * rows * (prompt + max_tokens))
   return run, {"bounds": {"FLOPs": ("peak", flops / (2.0 * 2048**3))}, "compile_s": compile_s,
                "per_second": {"tokens/s": float(rows * max_tokens)},
@@ -378,7 +378,7 @@ def plan(args):
 
 
 def shared(args, title):
-  """What a peer is told about the work of a title."""
+  """The arguments of a peer for the work of a title."""
   if args.what == "head":
     return {"shape": [int(x) for x in title.split("x")]}
   if args.what == "step":

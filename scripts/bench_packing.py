@@ -1,10 +1,10 @@
-"""Measures an optimiser step and the score of its rows, padded against packed, in one process.
+"""Measures an optimiser step and a forward pass over its rows, padded against packed.
 
   python scripts/bench_packing.py [--recipe grpo] [--rounds 15] [--micro 1 4] [--max_tokens 112]
                                   [--mix rollout made]
 
 The tiny preset's model, 64 rows an update, on two mixes of lengths: rows of a real rollout of the
-preset, and responses of geometric lengths whose mean is 0.4 of the longest. The forms take turns,
+preset, and responses of geometric lengths whose mean is 0.4 of max_tokens. The forms take turns,
 round by round; a packed step includes its plan. Milliseconds of the wall and of the processor (all
 threads: for a machine that others use), medians over rounds; ratios are medians of the ratios
 within a round. Prints a table, then one JSON line.
@@ -68,11 +68,11 @@ def runs(learner: Learner, params, batch, micro: int):
     box[0], _ = learner.step(box[0], batch, plan)
     jax.block_until_ready(box[0].params)
 
-  def score():
+  def forward():
     plan, _ = learner.plan(batch, micro)
     jax.block_until_ready(learner.forward(box[0].params, batch, BEFORE, plan))
 
-  return {"step": step, "score": score}
+  return {"step": step, "forward": forward}
 
 
 def measured(variants: dict[str, dict], rounds: int) -> list[dict]:
@@ -82,11 +82,11 @@ def measured(variants: dict[str, dict], rounds: int) -> list[dict]:
     seen: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds + 1):
       for name, fns in variants.items():
-        wall, own = time.perf_counter(), time.process_time()
+        wall, processor = time.perf_counter(), time.process_time()
         fns[what]()
         if number:  # the first compiles
           seen.setdefault((name, "wall"), []).append(time.perf_counter() - wall)
-          seen.setdefault((name, "cpu"), []).append(time.process_time() - own)
+          seen.setdefault((name, "cpu"), []).append(time.process_time() - processor)
     row: dict = {"what": what}
     for clock in ("wall", "cpu"):
       for name in variants:

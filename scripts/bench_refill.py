@@ -5,12 +5,10 @@
 
 The work: 8 responses to each prompt of 16 tokens, `batches` x `slots` rows; either `slots` rows as
 a batch, one batch after another, or all of them through `slots` slots. A model with random
-parameters draws about evenly and 2.25 / `max_tokens` of its vocabulary ends a row,
-so that lengths are
-geometric, cut at `max_tokens`, with a mean of about 0.4 of the maximum; a trained one may differ,
-and
-the table says what it was. Both ways take turns in one process; the gain is the median of the
-ratios within a round. Prints a table, then one JSON line.
+parameters draws about evenly, and 2.25 / `max_tokens` of its vocabulary ends a row. Lengths are
+then geometric, cut at `max_tokens`, with a mean of about 0.4 of the maximum; of a trained model
+they may differ, and the table says what they were. Both ways take turns in one process; the gain is
+the median of the ratios within a round. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -41,7 +39,7 @@ SMOLLM2 = transformer.Config(vocab_size=49152, width=576, layers=30, heads=9, kv
 
 
 def model(preset: str):
-  """(Config, params); random135m: the shapes of SmolLM2-135M with random numbers."""
+  """(Config, params); random135m: the shapes of SmolLM2-135M, random parameters."""
   if preset != "random135m":
     return bench_cases.model(preset)
   return SMOLLM2, transformer.init(SMOLLM2, jax.random.key(0))
@@ -105,7 +103,7 @@ def main() -> None:
   parser.add_argument("--one_thread", action="store_true", help="processor time of one thread")
   args = parser.parse_args()
   if any(slots < SAMPLES or slots % SAMPLES for slots in args.slots):
-    sys.exit(f"--slots {args.slots}: multiples of {SAMPLES}, so that batches hold whole groups")
+    sys.exit(f"--slots {args.slots}: multiples of {SAMPLES}, so that batches are of whole groups")
   before = os.getloadavg()[0]
   rows = [row for slots in args.slots for row in measure(args, slots)]
   bench.show(list(rows[0]), [list(row.values()) for row in rows])

@@ -5,7 +5,7 @@
 Forward and backward on one chip, bfloat16 inputs, float32 logits and sums; the defaults are
 Qwen2.5-7B's head. The bytes of XLA's form assume no help from the compiler: every block of logits
 is written once, read for its maximum and read for its sums; in the backward pass read once, its
-gradient written and read by two products; d hidden is read and written for every block.
+gradient written and read by two matmuls; d hidden is read and written for every block.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from entrolab.cost import chips
 
 
 def xla(n: int, d: int, v: int, chunk: int) -> tuple[float, float]:
-  """(FLOPs, bytes): four products, logits by blocks through the memory."""
+  """(FLOPs, bytes): four matmuls, logits by blocks through the memory."""
   blocks = v / chunk
   forward = 12 * n * v + 2 * d * v + 2 * n * d * blocks
   backward = 14 * n * v + 4 * d * v + 8 * d * v + (2 * 2 + 8) * n * d * blocks
@@ -27,8 +27,8 @@ def xla(n: int, d: int, v: int, chunk: int) -> tuple[float, float]:
 
 def kernels(n: int, d: int, v: int, tile: int) -> tuple[float, float]:
   """(FLOPs, bytes): logits never leave the chip. d hidden is a sum over the vocabulary and d head
-  one over tokens; no core holds both, so two kernels make the logits again: five products. `tile`
-  rows, or entries, stay while the other side streams past."""
+  one over tokens. No core has room for both, so two kernels make the logits again: five matmuls.
+  `tile` rows, or entries, stay while the other side streams past."""
   over_head = 2 * n * d + 2 * d * v * n / tile  # forward, and d hidden
   over_rows = 2 * d * v + 4 * d * v + 2 * n * d * v / tile  # d head
   return 10.0 * n * d * v, 2 * over_head + 4 * n * d + over_rows

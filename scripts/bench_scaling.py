@@ -7,7 +7,7 @@ Every series is a process; in a round it visits all its sizes in turn, so that n
 Slopes are least squares on log-log scales: of the medians over rounds, least and most of single
 rounds, and between the two largest sizes alone. `temp` is the compiler's figure, in MB, and exact.
 Collectives are read from the programs that XLA compiles for 1, 2, 4 and 8 forced CPU devices, each
-count in a process of its own, beside what a ring would send in theory. Prints tables, then one
+count in a separate process, beside what a ring would send in theory. Prints tables, then one
 JSON line.
 """
 
@@ -34,12 +34,12 @@ PASSES = "forward + backward"
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A case at several sizes; ideal: the slopes of times, by what takes them, and of temporaries."""
-  title: str
-  case: str
-  points: dict[int, dict[str, Any]]
-  ideal: dict[str, str]
-  temp: str
+  """A case at several sizes."""
+  title: str  # of the table
+  case: str  # of bench_scaling_cases
+  points: dict[int, dict[str, Any]]  # size -> arguments of the case
+  ideal: dict[str, str]  # what takes time -> its slope in theory
+  temp: str  # the slope of temporaries in theory
 
 
 def series(preset: str, recipe: str) -> dict[str, Series]:
@@ -50,8 +50,8 @@ def series(preset: str, recipe: str) -> dict[str, Series]:
   decode = lambda batch, prompt, samples: dict(preset=preset, batch=batch, prompt=prompt, new=33,
                                                samples=samples)
   grow = lambda make, *sizes: {size: make(size) for size in sizes}
-  both = lambda ideal: {"step": ideal, "score": ideal}
-  own = f"{recipe} on {preset}"
+  both = lambda ideal: {"step": ideal, "forward": ideal}
+  subject = f"{recipe} on {preset}"
   return {
       "head-tokens": Series(
           "fused head, D 256, V 16384, against N", "head",
@@ -60,13 +60,13 @@ def series(preset: str, recipe: str) -> dict[str, Series]:
           "fused head, N 1024, D 256, against V", "head",
           grow(lambda v: head(1024, v), 4096, 8192, 16384, 32768, 65536), {PASSES: "1"}, "0"),
       "update-group": Series(
-          f"update of {own}, 4 prompts, length 64, against G", "update",
+          f"update of {subject}, 4 prompts, length 64, against G", "update",
           grow(lambda g: update(samples=g), 4, 8, 16, 32), both("1"), "1"),
       "update-length": Series(
-          f"update of {own}, 16 rows, against length", "update",
+          f"update of {subject}, 16 rows, against length", "update",
           grow(lambda n: update(samples=4, length=n), 32, 64, 128, 256), both("1 to 2"), "1 to 2"),
       "update-micro": Series(
-          f"update of {own}, 64 rows, length 64, against micro-batches", "update",
+          f"update of {subject}, 64 rows, length 64, against micro-batches", "update",
           grow(lambda m: update(samples=16, micro=m), 1, 2, 4, 16), both("0"), "-1"),
       "decode-batch": Series(
           f"decode step of {preset}, 16 + 33 slots, against batch", "decode",
@@ -112,9 +112,10 @@ def by_kind(program: dict) -> list[list]:
   ideal, rows = theory(program), []
   found = [c for c in program["found"] if len(c["group"]) > 1]
   for kind in dict.fromkeys([*ideal, *(c["kind"] for c in found)]):
-    own, (runs, sent) = [c for c in found if c["kind"] == kind], ideal.get(kind, (0, 0))
-    rows.append([kind, sum(c["times"] for c in own),
-                 sum(c["times"] * c["bytes"] for c in own) / 1e6, sum(c["wire"] for c in own) / 1e6,
+    of_kind, (runs, sent) = [c for c in found if c["kind"] == kind], ideal.get(kind, (0, 0))
+    rows.append([kind, sum(c["times"] for c in of_kind),
+                 sum(c["times"] * c["bytes"] for c in of_kind) / 1e6,
+                 sum(c["wire"] for c in of_kind) / 1e6,
                  runs, sent / 1e6])
   total = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
   beyond = total[2] / total[4] if total[4] else None

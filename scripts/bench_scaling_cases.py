@@ -36,36 +36,36 @@ def experiment_of(preset, recipe, prompts, samples, length, micro):
 
 
 def filled(like, entries):
-  """Columns of full rows: masks are true, ids under `entries`, real numbers negative."""
+  """Columns of full rows: masks are true, ids under `entries`, floats negative."""
   rng = np.random.default_rng(0)
-  def one(x):
+  def column(x):
     if x.dtype == bool:
       return jnp.ones(x.shape, bool)
     whole = jnp.issubdtype(x.dtype, jnp.integer)
     values = rng.integers(3, entries, x.shape) if whole else -rng.exponential(size=x.shape)
     return jnp.asarray(values, x.dtype)
-  return jax.tree.map(one, like)
+  return jax.tree.map(column, like)
 
 
 def update(**sizes):
-  """Learner.step of a real Lab, and its score, on rows of random tokens."""
+  """Learner.step of a real Lab, and a forward pass, on rows of random tokens."""
   lab = loop.Lab(experiment_of(**sizes))
   learner, box = lab.learner, [lab.learner.init(lab.params)]
   target = aot_compile.Target(lab.experiment, sizes["preset"], lab.config, "", [])
   batch = filled(aot_compile.step_arguments(target, learner)[1], lab.config.vocab_size)
   step = learner.step.lower(box[0], batch).compile()
-  score = learner.forward.lower(box[0].params, batch, BEFORE).compile()
+  forward = learner.forward.lower(box[0].params, batch, BEFORE).compile()
   def run():
     begin = clock()
-    box[0], said = step(box[0], batch)
+    box[0], metrics = step(box[0], batch)
     jax.block_until_ready(box[0].params)
     middle = clock()
-    jax.block_until_ready(score(box[0].params, batch))
+    jax.block_until_ready(forward(box[0].params, batch))
     end = clock()
-    assert bool(said["train/applied"]), f"an update that is not finite: {said}"
-    return {"step": middle - begin, "score": end - middle}
+    assert bool(metrics["train/applied"]), f"an update that is not finite: {metrics}"
+    return {"step": middle - begin, "forward": end - middle}
   return run, {"temp_mb": {"step": bench_cases.temporaries(step),
-                           "score": bench_cases.temporaries(score)}}
+                           "forward": bench_cases.temporaries(forward)}}
 
 
 def sweep(case, points):
@@ -76,10 +76,10 @@ def sweep(case, points):
   whole = "forward + backward" if case == "head" else "step"  # what a case does not name itself
   def run():
     seconds = {}
-    for size, (one, _) in made.items():
-      begin = clock()
-      own = one() or {"seconds": clock() - begin}
-      seconds[size] = {whole if what == "seconds" else what: x for what, x in own.items()}
+    for size, (run_case, _) in made.items():
+      started = clock()
+      measured = run_case() or {"seconds": clock() - started}
+      seconds[size] = {whole if what == "seconds" else what: x for what, x in measured.items()}
     return {"points": seconds}
   named = lambda temp: temp if isinstance(temp, dict) else {whole: temp}
   return run, {"temp_mb": {size: named(facts["temp_mb"]) for size, (_, facts) in made.items()}}

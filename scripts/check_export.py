@@ -2,7 +2,7 @@
 
   python scripts/check_export.py FOLDER [--prompt TEXT] [--tokens 20]
 
-Needs torch and transformers beside entrolab's own packages.
+Needs torch and transformers beside the packages of entrolab.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compares the methods with stored numbers of their official implementations.
+"""Compares the methods with stored outputs of their official implementations.
 
   python scripts/check_golden.py DIR [--method NAME]
 

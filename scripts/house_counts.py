@@ -30,19 +30,19 @@ LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 
 class Counts(NamedTuple):
   """Of a file, or the sums over several."""
-  lines: int
+  lines: int              # of the file
   code: int               # lines neither blank, nor only a comment, nor of a docstring
   comments: int           # lines with one, alone or behind code
   only_comment: int       # lines of these without code
   docstrings: int         # lines
-  nodes: int
+  nodes: int              # of the syntax tree
   assignments: int        # plain ones: `x = ...`, neither `x += ...` nor `x: int = ...`
   tuple_assignments: int  # `a, b = x, y`: a tuple on both sides
 
 
 class Use(NamedTuple):
   """A private name of another module that a file uses."""
-  line: int
+  line: int  # where it stands
   name: str  # with its module: rollout.decode._repeated
 
 
@@ -53,7 +53,7 @@ class Function:
   line: int         # of `def`
   lines: int        # from `def` to the last line; a docstring counts as one
   nodes: int        # nested functions included
-  documented: bool
+  documented: bool  # has a docstring
   typed: bool       # every parameter besides self and cls is annotated
 
   @property
@@ -67,16 +67,16 @@ class Module:
   """A file of the package, counted."""
   name: str  # without the package: rollout.plain
   path: pathlib.Path  # below the folder that the package lies in: entrolab/rollout/plain.py
-  counts: Counts
-  functions: list[Function]
+  counts: Counts  # of the file
+  functions: list[Function]  # in it, at any level
   any_fields: dict[str, int]  # by record, only records that have such fields
-  private_uses: list[Use]
+  private_uses: list[Use]  # private names of other modules
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
   """All files of a package and its import graphs, by names without the package."""
-  modules: list[Module]
+  modules: list[Module]  # its files
   graph: Graph         # all imports
   start_graph: Graph   # those that run at import: without imports inside functions
 

@@ -20,7 +20,7 @@ class Import(NamedTuple):
   module: str     # the module that the name comes from, or stands for
   attribute: str  # what is taken out of it; empty when the name stands for the module itself
   local: str      # how the file calls it
-  line: int
+  line: int  # where it stands
 
 
 def imports(path: pathlib.Path, package_root: pathlib.Path, *,

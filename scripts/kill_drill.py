@@ -44,9 +44,9 @@ LIMIT_S = 900
 @dataclasses.dataclass(frozen=True)
 class Aim:
   """When to kill: at this fraction of a phase, `ahead` steps after the run has started again."""
-  phase: str
-  ahead: int
-  fraction: float
+  phase: str  # one of AIMS
+  ahead: int  # steps after the start
+  fraction: float  # of the phase, 0 to 1
   every: int  # steps between checkpoints
 
 
@@ -58,7 +58,7 @@ def aims(kills: int, seed: int) -> list[Aim]:
 
 
 class Note:
-  """Phase and step of a run, in a file that outlives a kill; a pipe tells the parent at once."""
+  """Phase and step of a run, in a file that outlives a kill, and in a pipe to the parent."""
 
   def __init__(self, path: pathlib.Path, pipe: int | None = None):
     if not path.exists():
@@ -68,7 +68,7 @@ class Note:
     self.pipe = pipe
 
   def enter(self, phase: str, step: int | None = None) -> None:
-    """Notes it, then tells."""
+    """Writes both to the file, then to the pipe."""
     self.bytes[0] = PHASES.index(phase)
     if step is not None:
       self.bytes[1] = step
@@ -129,7 +129,8 @@ def child(note: Note, folder: str, every: int, die: tuple[int, float] | None) ->
 @dataclasses.dataclass
 class Drill:
   """A folder of runs, and the compiled programs that they share."""
-  home: pathlib.Path
+  home: pathlib.Path  # the folder
+  # median seconds of each phase, in a run that is not killed
   lengths: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def start(self, run: pathlib.Path, every: int, die: tuple[int, float] | None = None
@@ -167,17 +168,17 @@ class Drill:
   def kill(self, run: pathlib.Path, aim: Aim) -> dict[str, Any]:
     """Starts or resumes a run and kills it as aimed; what was found then."""
     at = min(newest(run) + aim.ahead, STEPS - 1)
-    own = (at, aim.fraction) if aim.phase == "verifying" else None
-    process, reading, note = self.start(run, aim.every, own)
+    inside = (at, aim.fraction) if aim.phase == "verifying" else None
+    process, reading, note = self.start(run, aim.every, inside)
     end = time.monotonic() + LIMIT_S
     while data := os.read(reading, 2):
       phase, step = PHASES[data[0]], data[1]
-      if own is None and (step > at or (step == at and phase == aim.phase)):
+      if inside is None and (step > at or (step == at and phase == aim.phase)):
         time.sleep(aim.fraction * self.lengths[aim.phase])
         break
       if time.monotonic() > end:
         raise TimeoutError(f"{run}: step {at} was not reached in {LIMIT_S} s")
-    if own is None:
+    if inside is None:
       process.kill()
     process.wait(LIMIT_S)
     os.close(reading)
@@ -265,7 +266,8 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=20)
   parser.add_argument("--chain", type=int, default=5, help="kills of one run")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--folder", type=pathlib.Path, help="kept; default: a temporary one")
+  parser.add_argument("--folder", type=pathlib.Path,
+                      help="where runs stay; default: a temporary one")
   parser.add_argument("--write", type=pathlib.Path, metavar="PAGE")
   args = parser.parse_args()
   with contextlib.ExitStack() as stack:

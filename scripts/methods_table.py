@@ -128,10 +128,10 @@ def collect(runs: list[str]) -> None:
     rows = [json.loads(line) for line in lines]
     evaluations = [r for r in rows if "eval/entropy" in r]
     before, after = evaluations[0], evaluations[-1]
-    touched = [r["method/tokens_changed"] for r in rows if "method/tokens_changed" in r]
+    changed = [r["method/tokens_changed"] for r in rows if "method/tokens_changed" in r]
     figures = {n: round(after[f"eval/{n}"], 4) for n in (*FIGURES, "pass@1_low", "pass@1_high")}
-    known[name] = {**figures, "touched": [round(touched[0], 4), round(touched[-1], 4)],
-                   "steps": len(touched), "before": round(before["eval/pass@1"], 4)}
+    known[name] = {**figures, "tokens_changed": [round(changed[0], 4), round(changed[-1], 4)],
+                   "steps": len(changed), "before": round(before["eval/pass@1"], 4)}
   RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 

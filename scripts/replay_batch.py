@@ -1,4 +1,4 @@
-"""Repeats a kept update that was not finite, and says which leaf, column, term or token it was.
+"""Repeats a saved update that was not finite, and says which leaf, column, term or token it was.
 
   python scripts/replay_batch.py runs/NAME-HASH/failures/step_000012_update_1 [--set mesh.data=1]
 
@@ -35,17 +35,17 @@ NAMED = 3  # leaves of a tree that are named
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-  """The update once more: metrics of the run's own step, and from a second program, which may round
-  otherwise, gradient, sums, statistics [B, T] and scores; and what it saw."""
-  learner: Learner
-  params: Any
-  batch: Batch
-  control: dict[str, Any]
-  grads: Any
-  metrics: dict[str, Any]
-  live: dict[str, Any]
-  scored: dict[str, Any]
-  tokenizer: Any
+  """The update once more: its inputs, the metrics of `Learner.step`, and the results of a second
+  program, which may round differently."""
+  learner: Learner  # of the experiment
+  params: Any  # at which the update was computed
+  batch: Batch  # its rows
+  control: dict[str, Any]  # controlled values by name
+  grads: Any  # of the second program, a tree like params
+  metrics: dict[str, Any]  # of the step, and sums of the second program
+  live: dict[str, Any]  # statistics of the policy [B, T], of the second program
+  scored: dict[str, Any]  # what `Objective.score` gave in the second program
+  tokenizer: Any  # to show tokens as text
 
   @property
   def columns(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Replay:
 
 
 def repeat(experiment: Experiment, failure: Failure) -> Replay:
-  """Computes the loss of a kept update and its gradient, on the devices at hand."""
+  """Computes the loss of a saved update and its gradient, on the devices at hand."""
   m = experiment.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
   model, params, tokenizer = experiment.model.load()
@@ -104,7 +104,7 @@ def findings(replay: Replay) -> Iterator[str]:
 
 
 def leaves(what: str, tree: Any) -> Iterator[str]:
-  """Leaves of a tree that hold something not finite, with how many and the first place."""
+  """Leaves of a tree that are not finite somewhere, with how many and the first place."""
   lines = list(_leaves(what, tree))
   yield from lines[:NAMED]
   if len(lines) > NAMED:
@@ -158,8 +158,8 @@ def terms(replay: Replay) -> Iterator[str]:
 
 
 def weight(entry: Penalty, columns: dict[str, Any]) -> Iterator[str]:
-  """The weight of a penalty, a number or a controlled value."""
-  beta, source = entry.beta, "a number of the recipe"
+  """The weight of a penalty, a constant or a controlled value."""
+  beta, source = entry.beta, "a constant of the recipe"
   if isinstance(beta, str):
     beta, source = float(columns[beta]), f"the controlled value {beta}"
   if not np.isfinite(beta):
@@ -195,8 +195,8 @@ def rebuild(run: pathlib.Path, text: str | None, overrides: list[str]) -> Experi
   if text is None and source is None:
     raise ValueError(f"{run / 'config.json'} records no command (the run was started from Python); "
                      "name the recipe with --config")
-  base, own = (text, []) if text is not None else (source["config"], source["set"])
-  experiment = config.load(base, (*own, *overrides))
+  base, recorded = (text, []) if text is not None else (source["config"], source["set"])
+  experiment = config.load(base, (*recorded, *overrides))
   changed = []
   if config.config_hash(experiment) != saved["hash"]:
     changed = config.diff(config.leaves(saved["experiment"]),
