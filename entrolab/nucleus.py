@@ -195,7 +195,7 @@ def _anywhere(on: Array, everywhere: tuple[str, ...]) -> Array:
 class Edge(NamedTuple):
   """Where a set of largest logits ends: all above tau are in it, and the first that equal tau."""
   tau: PerRow  # the logit at the edge
-  kept: PerRow  # how many of the logits that equal tau are in the set
+  taken: PerRow  # how many of the logits that equal tau are in the set
   total: PerRow  # how many logits equal tau
 
 
@@ -235,8 +235,8 @@ def cut_of(logits: Rows, edge: Edge, first_id: int | Array = 0, axis: str | None
            everywhere: tuple[str, ...] = ()) -> Cut:
   """The cut at an edge. first_id: index in the whole vocabulary of the first logit; the rest as in
   `edge_at`."""
-  none = edge.kept <= 0
-  split = ~none & (edge.kept < edge.total)
+  none = edge.taken <= 0
+  split = ~none & (edge.taken < edge.total)
   # with none of the logits that equal tau the cut lies above it, with all of them below
   near = _next(logits, edge.tau, none, axis)
   middle = jnp.where(none, _above(edge.tau, near), _below(edge.tau, near))
@@ -279,12 +279,12 @@ def _halved(logits: Array, first_id: int | Array, edge: Edge, split: Array, even
   middle = _below(tau, lower)
   middle = jnp.where(middle > lower, middle, tau)  # adjacent floats: the cut is low itself
   tied = logits == tau[:, None]
-  kept = edge.kept.astype(jnp.int32)
+  taken = edge.taken.astype(jnp.int32)
   if axis is not None:  # equal logits on the shards before this one come first
     counts = jax.lax.all_gather(tied.sum(-1, dtype=jnp.int32), axis)
     before = jnp.arange(counts.shape[0])[:, None] < jax.lax.axis_index(axis)
-    kept = kept - jnp.where(before, counts, 0).sum(0)
-  place = _place_of(tied, kept)
+    taken = taken - jnp.where(before, counts, 0).sum(0)
+  place = _place_of(tied, taken)
   last = highest(jnp.where(place < 0, -1, first_id + place), axis)
   return Cut(jnp.where(split, jnp.maximum(tau - band, middle), even.low),
              jnp.where(split, jnp.minimum(tau + band, upper), even.high),
@@ -323,10 +323,10 @@ def of_rows(logits: Rows, top_p: float, inclusive: bool, first_id: int | Array, 
   sum_exp, sum_exp_x = summed(sums, axis)
   # the equal logits at the edge are counted, not looked for: no mask of the nucleus is made
   each = jnp.exp(edge.tau - peak)
-  sum_exp = sum_exp + edge.kept * each
-  sum_exp_x = sum_exp_x + edge.kept * each * (edge.tau - peak)
+  sum_exp = sum_exp + edge.taken * each
+  sum_exp_x = sum_exp_x + edge.taken * each * (edge.tau - peak)
   some = sum_exp > 0
-  sum_exp = jnp.where(some, sum_exp, 1.0)  # log and quotient stay finite where nothing is kept
+  sum_exp = jnp.where(some, sum_exp, 1.0)  # log and quotient stay finite where nothing is taken
   return {"cut": cut_of(logits, edge, first_id, axis, everywhere),
           "lse_nucleus": peak + jnp.log(sum_exp),
           "nucleus_entropy": jnp.where(some, jnp.log(sum_exp) - sum_exp_x / sum_exp, 0.0)}

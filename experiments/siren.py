@@ -21,7 +21,7 @@ from entrolab.objective import Objective, Penalty, term
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.5,
                top_p: float = 0.8, fraction: float = 0.2) -> Experiment:
-  """top_p of the nucleus (crossing token excluded); fraction of positions kept in a response."""
+  """top_p of the nucleus (crossing token excluded); fraction of the positions that are peaks."""
   base = presets.get(preset)
   penalty = Penalty(beta, term(siren.selected_entropy),
                     scale=term(siren.peak_scale, fraction=fraction),

@@ -67,13 +67,13 @@ def choose(value: np.ndarray, *, slack: float = 0.0) -> int:
   return int(np.flatnonzero(value <= value.min() + slack)[0])
 
 
-def naive_posterior(attributes: np.ndarray, asked: list[int], answers: np.ndarray, *, flip: float,
+def naive_posterior(attributes: np.ndarray, queried: list[int], answers: np.ndarray, *, flip: float,
                     sharpness: float = 1.0) -> np.ndarray:
   """Posterior [C] over classes with binary attributes [C, Q], given answers to some queries.
 
-  asked: the queries; answers: to them, each wrong with probability `flip`; sharpness: exponent of
+  queried: the queries; answers: to them, each wrong with probability `flip`; sharpness: exponent of
   an over-confident predictor.
   """
-  same = attributes[:, asked] == answers[None]
+  same = attributes[:, queried] == answers[None]
   likelihood = np.where(same, 1.0 - flip, flip).prod(1) ** sharpness
   return likelihood / likelihood.sum()

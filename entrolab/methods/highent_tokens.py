@@ -41,7 +41,7 @@ def quantile_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                   fraction: float = 0.2) -> Weight:
   """1 on tokens at or above the (1 - fraction) quantile (linear) of all valid entropies: TRL.
 
-  All ties at the quantile are kept, so the count may exceed fraction * N.
+  All ties at the quantile count, so the count may exceed fraction * N.
   """
   return real(mask & (entropy >= ranks.quantile(entropy, mask, 1.0 - fraction)))
 

@@ -209,7 +209,7 @@ def check(slots: int, rows: int, ways: int) -> None:
   if slots % ways:
     near = sorted({max(slots // ways, 1) * ways, -(-slots // ways) * ways})
     raise ValueError(f"sampling.slots={slots} does not divide over data x fsdp={ways} devices, "
-                     f"each of which fills its own slots; nearest: {' or '.join(map(str, near))}")
+                     f"which share the slots equally; nearest: {' or '.join(map(str, near))}")
 
 
 def _all_rows(config: transformer.Config, params: Any, queue: _Queue, slots: int, max_tokens: int

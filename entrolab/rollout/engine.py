@@ -128,7 +128,7 @@ class Engine:
     batch = self.rows(drawn) if rows is None else rows
     texts = self.texts(drawn.samples) if texts is None else texts
     size = len(texts) // len(drawn.prompted.examples)
-    # `texts` are of this process alone, and so are the examples: each verifies its own rows
+    # `texts` are of this process alone, and so are the examples: a process verifies its rows
     examples = [example for example in drawn.prompted.examples for _ in range(size)]
     # the devices go on meanwhile: with log-probs of these rows, or with the rows of the next step
     started = time.perf_counter()

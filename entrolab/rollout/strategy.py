@@ -31,7 +31,7 @@ class Sampling:
   # 0: none
   refills: int = 0
   # rows that are decoded at once, of which one that has ended makes room for the next of the P x G;
-  # devices that share the rows have equal parts of the slots, each for its own rows; the tokens are
+  # devices that share the rows have equal parts of the slots, each for its rows; the tokens are
   # the same, statistics to rounding; 0: all rows at once
   slots: int = 0
   # the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`

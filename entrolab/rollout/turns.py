@@ -1,7 +1,7 @@
 """One call that carries every row of a batch one action further, whatever turn the row is at.
 
 Rows keep a key-value cache between calls. A call appends to each row the observation that waits
-for it, at the row's own end, and draws tokens until every row that acts has ended its action.
+for it, at the end of the row, and draws tokens until every row that acts has ended its action.
 The noise of a token folds its position in the response, observations included, into the key of the
 row, and a row's cache is laid out by the row alone: tokens do not depend on who else is there.
 """
@@ -136,7 +136,7 @@ def act(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, " 
   def step(loop: _Loop) -> _Loop:
     rows, going, t = loop.rows, loop.going, loop.step
     drawn, logits = decode.next_token(config, params, rows.hidden, keys, rows.at, decoding, ~going)
-    # each row writes at its own end; a row that does not draw writes past the end, which is dropped
+    # each row writes at its end; a row that does not draw writes past the end, which is dropped
     place = jnp.where(going, rows.at, length)[:, None]
     columns = {name: _put(getattr(rows, name), place, getattr(drawn, name)[:, None])
                for name in STATISTICS}

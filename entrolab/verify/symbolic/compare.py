@@ -1,7 +1,8 @@
 """Symbolic comparison of two answers by math-verify, in the child of a verifier worker.
 
-Only a worker imports math-verify; other processes call `available()`. math-verify's own time limits
-are switched off, since they need signals of the main thread: the worker bounds the time.
+Only a worker imports math-verify; other processes call `available()`. The time limits of
+math-verify are switched off, since they need signals of the main thread: the worker bounds the
+time.
 """
 
 import importlib.util
