@@ -67,7 +67,7 @@ def serve(job: dict) -> None:
 
 
 class Worker:
-  """One variant in its own process, with as many forced devices as the job names, or one.
+  """One variant in a separate process, with as many forced devices as the job names, or one.
 
   Raises RuntimeError with its last lines when it dies.
   """
@@ -199,13 +199,13 @@ def plan(args: argparse.Namespace) -> dict[str, dict[str, tuple[dict, str]]]:
   titles: dict[str, dict[str, tuple[dict, str]]] = {}
   for title, variants in bench_cases.plan(args).items():
     titles[title] = {}
-    for name, (case, own) in variants.items():
-      job = dict(case=case, args=own, peer="", one_thread=args.one_thread)
+    for name, (case, arguments) in variants.items():
+      job = dict(case=case, args=arguments, peer="", one_thread=args.one_thread)
       titles[title][name] = (job, sys.executable)
     for peer in args.peer:
       label, _, python = peer.partition("=")
-      own = bench_cases.shared(args, title)
-      job = dict(case=f"{args.what}.{label}", args=own, peer=label, one_thread=args.one_thread)
+      work = bench_cases.shared(args, title)
+      job = dict(case=f"{args.what}.{label}", args=work, peer=label, one_thread=args.one_thread)
       titles[title][label] = (job, python or sys.executable)
   return titles
 

@@ -154,12 +154,12 @@ def plan_head(args):
   """Variants of every shape."""
   titles = {}
   for shape in args.shape:
-    own = dict(shape=shape)
-    variants = {"matmul": ("head.matmul", own), "peak": ("peak", {})}
+    common = dict(shape=shape)
+    variants = {"matmul": ("head.matmul", common), "peak": ("peak", {})}
     for suffix, backward in (("", True), (" fwd", False)):
       for kind in ("logp", "fused", "moments", "nucleus", "naive", "pair"):
-        variants[kind + suffix] = ("head", {**own, "kind": kind, "backward": backward})
-    variants |= {"sort": ("nucleus.sort", own), "search": ("nucleus.search", own)}
+        variants[kind + suffix] = ("head", {**common, "kind": kind, "backward": backward})
+    variants |= {"sort": ("nucleus.sort", common), "search": ("nucleus.search", common)}
     titles["x".join(map(str, shape))] = variants
   return titles
 
@@ -238,14 +238,14 @@ def plan_sample(args):
   prompt, new = (10, 18) if args.preset == "tiny" else (64, 64)
   titles = {}
   for batch in args.batch:
-    own = dict(preset=args.preset, batch=batch)
+    common = dict(preset=args.preset, batch=batch)
     titles[f"{args.preset}, batch {batch}, {prompt} + {new} tokens"] = {
         "bandwidth": ("bandwidth", {}), "peak": ("peak", {}),
-        "decode": ("decode", dict(**own, prompt=prompt, new=new)),
-        "decode int8": ("decode", dict(**own, prompt=prompt, new=new, int8=True)),
-        "draw": ("draws", dict(**own, how="draw")),
-        "draw top-p": ("draws", dict(**own, how="nucleus")),
-        "categorical": ("draws", dict(**own, how="categorical"))}
+        "decode": ("decode", dict(**common, prompt=prompt, new=new)),
+        "decode int8": ("decode", dict(**common, prompt=prompt, new=new, int8=True)),
+        "draw": ("draws", dict(**common, how="draw")),
+        "draw top-p": ("draws", dict(**common, how="nucleus")),
+        "categorical": ("draws", dict(**common, how="categorical"))}
   return titles
 
 
@@ -334,10 +334,10 @@ STEP = dict(prompts=8, samples=8, prompt=16, max_tokens=64)
 
 def plan_step(args):
   """Plain GRPO, and what the recipes add to it."""
-  own = dict(preset=args.preset, **STEP)
+  common = dict(preset=args.preset, **STEP)
   variants = {"peak": ("peak", {})}
   for recipe in dict.fromkeys(["grpo", *args.recipe]):
-    variants[recipe] = ("step", {**own, "recipe": recipe})
+    variants[recipe] = ("step", {**common, "recipe": recipe})
   return {f"{args.preset}, 8 x 8 x 64 tokens": variants}
 
 

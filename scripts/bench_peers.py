@@ -16,7 +16,7 @@ clock = time.perf_counter  # bench.py may count processor time
 
 
 def head_inputs(shape):
-  """(hidden, head, tokens, upstream gradients [2, N]), the numbers that bench_cases draws."""
+  """(hidden, head, tokens, upstream gradients [2, N]), as bench_cases draws them."""
   n, d, v = shape
   rng = np.random.default_rng(0)
   normal = lambda *s: rng.standard_normal(s, np.float32)
@@ -127,7 +127,7 @@ def parity(prompts, completions, **_):
 
 
 def paced(loop):
-  """`loop(gate)` in a thread of its own; the result lets it run from one `gate()` to the next."""
+  """`loop(gate)` in a thread; the result lets it run from one `gate()` to the next."""
   begin, reached = queue.Queue(), queue.Queue()
   def gate():
     reached.put(None)
@@ -204,7 +204,7 @@ def trl_step(folder, prompts, samples, prompt, max_tokens):
   return training(paced(loop), trainer, "_generate_single_turn", rows * max_tokens)
 
 
-class Numbers:
+class Ids:
   """A tokenizer for tunix: token 7 is "7"; its end, which also pads, is never drawn."""
 
   def __init__(self, size):
@@ -239,7 +239,7 @@ def tunix_model(folder):
       embed_dim=facts["hidden_size"], hidden_dim=facts["intermediate_size"],
       num_heads=facts["num_attention_heads"], num_kv_heads=facts["num_key_value_heads"],
       head_dim=facts["head_dim"], norm_eps=facts["rms_norm_eps"],
-      rope_theta=0,  # their attention does not read it, but rotates by a base of its own
+      rope_theta=0,  # their attention does not read it, but rotates by another base
       weight_tying=facts["tie_word_embeddings"])
   return params.create_model_from_safe_tensors(folder, config, dtype=jnp.float32), config
 
@@ -250,7 +250,7 @@ def tunix_sample(folder, batch, prompt, new):
   model, config = tunix_model(folder)
   cache = sampler.CacheConfig(prompt + new, config.num_layers, config.num_kv_heads,
                               config.head_dim)
-  made = sampler.Sampler(model, Numbers(config.vocab_size), cache)
+  made = sampler.Sampler(model, Ids(config.vocab_size), cache)
   rng = np.random.default_rng(0)
   inputs = texts(rng.integers(3, config.vocab_size, (batch, prompt)))
   def timed(max_tokens):
@@ -332,7 +332,7 @@ def llamacpp_sample(folder, batch, prompt, new):
 
 
 def tunix_step(folder, prompts, samples, prompt, max_tokens):
-  """A step of tunix's GRPOLearner with its own sampler; no reference, no logging.
+  """A step of tunix's GRPOLearner with tunix's sampler; no reference, no logging.
 
   rollout: generation; train: the rest, which scores no response before the update.
   """
@@ -346,7 +346,7 @@ def tunix_step(folder, prompts, samples, prompt, max_tokens):
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-5, weight_decay=0.0))
   roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT)
   cluster = rl_cluster.RLCluster(
-      actor=model, tokenizer=Numbers(config.vocab_size),
+      actor=model, tokenizer=Ids(config.vocab_size),
       cluster_config=rl_cluster.ClusterConfig(
           role_to_mesh=dict.fromkeys(roles, mesh),
           training_config=rl_cluster.RLTrainingConfig(
@@ -358,7 +358,7 @@ def tunix_step(folder, prompts, samples, prompt, max_tokens):
   rng = np.random.default_rng(0)
   def batches(gate):
     while True:
-      gate()  # the next batch is asked for when the step before is done
+      gate()  # the next batch is requested when the step before is done
       rows = texts(rng.integers(3, config.vocab_size, (prompts, prompt)))
       yield {"prompts": np.asarray(rows)}
   step = paced(lambda gate: learner.train(batches(gate)))

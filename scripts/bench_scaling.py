@@ -159,7 +159,7 @@ def main() -> None:
     parser.error(f"--rounds={args.rounds}: at least 1")
   wanted = {name: one for name, one in series(args.preset, args.recipe).items()
             if name in args.only}
-  job = lambda what, **own: dict(cases="bench_scaling_cases", case=what, args=own, peer="",
+  job = lambda what, **args_: dict(cases="bench_scaling_cases", case=what, args=args_, peer="",
                                  one_thread=args.one_thread)
   begin, result = time.time(), {**vars(args), "machine": bench.machine(), "series": {}}
   jobs = {name: (job("sweep", case=one.case, points=one.points), sys.executable)
@@ -173,8 +173,8 @@ def main() -> None:
   if "collectives" in args.only:
     result["collectives"] = []
     for count in DEVICES:
-      own = job("collectives", recipe=args.recipe) | {"devices": count}
-      worker = bench.Worker(f"{count} devices", own, sys.executable)
+      described = job("collectives", recipe=args.recipe) | {"devices": count}
+      worker = bench.Worker(f"{count} devices", described, sys.executable)
       worker.close()
       result["collectives"] += worker.facts["programs"]
       print(f"  {count} devices: compiled after {worker.facts['setup_s']:.1f} s", file=sys.stderr,

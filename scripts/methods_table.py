@@ -47,8 +47,8 @@ def recipe_of(stem: str) -> pathlib.Path | None:
 def golden_files(stem: str) -> list[pathlib.Path]:
   """The golden files that compare a method: those of its name, else the shared ones that use it."""
   slugs = {path: adapters.slug_of(path) for path in sorted(GOLDEN.glob("*.npz"))}
-  own = [path for path, slug in slugs.items() if slug == stem]
-  return own or [path for path, slug in slugs.items()
+  same_name = [path for path, slug in slugs.items() if slug == stem]
+  return same_name or [path for path, slug in slugs.items()
                  if slug in adapters.SHARED and stem in methods_compared(adapters.SHARED[slug])]
 
 

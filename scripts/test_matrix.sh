@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The fast tests on several versions of Python and jax, each in a virtual environment of its own.
+# The fast tests on several versions of Python and jax, each in a separate virtual environment.
 #
 #   scripts/test_matrix.sh                             # all of them, every fast test
 #   ROWS="old new" scripts/test_matrix.sh tests/laws_test.py -k siren
