@@ -1,15 +1,19 @@
 """README says what is true: its table, its code, its commands' files."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from entrolab.tasks import task
+from entrolab.verify import exact
 from scripts import methods_table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -62,3 +66,14 @@ def test_the_imported_loss_runs_as_printed():
   assert float(jnp.abs(names["grads"]["w"]).max()) > 1e-4
   assert "term/bonus.negative_entropy" in names["metrics"]
   assert jax.tree.structure(names["grads"]) == jax.tree.structure(params)
+
+
+def test_the_task_of_contributing_runs_as_printed():
+  blocks = re.findall(r"   ```python\n(.*?)   ```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+  block = textwrap.dedent(next(b for b in blocks if "(Task)" in b))
+  names = {"dataclasses": dataclasses, "exact": exact, **vars(task)}
+  exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+  made = names["Doubles"]()
+  train, held = made.examples("train", 0), made.examples("eval", 0)
+  assert {e.prompt for e in train}.isdisjoint(e.prompt for e in held)
+  assert [v.status for v in made.verify(["it is 12", "5"], [train[3]] * 2)] == ["right", "wrong"]
