@@ -191,7 +191,7 @@ def test_strategies_learn_from_the_same_rows(strategy, mesh):
 
 
 def test_what_does_not_work_says_so():
-  over = "does not divide over data x fsdp=4 devices, each of which refills its own; nearest: "
+  over = "does not divide over data x fsdp=4 devices, which share the slots equally; nearest: "
   for slots, near in ((1, "4"), (10, "8 or 12")):
     with pytest.raises(ValueError, match=f"sampling.slots={slots} {over}{near}\\b"):
       draw(plain.Plain(), mesh=(2, 2, 1), slots=slots)

@@ -63,7 +63,7 @@ def test_the_command_line_names_the_weight(kept):
                         capture_output=True, text=True, timeout=300, check=False)
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
-  assert lines[1] == ("- weight (beta) of penalty bonus.negative_entropy: nan, a number of the "
+  assert lines[1] == ("- weight (beta) of penalty bonus.negative_entropy: nan, a constant of the "
                       "recipe")
   assert lines[2].startswith("- loss: nan") and lines[3].startswith("- gradient embed: nan")
   assert "replayed: loss nan" in done.stdout
@@ -159,5 +159,5 @@ def test_only_so_many_failures_are_kept(kept, tmp_path, caplog):
   failure = failures.Failure.load(kept)
   state = State(jnp.int32(0), {}, (), {})
   failures.save(tmp_path, experiment, jax.random.key(0), 99, 1, failure.batch, state, {})
-  assert "not kept" in caplog.text
+  assert "not saved" in caplog.text
   assert len(list((tmp_path / "failures").iterdir())) == failures.LIMIT

@@ -208,8 +208,8 @@ def test_shards_and_index_must_agree(tmp_path):
     with pytest.raises(kind, match=match):
       huggingface.load(tmp_path / "in")
 
-  refused({**where, name: other}, ValueError, f"holds {name}, which .* puts in {other}")
-  refused({k: v for k, v in where.items() if k != name}, ValueError, f"holds {name}, .* None")
+  refused({**where, name: other}, ValueError, f"has {name}, which .* puts in {other}")
+  refused({k: v for k, v in where.items() if k != name}, ValueError, f"has {name}, .* None")
   refused({**where, "more": shard}, ValueError, f"{shard}: no tensor more")
   refused({**where, name: f"../in/{shard}"}, ValueError, "is not a plain file name")
   refused([], ValueError, "no object under 'weight_map'")
