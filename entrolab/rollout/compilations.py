@@ -1,4 +1,4 @@
-"""How often the programs that draw tokens were compiled: after the first step of a run, never.
+"""How often programs were compiled: those that draw tokens, after the first step of a run, never.
 
 jax reports every compilation to `jax.monitoring`, by the name of the function. Counting these
 events keeps the functions pure, and is closer to the truth than two other counts: a function is
@@ -24,6 +24,11 @@ def counted(program: Program) -> Program:
   """The jitted function itself; its compilations are part of `total` from now on."""
   _programs.add(f"jit({program.__name__})")
   return program
+
+
+def of(program: Callable[..., Any]) -> int:
+  """Compilations in this process of functions with the name of this jitted one."""
+  return _compiled[f"jit({program.__name__})"]
 
 
 def total() -> int:

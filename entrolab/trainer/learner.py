@@ -65,7 +65,11 @@ class Learner:
 
   @property
   def compiled_steps(self) -> int:
-    """Programs that `step` has by now: one a shape of its packing plans, unless it recompiles."""
+    """Entries of `step`'s own cache: one a shape of its packing plans, unless it recompiles.
+
+    A call with arguments that are placed otherwise may add one without compiling, as the second
+    update of a run does on one device: what counts is that none come after the first step.
+    """
     return self.step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
   # ---- Parameters and state --------------------------------------------------------------------
