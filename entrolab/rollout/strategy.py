@@ -34,7 +34,7 @@ class Sampling:
   # devices that share the rows have equal parts of the slots, each for its rows; the tokens are
   # the same, statistics to rounding; 0: all rows at once
   slots: int = 0
-  # the model's, or their int8 forms, whose log-probs are off by `rollout/logp_gap`
+  # the model's, or their int8 forms, whose log-probs are off by `sampling/logp_difference/max`
   weights: Literal["model", "int8"] = "model"
   # 1: the responses of a step are drawn while the step before it is verified and learned from, so
   # that they are of the policy of one step ago, never of an older one; 0: of the current policy
