@@ -63,15 +63,6 @@ class Learner:
     self.select = jax.jit(self._select)
     self.lengths = jax.jit(_lengths, out_shardings=sharding.whole(mesh))
 
-  @property
-  def compiled_steps(self) -> int:
-    """Entries of `step`'s own cache: one a shape of its packing plans, unless it recompiles.
-
-    A call with arguments that are placed otherwise may add one without compiling, as the second
-    update of a run does on one device: what counts is that none come after the first step.
-    """
-    return self.step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-
   # ---- Parameters and state --------------------------------------------------------------------
 
   def init(self, params: Params) -> State:

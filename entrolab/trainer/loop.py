@@ -283,7 +283,7 @@ def compiled(lab: Lab) -> dict[str, int]:
   shape of a packing plan has a name apart: packing compiles a few of them, by design."""
   shapes = len(lab.plan_shapes)
   counts = {"rollout/recompilations": compilations.total(),
-            "train/recompilations": lab.learner.compiled_steps - shapes}
+            "train/recompilations": compilations.of(lab.learner.step) - shapes}
   if lab.experiment.training.packing:
     counts["train/recompilations_packing"] = shapes
   return counts
