@@ -16,6 +16,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 MAPPINGS = 20_000  # a compiled program holds about ten; Linux ends a process that asks for 65,531
 seen = 0
+# LLVM without optimisation: it took more than half of the processor time of a test that trains
+QUICK = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+  """Fast tests are about what programs compute, not about how well they are compiled; slow ones,
+  which run programs for minutes and compare them with stored digests, are compiled as users' are.
+  """
+  if config.option.markexpr == "not slow":
+    os.environ["XLA_FLAGS"] += QUICK  # read when the first program is compiled
 
 
 @pytest.fixture(autouse=True)
