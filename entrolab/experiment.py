@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal, Protocol
 
+import jax
+
 from entrolab.objective import Objective
 from entrolab.rollout.strategy import Sampling, Strategy, check
 from entrolab.tasks.task import Task
@@ -107,7 +109,7 @@ class Experiment:
         raise ValueError(f"{name}={value}: at least 1")
     if s.weights not in ("model", "int8"):
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
-    check(self.rollout, s)
+    check(self.rollout, s, jax.process_count())
     self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "

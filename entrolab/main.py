@@ -76,12 +76,12 @@ def main(argv: list[str]) -> None:
     if EXPLAIN.value:
       print(explain.plan(experiment, step.Lab(experiment).config))
       return
-    if DRY_RUN.value:
-      loop.dry_run(experiment)
-      print("dry run: everything compiled and one step ran")
-      return
     folder = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / (
         f"{experiment.name}-{config.config_hash(experiment)[:8]}"))
+    if DRY_RUN.value:
+      loop.dry_run(experiment, folder)
+      print("dry run: everything compiled and one step ran")
+      return
     print(f"{experiment.name}: run directory {folder}, compile cache {cache}", flush=True)
     result = loop.run(experiment, folder, allow_config_change=ALLOW.value,
                       source={"config": CONFIG.value, "set": SET.value})

@@ -7,11 +7,12 @@ Knows no model: which logical axes a parameter has stands in `models/parameters.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,15 +65,31 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Any = None) -> Mesh:
   if min(data, fsdp, tensor) < 1 or size > count or (jax.process_count() > 1 and size != count):
     raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs their product to be "
                      f"the number of devices, {count}; data=-1 takes what is left")
+  return Mesh(arranged((data, fsdp, tensor), devices[:size]), AXES,
+              axis_types=(AxisType.Auto,) * 3)
+
+
+def arranged(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+  """Devices [data, fsdp, tensor], as the links of the hardware have them close to one another."""
   # an axis may be a part of one of the torus: 16 x 4 on the 8 x 8 chips of a v6e-64
-  placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices[:size],
-                                         allow_split_physical_axes=True)
-  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+  return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def row_devices(mesh: Mesh) -> int:
   """How many parts rows are sharded into."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def processes_of(devices: np.ndarray) -> np.ndarray:
+  """Devices [data, fsdp, tensor] -> [row shards, tensor], the process of every device."""
+  processes = [device.process_index for device in devices.ravel()]
+  return np.asarray(processes).reshape(-1, devices.shape[2])
+
+
+@functools.lru_cache(maxsize=8)
+def row_processes(mesh: Mesh) -> np.ndarray:
+  """`processes_of` the devices of a mesh: on a torus they are in no order of processes."""
+  return processes_of(mesh.devices)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
@@ -86,10 +103,21 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 
 def place(local: Any, sharding: NamedSharding) -> Any:
-  """Each process passes its rows; returns the global array of all rows, by order of process."""
+  """Each process passes the rows of its shards, by their places; returns the global arrays.
+
+  Processes that hold the same shards must pass the same rows: see `row_groups`.
+  """
   if jax.process_count() == 1:
     return jax.device_put(local, sharding)
-  put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+  processes = row_processes(sharding.mesh)
+  held = int((processes == jax.process_index()).any(axis=1).sum())
+
+  def put(x):
+    # without the global shape, jax takes it that no other process holds these rows, and makes of
+    # rows that are shared an array that has fewer
+    shape = (len(x) * len(processes) // held, *np.shape(x)[1:])
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
+
   return jax.tree.map(put, local)
 
 
@@ -105,7 +133,8 @@ def put(value: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: Any) -> Any:
-  """The rows of this process of global arrays, as numpy arrays: the inverse of `place`."""
+  """The rows of this process of global arrays, by their places, as numpy arrays: the inverse of
+  `place`."""
   def rows_here(x):
     if jax.process_count() == 1:
       return np.asarray(x)
@@ -166,18 +195,3 @@ def where(flag: bool) -> list[int]:
     return [0] if flag else []
   flags = np.asarray(multihost_utils.process_allgather(np.asarray([flag], np.int32)))
   return np.flatnonzero(flags).tolist()
-
-
-def interleaved(mine: np.ndarray, total: int) -> np.ndarray:
-  """Each process p of n passes rows p, p + n, p + 2 n, ... of `total`; returns all, in order."""
-  count = jax.process_count()
-  if count == 1:
-    return mine
-  # the last processes may have one row less, and what is gathered must be of equal length
-  short = -(-total // count) - len(mine)
-  filled = np.concatenate([mine, np.zeros((short, *mine.shape[1:]), mine.dtype)])
-  # as bytes: arrays of 64 bits would lose half of them on the way
-  raw = np.ascontiguousarray(filled).view(np.uint8).reshape(len(filled), -1)
-  parts = np.asarray(multihost_utils.process_allgather(raw))
-  rows = np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(-1, raw.shape[1])
-  return rows.view(mine.dtype).reshape(-1, *mine.shape[1:])[:total]

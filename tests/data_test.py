@@ -76,12 +76,12 @@ def test_resumed_order_equals_the_uninterrupted_one(at):
   assert next(it) == whole[at]
 
 
-def test_processes_divide_each_step_of_the_same_order():
+@pytest.mark.parametrize("places", [[(0, 1), (2, 3), (4, 5), (6, 7)], [(0, 7, 1, 3), (2, 4, 5, 6)]])
+def test_processes_divide_each_step_of_the_same_order(places):
   whole = take(prompts.iterator(SMALL, 1, 8), 5)
-  parts = [take(prompts.iterator(SMALL, 1, 8, process_index=p, process_count=4), 5)
-           for p in range(4)]
-  for step in range(5):
-    assert sum((parts[p][step] for p in range(4)), []) == whole[step]
+  for mine in places:
+    part = take(prompts.iterator(SMALL, 1, 8, places=mine), 5)
+    assert part == [[step[place] for place in mine] for step in whole]
 
 
 def test_a_process_makes_only_its_own_examples():
@@ -94,7 +94,7 @@ def test_a_process_makes_only_its_own_examples():
       make = lambda i: made.append(i) or Example(i, "", "", "")
       return Lazy(16, make, "spy")
 
-  next(prompts.iterator(Spy(), 0, 8, process_index=1, process_count=2))
+  next(prompts.iterator(Spy(), 0, 8, places=(1, 2, 6, 7)))
   assert len(made) == 4
 
 
@@ -122,8 +122,8 @@ def test_a_state_of_other_data_is_refused():
 def test_bad_sizes_are_named():
   with pytest.raises(ValueError, match="24 examples, 25 prompts"):
     prompts.iterator(SMALL, 0, 25)
-  with pytest.raises(ValueError, match="process 0 of 3 with 8 prompts"):
-    prompts.iterator(SMALL, 0, 8, process_count=3)
+  with pytest.raises(ValueError, match=r"places \[7, 8\] of 8 prompts a step: 0 to 7"):
+    prompts.iterator(SMALL, 0, 8, places=(7, 8))
   with pytest.raises(ValueError, match="'test'; choices: train, eval"):
     SMALL.examples("test", 0)
   with pytest.raises(ValueError, match="prompt 1 has 3 tokens; the task allows 1 to 2"):

@@ -105,7 +105,7 @@ class TreeEpisodes:
     self.samples, self.max_tokens, self.work = samples, max_tokens, work
     self._keys, self._advance = keys, advance
     count = len(prompted.examples) * samples
-    # an entry for each row of this process
+    # an entry for each row of this process's group
     self.episodes = [Episode(None, ending="not started") for _ in range(count)]
     self.sample = np.zeros(count, np.int32)  # in the key: which start of its prompt it goes back to
     self.branch = np.full(count, branch, np.int32)  # in the key: which copy of that start it is
@@ -194,7 +194,7 @@ class Trees(Episodes):
 
 
 def token_counts(trees: TreeEpisodes, probe: TreeEpisodes | None) -> dict[str, int]:
-  """How far the rows of this process branched, and what their tokens cost: generated, of which
+  """How far the rows of this group branched, and what their tokens cost: generated, of which
   probes; given to the model; taken over with a copied cache instead."""
   prompt_tokens = sharding.local(trees.prompted.mask).sum(1)
   copies = np.flatnonzero(trees.kind == COPY)

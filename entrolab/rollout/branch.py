@@ -197,7 +197,7 @@ class Cure(SingleTurn):
     """The texts of prefix and continuation together."""
     tokens, mask, branch = sharding.local((rows.samples.tokens, rows.samples.mask, rows.branch))
     groups = len(tokens) // self.samples
-    # the row of this process that a row's parent is
+    # the row of this process's group that a row's parent is
     parents = np.repeat(np.arange(groups) * self.samples, self.samples) + np.tile(parent, groups)
     return [engine.tokenizer.decode([*tokens[of][:at].tolist(), *row[on].tolist()])
             for of, at, row, on in zip(parents, branch, tokens, mask, strict=True)]

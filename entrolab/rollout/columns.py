@@ -7,7 +7,6 @@ strategy does not fill itself.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from entrolab.tasks.task import Task, Tokenizer
@@ -16,11 +15,12 @@ from entrolab.verify import vote
 
 
 class Responses(NamedTuple):
-  """The rows of this process, on the host."""
+  """The rows of this process's group, on the host."""
   texts: Sequence[str]  # of the responses
   tokens: Int[np.ndarray, "B T"]  # of the responses
   mask: Bool[np.ndarray, "B T"]  # which of them count
   size: int  # rows of a group
+  places: Int[np.ndarray, " B"]  # of the rows in the batch
 
 
 Filler = Callable[[Task, Tokenizer, Responses], np.ndarray]
@@ -59,11 +59,9 @@ def phase(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndar
 
 
 def trajectory(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, " B"]:
-  """A different id for every row: each row is one trajectory."""
+  """A different id for every row, its place in the batch: each row is one trajectory."""
   del task, tokenizer
-  count = len(responses.texts)
-  first = jax.process_index() * count
-  return np.arange(first, first + count, dtype=np.int32)
+  return responses.places.astype(np.int32)
 
 
 def _containing(text: str, tokenizer: Tokenizer, responses: Responses) -> Bool[np.ndarray, "B T"]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import keys as key_scheme
-from entrolab import sharding
+from entrolab import row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.models.transformer import Config
 from entrolab.rollout import columns, continuous_batching, decode
@@ -20,7 +20,7 @@ from entrolab.rollout.strategy import Drawn, Prompted, Request, Rollout, Samplin
 from entrolab.tasks.prompts import padded, stop_ids
 from entrolab.tasks.task import Example, Task, Tokenizer
 from entrolab.typing import Array, Bool, Float, Key
-from entrolab.verify import codes
+from entrolab.verify import RIGHT, Verdict, codes
 
 row_keys = jax.jit(key_scheme.row_keys, static_argnums=3)
 
@@ -48,11 +48,15 @@ class Engine:
   names: further columns of `columns.FILLERS` that every rollout is to have. Raises TypeError for
   another name. Of a `sampling`, methods read samples, max_tokens, temperature, top_p, top_k and
   slots. They draw for exactly the examples that are given; `refilled` replaces groups.
+
+  With several processes, examples and all lists are those of the rows of this process's group
+  (`groups`); arrays on the mesh are of all rows.
   """
 
   def __init__(self, config: Config, tokenizer: Tokenizer, task: Task, mesh: jax.sharding.Mesh,
                names: Sequence[str] = ()):
     self.config, self.tokenizer, self.task, self.mesh = config, tokenizer, task, mesh
+    self.groups = row_groups.of(mesh)
     self.stop_ids = np.asarray(stop_ids(task, tokenizer), np.int32)
     self.fillers = columns.fillers(names)
 
@@ -84,8 +88,15 @@ class Engine:
     return Prompted(list(examples), *self.place((tokens, mask, ids)))
 
   def place(self, local: Any) -> Any:
-    """Arrays whose rows are those of this process -> arrays on the mesh."""
+    """Arrays whose rows are those of this process's group -> arrays on the mesh."""
     return sharding.place(local, sharding.rows(self.mesh))
+
+  def everyones(self, examples: Sequence[Example]) -> list[Example]:
+    """The examples of this group -> those of all groups, by their places in the step's list."""
+    if self.groups.count == 1:
+      return list(examples)
+    records = self.groups.of_all([dataclasses.asdict(example) for example in examples])
+    return [Example(**record) for record in records]
 
   def sample(self, params: Any, prompted: Prompted, keys: Key[Array, " B"], sampling: Sampling, *,
              temperature: Float[Array, " B"] | None = None, keep: bool = False) -> Samples:
@@ -128,29 +139,38 @@ class Engine:
     batch = self.rows(drawn) if rows is None else rows
     texts = self.texts(drawn.samples) if texts is None else texts
     size = len(texts) // len(drawn.prompted.examples)
-    # `texts` are of this process alone, and so are the examples: a process verifies its rows
+    # `texts` are of this group alone, and so are the examples: a group verifies its rows
     examples = [example for example in drawn.prompted.examples for _ in range(size)]
     # the devices go on meanwhile: with log-probs of these rows, or with the rows of the next step
     started = time.perf_counter()
-    verdicts = self.task.verify(texts, examples)
+    verdicts = self.verdicts(texts, examples)
     seconds = time.perf_counter() - started
     batch = batch.replace(verdict=self.place(np.asarray(codes(verdicts), np.int32)),
                           **self.filled(texts, drawn.samples.tokens, drawn.samples.mask, size))
     return Rollout(batch, examples, texts, verdicts, int(drawn.samples.steps),
                    sampled=batch.tokens.shape[0], verify_seconds=seconds)
 
+  def verdicts(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """On the responses of this group: of its one verifier."""
+    # as records, since they may come from another process
+    records = self.groups.of_lead(
+        lambda: [dataclasses.asdict(verdict) for verdict in self.task.verify(texts, examples)])
+    return [Verdict(**record) for record in records]
+
   def filled(self, texts: Sequence[str], tokens: Any, mask: Any, size: int) -> dict[str, Array]:
     """The further columns of rows in groups of `size`."""
     if not self.fillers:
       return {}
     # fillers read text and task, which only the host has: tokens come down, columns go back up
+    total = tokens.shape[0]
     tokens, mask = sharding.local((tokens, mask))
-    responses = columns.Responses(texts, tokens, mask, size)
-    return {name: self.place(fill(self.task, self.tokenizer, responses))
-            for name, fill in self.fillers.items()}
+    responses = columns.Responses(texts, tokens, mask, size, self.groups.places(total))
+    return self.place(self.groups.arrays_of_lead(
+        lambda: {name: fill(self.task, self.tokenizer, responses)
+                 for name, fill in self.fillers.items()}))
 
   def texts(self, samples: Samples) -> list[str]:
-    """The responses of this process as text; stop tokens are up to the tokenizer."""
+    """The responses of this group as text; stop tokens are up to the tokenizer."""
     tokens, mask = sharding.local((samples.tokens, samples.mask))
     return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]
 
@@ -165,8 +185,8 @@ class SingleTurn(Strategy):
 
 
 def with_signal(rollout: Rollout, samples: int) -> Bool[np.ndarray, " P"]:
-  """Groups with a learning signal: some verdicts are right and some are not."""
-  right = np.asarray([v.status == "right" for v in rollout.verdicts]).reshape(-1, samples)
+  """Groups of all processes with a learning signal: some verdicts are right and some are not."""
+  right = row_groups.everywhere(rollout.batch.verdict).reshape(-1, samples) == RIGHT
   return np.asarray(right.any(1) & ~right.all(1))
 
 
@@ -175,10 +195,13 @@ def refilled(rollout_of: Callable[[Sequence[Example]], Rollout], request: Reques
 
   DAPO's dynamic sampling, bounded: at most `sampling.refills` further batches of prompts are drawn.
   Groups with a signal come first, each kind in the order in which it was drawn; if there are too
-  few, groups without one fill the batch.
+  few, groups without one fill the batch. Every process knows the verdicts of all rows, and so
+  decides alike.
   """
   samples = request.sampling.samples
   rollouts = [rollout_of(request.next_prompts())]
+  if not request.sampling.refills:
+    return rollouts[0]
   signals = [with_signal(rollouts[0], samples)]
   size = len(signals[0])  # groups of a batch
   while len(rollouts) <= request.sampling.refills and sum(s.sum() for s in signals) < size:
@@ -197,22 +220,40 @@ def refilled(rollout_of: Callable[[Sequence[Example]], Rollout], request: Reques
 
 def _picked(rollouts: Sequence[Rollout], rows: np.ndarray, samples: int) -> Rollout:
   """The rows with these indices, which are whole groups, of several rollouts one after another."""
-  first = rollouts[0].batch
-  batch = jax.tree.map(lambda *columns: jnp.concatenate(columns)[rows],
-                       *(rollout.batch for rollout in rollouts))
   # every rollout counted its groups from 0: picked together, they are counted anew
-  group = jnp.repeat(jnp.arange(len(rows) // samples, dtype=jnp.int32), samples)
-  # picking gathers the rows on one device: they are sharded again as the first rollout was
-  batch = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding),
-                       batch.replace(group=group), first)
+  group = np.arange(len(rows), dtype=np.int32) // samples
+  first, tree = jax.tree.flatten(rollouts[0].batch)
+  # the rows lie on the mesh as those of the first rollout do, whatever devices they come from
+  batch = _taken(tree, tuple(x.sharding for x in first))(
+      [rollout.batch for rollout in rollouts], rows, group)
 
-  def of_rows(lists: Sequence[list[Any]]) -> list[Any]:
-    together = [entry for entries in lists for entry in entries]
-    return [together[row] for row in rows]
-
+  # texts and examples of rows that another group drew come from there
+  together = [row for rollout in rollouts for row in _everyones(rollout)]
+  mine = row_groups.of_array(first[0]).places(len(rows))
+  examples, texts, verdicts = map(list, zip(*(together[rows[at]] for at in mine), strict=True))
   return Rollout(
-      batch, of_rows([r.examples for r in rollouts]), of_rows([r.texts for r in rollouts]),
-      of_rows([r.verdicts for r in rollouts]), steps=sum(r.steps for r in rollouts),
+      batch, examples, texts, verdicts, steps=sum(r.steps for r in rollouts),
       refills=len(rollouts) - 1, sampled=sum(r.sampled for r in rollouts),
       verify_seconds=sum(r.verify_seconds for r in rollouts),
       counts={name: sum(r.counts[name] for r in rollouts) for name in rollouts[0].counts})
+
+
+@functools.lru_cache(maxsize=8)
+def _taken(tree: Any, shardings: tuple[jax.sharding.Sharding, ...]) -> Callable[..., Batch]:
+  """The jitted function (batches, rows, group) -> the batch of these rows, sharded so."""
+  def taken(batches: list[Batch], rows: Array, group: Array) -> Batch:
+    batch = jax.tree.map(lambda *columns: jnp.concatenate(columns)[rows], *batches)
+    return batch.replace(group=group)
+
+  return jax.jit(taken, out_shardings=jax.tree.unflatten(tree, shardings))
+
+
+def _everyones(rollout: Rollout) -> list[tuple[Example, str, Verdict]]:
+  """(example, text, verdict) of all rows of a rollout, by their places."""
+  mine = list(zip(rollout.examples, rollout.texts, rollout.verdicts, strict=True))
+  groups = row_groups.of_array(rollout.batch.tokens)
+  if groups.count == 1:
+    return mine
+  records = groups.of_all([[dataclasses.asdict(example), text, dataclasses.asdict(verdict)]
+                           for example, text, verdict in mine])
+  return [(Example(**example), text, Verdict(**verdict)) for example, text, verdict in records]

@@ -171,8 +171,17 @@ class Episodes(Engine):
   def _answer(self, episodes: Sequence[Episode], max_tokens: int) -> None:
     """The environment's answers to actions that have just ended."""
     texts = [self.tokenizer.decode(episode.drawn) for episode in episodes]
-    steps = self.environment.steps([episode.state for episode in episodes], texts)
-    for episode, text, (state, observation, reward, done) in zip(episodes, texts, steps,
+    states = [episode.state for episode in episodes]
+
+    def answers() -> list[tuple[str, float, bool]]:
+      steps = self.environment.steps(states, texts)
+      states[:] = [step[0] for step in steps]
+      return [(observation, float(reward), bool(done)) for _, observation, reward, done in steps]
+
+    # a tool may answer another process otherwise: the one that runs it tells the others what it
+    # said, and has the states, which nobody else reads
+    told = self.groups.of_lead(answers)
+    for episode, text, state, (observation, reward, done) in zip(episodes, texts, states, told,
                                                                  strict=True):
       episode.state = state
       episode.total += reward
@@ -193,7 +202,7 @@ class Episodes(Engine):
             counts: Mapping[str, int] | None = None) -> Rollout:
     """The rollout of episodes that have all ended, those of an example one after another.
 
-    columns: further ones, of the rows of this process; counts: further ones, to be logged.
+    columns: further ones, of the rows of this group; counts: further ones, to be logged.
     """
     samples = len(episodes) // len(prompted.examples)
     texts = [BETWEEN.join(episode.actions) for episode in episodes]
@@ -209,11 +218,12 @@ class Episodes(Engine):
     return Rollout(
         batch, [example for example in prompted.examples for _ in range(samples)], texts, verdicts,
         work.steps, sampled=batch.tokens.shape[0], verify_seconds=work.seconds,
-        counts={"calls": work.calls, **(counts or {}), **counted(episodes)})
+        counts={"calls": work.calls,
+                **self.groups.summed({**(counts or {}), **counted(episodes)})})
 
 
 def counted(episodes: Sequence[Episode]) -> dict[str, int]:
-  """Of the rows of this process: actions, tokens in context, episodes that a limit ended, and what
+  """Of these episodes: actions, tokens in context, episodes that a limit ended, and what
   was cut."""
   endings = [episode.ending for episode in episodes]
   return {"actions": sum(len(episode.actions) for episode in episodes),

@@ -10,9 +10,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from entrolab import keys, sharding
+from entrolab import keys, row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.methods import spear
 from entrolab.rollout.plain import Plain
@@ -33,7 +34,8 @@ class Replay(Strategy):
 
   The buffer takes the rows and the mean rewards of groups that have an advantage: not of those that
   the objective left out, nor of those of equal rewards, whose means the official code stores
-  where its filter has room. The draw of what is replayed is keyed by (run seed, step).
+  where its filter has room. The draw of what is replayed is keyed by (run seed, step). The buffer
+  is of the rows of all processes, each of which has the whole of it.
   """
   inner: Strategy = Plain()  # makes the new rows
   buffer: spear.Replay = spear.Replay(size=64, tools=False)  # which rows are stored and replayed
@@ -51,10 +53,8 @@ class Replay(Strategy):
 
   @property
   def unsupported(self) -> Mapping[Feature, str]:
-    """What `inner` does not support, and several processes."""
-    return {**super().unsupported, **self.inner.unsupported,
-            "processes": "the buffer is on one host only; start one process, or train without a "
-                         "replay"}
+    """What `inner` does not support."""
+    return {**super().unsupported, **self.inner.unsupported}
 
   def groups(self, prompts: int) -> int:
     """Groups of new rows, as of `inner`."""
@@ -89,7 +89,10 @@ class Replay(Strategy):
     # numpy's generator: the rule of the buffer runs on the host, between steps
     rng = np.random.default_rng(keys.host_seed(request.key, request.step))
     due, state = self.buffer.replay(state, rng.permutation)
-    replay = engine.place(self.further(batch, due or {}, samples))
+    # the rows that are due are known to every process, and lie wherever there is room
+    on_rows = sharding.rows(engine.mesh)
+    replay = jax.tree.map(lambda x: sharding.put(x, on_rows),
+                          self.further(batch, due or {}, samples))
     counts = {"stored": stored, "replayed": len(due["step"]) if due else 0}
     return dataclasses.replace(
         rollout, batch=batch, replay=replay, counts={**rollout.counts, **counts},
@@ -121,7 +124,7 @@ class Replay(Strategy):
     if batch.adv is None or batch.rewards is None:
       raise ValueError("Replay admits rows by their advantage, and the objective has none before "
                        "it reads the current policy; put grpo.centred_advantage first")
-    rows = {name: sharding.local(x) for name, x in batch.columns().items()}
+    rows = row_groups.everywhere(batch.columns())
     mask = rows["mask"]
     worth = np.where(mask, rows["adv"], 0.0).sum(1) / np.maximum(mask.sum(1), 1)
     live = np.repeat((worth.reshape(-1, samples) != 0.0).any(1), samples)

@@ -46,7 +46,8 @@ Prompts = Callable[[], Sequence[Example]]  # the next prompts of the data, at ev
 
 class Prompted(NamedTuple):
   """P examples and their prompts."""
-  examples: list[Example]  # those of this process
+  # those at the places of this process's group (`row_groups`), where P is of the step
+  examples: list[Example]
   tokens: Int[Array, "P L"]  # left-padded
   mask: Bool[Array, "P L"]  # real tokens
   ids: Int[Array, " P"]  # of the examples, which sampling keys fold in
@@ -65,7 +66,8 @@ class Drawn(NamedTuple):
 class Request:
   """All that a strategy gets for one step."""
   params: Any  # of the policy, as they are served for sampling
-  next_prompts: Prompts  # called once for a batch of P prompts, again for each refill
+  # called once for a batch of P prompts, again for each refill; gives those of this process's group
+  next_prompts: Prompts
   key: Key[Array, ""]  # of the run
   step: int  # rollouts before this one
   control: Mapping[str, Array | np.generic]  # the controlled values by name
@@ -76,7 +78,8 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """The verified rows of one step; lists have an entry for each row of this process."""
+  """The verified rows of one step; lists have an entry for each row of this
+  process's group (`row_groups`), everything else is of all rows."""
   batch: Batch  # on the mesh
   examples: list[Example]  # the problem of each row
   texts: list[str]  # its response
@@ -156,10 +159,7 @@ def check(strategy: Strategy, sampling: Sampling, processes: int = 1) -> None:
     if feature in strategy.unsupported:
       error = NotImplementedError if feature == "processes" else ValueError
       raise error(f"{value} with {type(strategy).__name__}: {strategy.unsupported[feature]}")
-  # whatever the strategy, the groups of further prompts are chosen by verdicts and on one host
+  # whatever the strategy, the groups of further prompts are chosen by verdicts
   if "refills" in used and "ahead" in used:
     raise ValueError(f"{used['ahead']} with {used['refills']}: groups are replaced by "
                      "their verdicts; set one of the two to 0")
-  if "refills" in used and "processes" in used:
-    raise NotImplementedError(f"{used['refills']} with {used['processes']}: groups are "
-                              "exchanged on one host only; set sampling.refills=0")

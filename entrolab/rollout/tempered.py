@@ -9,7 +9,6 @@ them is used is the objective's choice.
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from entrolab import sharding
@@ -19,8 +18,8 @@ from entrolab.rollout.strategy import Drawn, Feature, Request, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Tempered(SingleTurn):
-  """P groups as `Plain`, and after them (per process) P / one_in groups of the first of these
-  prompts, drawn at the controlled value `control`.
+  """P groups as `Plain`, and after them P / one_in groups of the first of these prompts, drawn at
+  the controlled value `control`.
 
   Column `tempered` bool [B] marks the further rows. Their keys have branch 1. They form
   separate groups, so that an advantage compares a tempered row with tempered ones. All rows are
@@ -47,11 +46,14 @@ class Tempered(SingleTurn):
       raise TypeError(f"Tempered(control={self.control!r}): no controller has it; choices: "
                       f"{', '.join(request.control) or 'none'}")
     sampling = request.sampling
-    examples = list(request.next_prompts())
+    examples = engine.everyones(list(request.next_prompts()))
     count, further = len(examples), self.groups(len(examples)) - len(examples)
     self._check_groups(engine, count, further)
-    prompted = engine.prompted(examples + examples[:further])
-    branch = np.repeat(np.asarray([0, 1], np.int32), [count, further])
+    # the further groups come last in the batch, so that the prompts of a group of processes are
+    # others than those that it has read
+    places = engine.groups.places(count + further)
+    prompted = engine.prompted([examples[place % count] for place in places])
+    branch = (places >= count).astype(np.int32)
     keys = row_keys(request.key, np.int32(request.step), prompted.ids, sampling.samples,
                     branch=engine.place(branch))
     tempered = np.repeat(branch == 1, sampling.samples)
@@ -68,7 +70,7 @@ class Tempered(SingleTurn):
     if not further:
       raise ValueError(f"Tempered(one_in={self.one_in}) with {count} prompts: no group to draw "
                        f"again; one_in at most {count}")
-    ways = sharding.row_devices(engine.mesh) // jax.process_count()
-    if (count + further) % max(ways, 1):
+    ways = sharding.row_devices(engine.mesh)
+    if (count + further) % ways:
       raise ValueError(f"{count} + {further} groups do not divide over data x fsdp={ways}; "
                        "change sampling.prompts or one_in")

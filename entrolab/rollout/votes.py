@@ -50,7 +50,9 @@ class Votes(SingleTurn):
       raise ValueError(f"sampling.samples={samples} of votes={self.votes}: at most all of them")
     prompted = engine.prompted(request.next_prompts())
     voters = sliced(engine, request, prompted, self.votes, self.size)
-    cluster = classes(engine.task, engine.texts(voters.samples), self.votes)
+    voted = engine.groups.arrays_of_lead(lambda: {
+        "cluster": classes(engine.task, engine.texts(voters.samples), self.votes)})
+    cluster = voted["cluster"]
     agreement = ttrl.agreement(jnp.asarray(cluster), size=self.votes, silent=self.silent)
     elected = np.asarray(agreement) > 0
     # a scalar is no row, and does not go through the choice of rows

@@ -64,18 +64,19 @@ class Batches(Iterator[list[Example]]):
 
 
 def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokenizer | None = None,
-             split: str = "train", process_index: int = 0, process_count: int = 1) -> Batches:
-  """An endless iterator over batches of n = prompts_per_step / process_count examples.
+             split: str = "train", places: Sequence[int] | None = None) -> Batches:
+  """An endless iterator over batches of examples, `prompts_per_step` of them or those at `places`.
 
-  Every epoch is shuffled differently. Process p makes rows p n to (p + 1) n of each step's batch,
-  so that the prompts of a step do not depend on the number of processes. The last incomplete batch
-  of an epoch is dropped, and no prompt is twice in a batch (its samples would be equal). With a
+  Every epoch is shuffled differently. The prompts of a step, and their order, do not depend on who
+  reads them: a process makes those of them that `row_groups` gives it. The last incomplete batch of
+  an epoch is dropped, and no prompt is twice in a batch (its samples would be equal). With a
   tokenizer, prompts that are too long are left out. Raises ValueError when an epoch is shorter than
-  a batch or the processes do not divide it.
+  a batch, or for a place that a batch does not have.
   """
-  if not 0 <= process_index < process_count or prompts_per_step % process_count:
-    raise ValueError(f"process {process_index} of {process_count} with {prompts_per_step} prompts "
-                     "a step: the number of processes must divide the prompts")
+  made = list(range(prompts_per_step) if places is None else places)
+  if not all(0 <= place < prompts_per_step for place in made):
+    raise ValueError(f"places {made} of {prompts_per_step} prompts a step: 0 to "
+                     f"{prompts_per_step - 1}")
   if tokenizer is None:
     source = task.examples(split, seed)
   else:
@@ -83,12 +84,10 @@ def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokeniz
   if not 0 < prompts_per_step <= len(source):
     raise ValueError(f"{source!r}: {len(source)} examples, {prompts_per_step} prompts a step; a "
                      "step needs at least one prompt and takes each at most once")
-  each = prompts_per_step // process_count
-  local = slice(process_index * each, (process_index + 1) * each)
   # batches are of indices, and examples are made last, so that a process makes no other's examples
   pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=seed)
               .batch(prompts_per_step, drop_remainder=True, batch_fn=list).repeat()
-              .map(lambda rows: [source[int(at)] for at in rows[local]]))
+              .map(lambda rows: [source[int(rows[place])] for place in made]))
   return Batches(pipeline, f"{source!r} shuffled by {seed}, {prompts_per_step} a step")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from entrolab import keys, sharding
+from entrolab import keys, row_groups, sharding
 from entrolab.experiment import Evaluation, Experiment
 from entrolab.models.transformer import Params
 from entrolab.rollout.engine import Engine
@@ -55,11 +55,11 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
-            key_of: Callable[[str], str | None] = vote.key, problems: int | None = None
-            ) -> dict[str, float]:
+            key_of: Callable[[str], str | None] = vote.key, problems: int | None = None,
+            groups: row_groups.RowGroups = row_groups.ALONE) -> dict[str, float]:
   """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones.
 
-  problems: how many there are in all processes, where `right` is of one of several.
+  problems: how many there are in all groups of processes, where `right` is of one of several.
   """
   count = right.shape[1]
   found: dict[str, np.ndarray] = {f"pass@{k}": pass_at_k(right, k) for k in ks}
@@ -71,18 +71,19 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
                                   for row, r in zip(rows, right, strict=True)], float)
   out = {}
   for name, values in found.items():
-    mean, low, high = interval(sharding.interleaved(values, problems or len(values)))
+    mean, low, high = interval(groups.interleaved(values, problems or len(values)))
     out |= {f"eval/{name}": mean, f"eval/{name}_low": low, f"eval/{name}_high": high}
   return out
 
 
 def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: jax.Array,
              experiment: Experiment) -> tuple[dict[str, float], np.ndarray]:
-  """(eval/* metrics, right [P, N]) of the policy; every process takes its share of the problems."""
+  """(eval/* metrics, right [P, N]) of the policy; every group of processes takes its share of the
+  problems."""
   e = experiment.evaluation
-  count = jax.process_count()
-  chunk = experiment.sampling.prompts // count  # problems of this process in one call of the engine
-  share = problems[jax.process_index()::count]
+  count = engine.groups.count
+  chunk = experiment.sampling.prompts // count  # problems of this group in one call of the engine
+  share = problems[engine.groups.index::count]
   key = keys.evaluation(key)
   # as in training, but for the distribution that evaluation draws from and the number of samples
   sampling = dataclasses.replace(
@@ -90,7 +91,7 @@ def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: j
       slots=min(experiment.sampling.slots, chunk * count * e.samples))
   greedy = dataclasses.replace(sampling, samples=1, temperature=0.0, top_p=1.0, slots=0)
   seen = _Seen()
-  for at in range(0, -(-len(problems) // count), chunk):  # as often on every process
+  for at in range(0, -(-len(problems) // count), chunk):  # as often in every process
     part = list(share[at:at + chunk])
     # one shape, one compilation: the last part is filled up with a problem that does not count
     fill = part + list(part or problems)[:1] * (chunk - len(part))
@@ -98,12 +99,12 @@ def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: j
     seen.add_samples(many, len(part) * e.samples)
     greedy_rows = engine.rollout(params, fill, key, 0, greedy)
     seen.greedy += [v.status == "right" for v in greedy_rows.verdicts[:len(part)]]
-  return seen.summary(e, len(problems), engine.task.key)
+  return seen.summary(e, len(problems), engine.task.key, engine.groups)
 
 
 @dataclasses.dataclass
 class _Seen:
-  """What one process has seen of its problems, in their order."""
+  """What one group of processes has seen of its problems, in their order."""
 
   right: list[bool] = dataclasses.field(default_factory=list)  # samples
   texts: list[str] = dataclasses.field(default_factory=list)  # of the samples
@@ -123,16 +124,16 @@ class _Seen:
     self.entropy += float(entropy[mask].sum())
     self.tokens += int(mask.sum())
 
-  def summary(self, e: Evaluation, problems: int, key_of: Callable[[str], str | None]
-              ) -> tuple[dict[str, float], np.ndarray]:
-    """(eval/* metrics, right [P, N]) over the problems of all processes."""
+  def summary(self, e: Evaluation, problems: int, key_of: Callable[[str], str | None],
+              groups: row_groups.RowGroups) -> tuple[dict[str, float], np.ndarray]:
+    """(eval/* metrics, right [P, N]) over the problems of all groups."""
     right = np.asarray(self.right, bool).reshape(-1, e.samples)
-    out = metrics(right, self.texts, e.ks, key_of, problems)
-    greedy = sharding.interleaved(np.asarray(self.greedy, float), problems)
+    out = metrics(right, self.texts, e.ks, key_of, problems, groups)
+    greedy = groups.interleaved(np.asarray(self.greedy, float), problems)
     mean, low, high = interval(greedy)
-    right = sharding.interleaved(right, problems)
-    of_processes = np.asarray([[self.entropy, self.tokens, self.unknown]])
-    entropy, tokens, unknown = sharding.interleaved(of_processes, jax.process_count()).sum(0)
+    right = groups.interleaved(right, problems)
+    of_groups = np.asarray([[self.entropy, self.tokens, self.unknown]])
+    entropy, tokens, unknown = groups.interleaved(of_groups, groups.count).sum(0)
     return {**out, f"eval/avg@{e.samples}": float(right.mean()),
             "eval/greedy": mean, "eval/greedy_low": low, "eval/greedy_high": high,
             "eval/entropy": float(entropy / max(tokens, 1)),

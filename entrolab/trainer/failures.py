@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from entrolab import config, sharding
+from entrolab import config, row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.experiment import Experiment
 from entrolab.models.transformer import Params
@@ -24,6 +24,7 @@ from entrolab.typing import Array, Key
 
 LIMIT = 16  # failures of a run that are saved; parameters are large
 CONTROL = "control."  # prefix of controlled values among the saved columns
+PLACES = "batch.places"  # name, among the saved columns, of the places of the rows in the batch
 
 
 def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step: int, update: int,
@@ -44,10 +45,11 @@ def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step
     return
   place.mkdir(parents=True, exist_ok=True)
 
-  # every process writes its rows
-  columns = {**rows.columns(), **{CONTROL + name: x for name, x in state.control.items()}}
-  arrays: Any = {name: sharding.local(x) if x.ndim else np.asarray(x)
-                 for name, x in columns.items()}
+  # every process writes its rows, and where in the batch they lie: on a torus that is in no order
+  # of processes, and rows that several processes hold are written by each of them
+  arrays: Any = {name: sharding.local(x) for name, x in rows.columns().items()}
+  arrays |= {CONTROL + name: np.asarray(x) for name, x in state.control.items()}
+  arrays[PLACES] = row_groups.of_array(rows.tokens).places(rows.tokens.shape[0])
   np.savez(place / f"batch_{jax.process_index()}.npz", **arrays)
 
   optimiser_step = int(state.step)
@@ -76,12 +78,14 @@ class Failure:
     """Reads what `save` wrote. Raises FileNotFoundError that names the missing file."""
     record = json.loads((place / "failure.json").read_text(encoding="utf-8"))
     parts = []
-    for process in range(record["processes"]):  # rows of a step lie in the order of processes
+    for process in range(record["processes"]):
       with np.load(place / f"batch_{process}.npz") as file:
         parts.append({name: file[name] for name in file.files})
     control = {name.removeprefix(CONTROL): x for name, x in parts[0].items()
                if name.startswith(CONTROL)}
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+    # the places of all parts, together, are those of the batch; `first` is where each is at first
+    _, first = np.unique(np.concatenate([part.pop(PLACES) for part in parts]), return_index=True)
+    rows = {name: np.concatenate([part[name] for part in parts])[first] for name in parts[0]
             if not name.startswith(CONTROL)}
     return cls(place, record, Batch().replace(**rows), control)
 

@@ -152,8 +152,12 @@ class Learner:
   # ---- One update ------------------------------------------------------------------------------
 
   def _select(self, batch: Batch, update: Array, replayed: Batch | None = None) -> Batch:
-    """Rows of one update: every `updates`-th prompt with its whole group, so that devices keep
-    their rows; the same share of the replayed rows follows them."""
+    """Rows of one update: every `updates`-th prompt of the step's list with its whole group; the
+    same share of the replayed rows follows them.
+
+    Devices keep their rows where each of them has the prompts of whole updates; elsewhere rows
+    change devices, and never their update.
+    """
     updates = self.experiment.training.updates
     samples = self.experiment.sampling.samples
 
@@ -161,11 +165,12 @@ class Learner:
       groups = x.reshape(-1, updates, samples, *x.shape[1:])
       return groups[:, update].reshape(-1, *x.shape[1:])
 
-    if replayed is None:
-      return jax.tree.map(of_update, batch)
+    selected = jax.tree.map(of_update, batch)
+    if replayed is not None:
+      selected = jax.tree.map(lambda new, old: jnp.concatenate([new, of_update(old)]), selected,
+                              replayed)
     on_rows = sharding.rows(self.mesh)
-    return jax.tree.map(lambda new, old: jax.lax.with_sharding_constraint(
-        jnp.concatenate([of_update(new), of_update(old)]), on_rows), batch, replayed)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, on_rows), selected)
 
   def _step(self, state: State, batch: Batch, plan: packing.Plan | None = None
             ) -> tuple[State, dict[str, Array]]:

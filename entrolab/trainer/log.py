@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from entrolab import sharding
+from entrolab import row_groups
 from entrolab.rollout.strategy import Rollout
 from entrolab.tasks.task import Tokenizer
 from entrolab.trainer.files import write_text
@@ -79,23 +79,27 @@ class Log:
         self.events.add_scalar(name, value, step)
 
   def samples(self, step: int, rollout: Rollout, tokenizer: Tokenizer, group: int) -> None:
-    """The responses to the first prompts, token by token; group: G."""
+    """The responses to the first prompts of the step, token by token; group: G.
+
+    Every process takes part, since another one may hold these rows.
+    """
+    batch = rollout.batch
+    tokens, mask, entropy, logp, rewards = row_groups.everywhere(
+        (batch.tokens, batch.mask, batch.old_entropy, batch.old_logp, batch.rewards))
+    known = row_groups.of_array(batch.tokens).of_all([
+        (example.prompt, example.answer, verdict.status, verdict.why)
+        for example, verdict in zip(rollout.examples, rollout.verdicts, strict=True)])
     if not self.lead:
       return
-    batch = rollout.batch
-    tokens, mask, entropy, logp, rewards = sharding.local(
-        (batch.tokens, batch.mask, batch.old_entropy, batch.old_logp, batch.rewards))
     lines = []
-    for row in range(min(SHOWN * group, len(rollout.texts))):
+    for row, (prompt, answer, status, why) in enumerate(known[:SHOWN * group]):
       on = mask[row]
-      example = rollout.examples[row]
-      verdict = rollout.verdicts[row]
       lines.append(json.dumps({
-          "step": step, "prompt": example.prompt, "answer": example.answer,
+          "step": step, "prompt": prompt, "answer": answer,
           "tokens": [tokenizer.decode([int(t)]) for t in tokens[row][on]],
           "ids": tokens[row][on].tolist(), "entropy": np.round(entropy[row][on], 4).tolist(),
-          "logp": np.round(logp[row][on], 4).tolist(), "verdict": verdict.status,
-          "why": verdict.why, "reward": float(rewards[row])}))
+          "logp": np.round(logp[row][on], 4).tolist(), "verdict": status,
+          "why": why, "reward": float(rewards[row])}))
     write_text(self.folder / "samples" / f"step_{step:06d}.jsonl", "\n".join(lines) + "\n")
 
   def close(self) -> None:

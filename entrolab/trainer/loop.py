@@ -6,8 +6,8 @@ import importlib.metadata
 import json
 import pathlib
 import signal
-import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +18,7 @@ from entrolab import config, sharding
 from entrolab.experiment import Experiment
 from entrolab.rollout import compilations
 from entrolab.trainer import alarms, checkpoint, explain, log, report
-from entrolab.trainer.files import write_text
+from entrolab.trainer.files import check_shared, scratch, write_text
 from entrolab.trainer.state import State
 from entrolab.trainer.step import Lab, train_step
 
@@ -38,6 +38,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   """
   started = time.time()
   folder.mkdir(parents=True, exist_ok=True)
+  check_shared(folder)
   lab = Lab(experiment)
   sharding.agree({"the configuration": config.config_hash(experiment),
                   "the mesh": dict(lab.mesh.shape), "the data": lab.data.name})
@@ -140,13 +141,15 @@ def train(session: "Session", state: State, stopping: Callable[[], bool]) -> Sta
   return state
 
 
-def dry_run(experiment: Experiment) -> dict[str, Any]:
-  """Compiles everything and runs one step on a few problems, in a folder that is thrown away."""
+def dry_run(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
+  """Compiles everything and runs one step on a few problems, in a folder that is thrown away.
+
+  folder: of the run that is tried; several processes put that folder beside it.
+  """
   few = dataclasses.replace(experiment.evaluation, problems=experiment.sampling.prompts)
   one_step = dataclasses.replace(experiment.training, steps=1)
-  with tempfile.TemporaryDirectory() as folder:
-    return run(dataclasses.replace(experiment, evaluation=few, training=one_step),
-               pathlib.Path(folder))
+  with scratch(folder) as place:
+    return run(dataclasses.replace(experiment, evaluation=few, training=one_step), place)
 
 
 # ---- What the loop knows, and where it writes --------------------------------------------------
@@ -238,6 +241,7 @@ def check_hosts(lab: Lab, state: State, when: str) -> None:
         "the configuration": config.config_hash(lab.experiment),
         "the data position": lab.data.get_state(),
         "the key": np.asarray(jax.random.key_data(lab.key)).tolist(),
+        "what the rollout remembers": {name: zlib.crc32(x) for name, x in lab.host.items()},
         "the parameters": checkpoint.fingerprint(state.params)}, when)
 
 

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from entrolab import sharding
+from entrolab import row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
 from entrolab.models import parameters
 from entrolab.models.transformer import Config, Params
-from entrolab.rollout import continuous_batching, one_step_off_policy, strategy
+from entrolab.rollout import continuous_batching, one_step_off_policy
 from entrolab.rollout.strategy import Request, Rollout
 from entrolab.tasks.prompts import fitting, iterator
 from entrolab.tasks.task import Tokenizer
@@ -32,15 +32,15 @@ from entrolab.typing import Array, Float
 class Lab:
   """The parts of a run: model, task, engine and learner on one mesh, and where its data are.
 
-  Raises ValueError where rows, heads or vocabulary do not divide over the mesh, and what
-  `strategy.check` raises for what the rollout strategy does not support.
+  Raises ValueError where rows, heads or vocabulary do not divide over the mesh, or rows not over
+  the processes.
   """
 
   def __init__(self, experiment: Experiment):
     self.experiment = experiment
-    strategy.check(experiment.rollout, experiment.sampling, jax.process_count())
     self.mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.fsdp,
                                    experiment.mesh.tensor)
+    self.groups = row_groups.of(self.mesh)  # refuses a mesh before a large model is loaded
     # the policy before training: sizes, parameters, and the tokenizer that belongs to them
     self.config, self.params, self.tokenizer = experiment.model.load()
     check_sizes(experiment, self.config, self.mesh)
@@ -54,8 +54,8 @@ class Lab:
     # everything random of a run follows from this key, by step and row (`entrolab.keys`)
     self.key = jax.random.key(experiment.seed)
     self.data = iterator(experiment.task, experiment.seed, experiment.sampling.prompts,
-                         tokenizer=self.tokenizer, process_index=jax.process_index(),
-                         process_count=jax.process_count())
+                         tokenizer=self.tokenizer,
+                         places=self.groups.places(experiment.sampling.prompts).tolist())
     self.in_flight = one_step_off_policy.RequestsInFlight(experiment, self.engine, self.data)
     self.problems = held_out(experiment, self.tokenizer)
 
@@ -80,7 +80,8 @@ class Lab:
   def checkpoint_state(self, state: State) -> State:
     """The state as a checkpoint stores it: with what the strategy remembers, and rows drawn ahead.
     """
-    remembered = jax.device_put(dict(self.host), sharding.whole(self.mesh))
+    on_every_device = sharding.whole(self.mesh)
+    remembered = {name: sharding.put(x, on_every_device) for name, x in self.host.items()}
     return dataclasses.replace(state, host={**remembered, **self.in_flight.leaves()})
 
 

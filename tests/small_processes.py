@@ -1,0 +1,167 @@
+"""A run of a tiny decoder in one process of a job, or in the only one, for `row_groups_test`.
+
+  python -m tests.small_processes OUT data,fsdp,tensor ORDER CASE...
+
+writes to OUT.CASE.PROCESS.npz what a case computes in its steps: columns of all rows, texts and
+verdicts, parameters, what the strategy remembers, and how much this process verified. ORDER
+permutes the devices, as the torus of a slice does; `-` leaves them as they are.
+"""
+
+import dataclasses
+import faulthandler
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from entrolab import row_groups, sharding
+from entrolab.cost import chips
+from entrolab.experiment import Evaluation, Experiment, Mesh, Training
+from entrolab.methods import grpo, ppo, spear
+from entrolab.models import parameters, transformer
+from entrolab.models.cloned import Words
+from entrolab.objective import Objective, term
+from entrolab.rollout.branch import Cure, visible
+from entrolab.rollout.greedy import Greedy
+from entrolab.rollout.multiturn import MultiTurn
+from entrolab.rollout.plain import Plain
+from entrolab.rollout.replay import Replay
+from entrolab.rollout.strategy import Sampling
+from entrolab.rollout.tempered import Tempered
+from entrolab.rollout.votes import Votes
+from entrolab.tasks.task import Example, Lazy, Task
+from entrolab.trainer.step import Lab, train_step
+from entrolab.verify import Verdict
+
+WORDS = ("go", "at", "one", "two", "three", "home")
+PROMPTS, SAMPLES = 8, 2
+HANGS_S = 500  # after which a process says where it stands, and ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+  """Random weights over a few words."""
+
+  def load(self):
+    words = Words(WORDS)
+    config = transformer.Config(vocab_size=words.vocab_size, width=16, layers=1, heads=4,
+                                kv_heads=4, head_dim=4, mlp_width=16)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: rng.normal(0.0, 0.5, x.shape).astype(np.float32),
+                          parameters.shapes(config))
+    return config, params, words
+
+
+@dataclasses.dataclass(frozen=True)
+class Says(Task):
+  """Right is what contains a word; verified in whichever process is asked, and counted there."""
+  max_prompt: int = 3
+  stop: tuple[str, ...] = ("home",)
+
+  def examples(self, split, seed):
+    make = lambda at: Example(at, " ".join(WORDS[1:2 + at % 3]), WORDS[at % 4], split)
+    return Lazy(64, make, f"{self!r} {split}")
+
+  def prompt(self, example, tokenizer):
+    return tokenizer.encode(example.prompt)
+
+  def verify(self, texts, examples):
+    verified.append(len(texts))
+    return [Verdict("right" if example.answer in text.split() else "wrong", f"of {text!r}")
+            for text, example in zip(texts, examples, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk(Says):
+  """Steps on until `go` was said three times; answered by whichever process is asked."""
+  max_observation: int = 2
+
+  def as_environment(self):
+    return self
+
+  def reset(self, example):
+    return 0, example.prompt
+
+  def steps(self, states, texts):
+    verified.append(len(texts))
+    moved = [state + text.split().count("go") for state, text in zip(states, texts, strict=True)]
+    return [(state, "at" if state % 2 else "at one", float(state > 2), state > 2)
+            for state in moved]
+
+
+chips.of = lambda devices: chips.get("v5e")  # the rate of this machine need not be measured
+verified: list[int] = []  # responses, or actions, of every call in this process
+OBJECTIVE = Objective(reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
+                      surrogate=term(ppo.clipped_ratio, low=0.2, high=0.2))
+CASES = {
+    "plain": (Plain(), {}),
+    "refills": (Plain(), dict(refills=2)),
+    "ahead": (Plain(), dict(ahead=1)),
+    "cure": (Cure(1, 1, most=4, admissible=visible, verify="whole"), dict(refills=1)),
+    "replay": (Replay(buffer=spear.Replay(size=2, tools=False), prompts=8), dict(refills=1)),
+    "greedy": (Greedy(), {}),
+    "tempered": (Tempered(one_in=1), {}),
+    "votes": (Votes(votes=4, size=2), {}),
+    "episodes": (MultiTurn(turns=3, action=3), dict(max_tokens=16)),
+}
+CONTROLLED = {"tempered": {"temperature": 1.5}}
+
+
+def experiment(case, mesh):
+  strategy, sampling = CASES[case]
+  return Experiment(
+      case, OBJECTIVE, Random(), Walk() if case == "episodes" else Says(), strategy,
+      Sampling(**{"prompts": PROMPTS, "samples": SAMPLES, "max_tokens": 5, **sampling}),
+      Training(steps=2, updates=2, warmup=0, measure_every=0, old_logp="sampler"),
+      Evaluation(problems=5, samples=2, ks=(1, 2)), mesh=Mesh(*mesh))
+
+
+def computed(case, mesh, folder, steps=1):
+  """{name: array} of what a case computes; the same in every process, but for `verified`."""
+  verified.clear()
+  lab = Lab(experiment(case, mesh))
+  state = lab.learner.init(lab.params)
+  control = {name: np.float32(x) for name, x in CONTROLLED.get(case, {}).items()}
+  state = dataclasses.replace(state, control={**state.control, **control})
+  found = {}
+  for step in range(steps):
+    state, rollout, shown = train_step(lab, state, step, folder)
+    columns = row_groups.everywhere(rollout.batch.columns())
+    found |= {f"{step}.{name}": x for name, x in columns.items()}
+    known = lab.groups.of_all([(example.id, text, verdict.status, verdict.why) for
+                               example, text, verdict in zip(rollout.examples, rollout.texts,
+                                                             rollout.verdicts, strict=True)])
+    found[f"{step}.known"] = np.asarray(json.dumps(known))
+    found |= {f"{step}.metric.{name}": shown[name] for name in
+              ("train/loss", "train/grad_norm", "reward/accuracy", "rollout/refills")}
+    found |= {f"{step}.count.{name}": np.asarray(x) for name, x in rollout.counts.items()}
+    for update in range(2):
+      chosen = lab.learner.select(rollout.batch, np.int32(update))
+      found[f"{step}.selected.{update}"] = row_groups.everywhere(chosen.row)
+  params = row_groups.everywhere(state.params)
+  found |= {f"param.{jax.tree_util.keystr(path)}": x for path, x in
+            jax.tree_util.tree_leaves_with_path(params)}
+  found |= {f"host.{name}": x for name, x in lab.host.items()}
+  found["verified"] = np.asarray(sum(verified))
+  return found
+
+
+def main():
+  """One process of a job."""
+  out, mesh, order, *cases = sys.argv[1:]
+  faulthandler.dump_traceback_later(HANGS_S, exit=True)
+  sharding.start_hosts()
+  if order != "-":
+    arranged = sharding.arranged
+    by = [int(at) for at in order.split(",")]
+    sharding.arranged = lambda sizes, devices: arranged(sizes, [devices[at] for at in by])
+  sizes = tuple(int(size) for size in mesh.split(","))
+  for case in cases:
+    found = computed(case, sizes, pathlib.Path(out).parent, 1 if case == "plain" else 2)
+    np.savez(f"{out}.{case}.{jax.process_index()}.npz", allow_pickle=False, **found)
+
+
+if __name__ == "__main__":
+  main()
