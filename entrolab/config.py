@@ -13,10 +13,11 @@ from typing import Any
 
 from entrolab.experiment import Experiment
 from entrolab.objective import Term
+from entrolab.strengths import TABLE
 from entrolab.typing import name_of
 
 # Prefixes of leaves that change what is saved, measured or placed where, not what is computed.
-NEUTRAL = ("name", "saving.", "evaluation.", "mesh.")
+NEUTRAL = ("name", "saving.", "evaluation.", "mesh.", "taken.")
 
 
 def _suggestion(name: str, choices: Iterable[str]) -> str:
@@ -31,7 +32,8 @@ def parse(text: str, like: Any, where: str) -> Any:
 
   where: the place that the error names. Raises ValueError for a text of another type.
   """
-  kind = type(like)
+  # a number that follows the experiment is a subclass of its type
+  kind = next((k for k in (bool, str, int, float, tuple) if isinstance(like, k)), type(like))
   try:
     if kind is bool:
       return {"true": True, "false": False}[text.lower()]
@@ -70,8 +72,7 @@ def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
     knob, _, value = entry.partition("=")
     if knob not in defaults:
       raise ValueError(f"{path}: unknown knob {knob!r}; {_suggestion(knob, defaults)}")
-    # a knob has the type of its default: no annotation has to be read
-    arguments[knob] = parse(value, defaults[knob], f"{path}:{knob}")
+    arguments[knob] = parse(value, _like(path.stem, knob, defaults[knob]), f"{path}:{knob}")
   experiment = module.get_config(**arguments)
   changes: dict[str, str] = {}
   for entry in overrides:
@@ -80,6 +81,20 @@ def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
       raise ValueError(f"--set {entry!r}: write path=value, such as training.lr=1e-5")
     changes[leaf] = value  # the last of several for the same leaf
   return set_paths(experiment, changes) if changes else experiment
+
+
+def _like(recipe: str, knob: str, default: Any) -> Any:
+  """A value of the type of a knob: no annotation has to be read.
+
+  That is its default or, where the preset has the value, the one that was tuned. Raises TypeError
+  where there is neither.
+  """
+  if default is not None:
+    return default
+  if knob not in TABLE.get(recipe, {}):
+    raise TypeError(f"knob {knob!r} of {recipe} is None by default, and strengths.TABLE has none "
+                    "of that name, so that nothing says its type")
+  return TABLE[recipe][knob].tuned
 
 
 def set_paths(node: Any, changes: Mapping[str, str], where: str = "") -> Any:

@@ -5,8 +5,10 @@ from typing import Any, Literal, Protocol
 
 import jax
 
+from entrolab.follow import MAX_TOKENS, SAMPLES, UPDATES, filled
 from entrolab.objective import Objective
 from entrolab.rollout.strategy import Sampling, Strategy, check
+from entrolab.strengths import Taken
 from entrolab.tasks.task import Task
 
 
@@ -84,6 +86,18 @@ class Reference:
       raise ValueError(f"reference rule 'every' needs every >= 1 steps, not {self.every}")
 
 
+# Hyper-parameters that repeat a number of the experiment wherever they stand: which one, and why.
+REPEATS = {"size": (SAMPLES, "a group is the samples of one prompt; write size=follow.SAMPLES"),
+           "over": (SAMPLES, "a group is the samples of one prompt; write over=follow.SAMPLES"),
+           "length": (MAX_TOKENS, "the most tokens of a response; write length=follow.MAX_TOKENS"),
+           "max_tokens": (MAX_TOKENS, "the most tokens of a response; write "
+                                      "max_tokens=follow.MAX_TOKENS"),
+           "updates": (UPDATES, "optimiser steps of a rollout; write "
+                                "updates=follow.UPDATES.fill(preset)")}
+# values that name no number: the width of the batch, the whole rollout, no centring
+NONE_NAMED = (("length", 0), ("over", 0), ("over", None))
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A whole run. Raises ValueError where its parts do not fit together."""
@@ -99,6 +113,7 @@ class Experiment:
   mesh: Mesh = Mesh()  # devices
   reference: Reference = Reference()  # the policy behind `ref_logp`, where a term reads it
   seed: int = 0  # of everything random: order of prompts, tokens, ties
+  taken: tuple[Taken, ...] = ()  # what the recipe took from its preset, for --explain
 
   def __post_init__(self) -> None:
     s, t = self.sampling, self.training
@@ -127,11 +142,26 @@ class Experiment:
     if over:
       raise ValueError(f"evaluation.ks={self.evaluation.ks}: pass@{over[0]} needs at least that "
                        f"many samples, have {self.evaluation.samples}")
-    for _, bound in self.objective.terms():
-      size = dict(bound.knobs).get("size", s.samples)
-      if size != s.samples:
-        raise ValueError(f"{bound.name}(size={size}) but sampling.samples={s.samples}: a group is "
-                         "the samples of one prompt")
+    self._fill_in()
+
+  def _fill_in(self) -> None:
+    """Puts the numbers of this experiment where terms, controllers and strategy follow them.
+
+    Raises ValueError for a number that is written out there and is another one.
+    """
+    for part in ("objective", "rollout"):
+      object.__setattr__(self, part, filled(getattr(self, part), self))
+    repeating = [(bound.name, bound.values) for _, bound in self.objective.terms()]
+    repeating += [(type(c).__name__, {f.name: getattr(c, f.name) for f in dataclasses.fields(c)})
+                  for c in self.objective.control]
+    for where, values in repeating:
+      for name in REPEATS.keys() & values.keys():
+        number, why = REPEATS[name]
+        want = number.fill(self)
+        if values[name] != want and (name, values[name]) not in NONE_NAMED:
+          raise ValueError(f"{where}({name}={values[name]}) but {number}={want}: {why}")
+    t = self.training
+    self.rollout.further_rows(self.sampling.samples, t.updates, t.micro)
 
   def _check_ahead(self) -> None:
     """Raises ValueError for responses of the step before that nothing corrects."""

@@ -51,6 +51,14 @@ class Term:
     return tuple(n for n, p in parameters.items() if p.kind in kinds)
 
   @property
+  def values(self) -> dict[str, Any]:
+    """Its hyper-parameters by name, those at their defaults included."""
+    parameters = inspect.signature(self.fn).parameters.values()
+    defaults = {p.name: p.default for p in parameters
+                if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return defaults | dict(self.knobs)
+
+  @property
   def slot(self) -> str | None:
     """The slot its return annotation names."""
     return slot_of(inspect.signature(self.fn).return_annotation)

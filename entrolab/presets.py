@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from entrolab import strengths
 from entrolab.experiment import Evaluation, Experiment, Mesh, Model, Saving, Training
 from entrolab.objective import Objective
 from entrolab.rollout.plain import Plain
@@ -69,11 +70,12 @@ class Preset:
   evaluation: Evaluation = Evaluation()  # on held-out problems
   saving: Saving = Saving()  # checkpoints
   mesh: Mesh = Mesh()  # devices
+  # which hyper-parameters recipes take: tuned on small models, or as published for large ones
+  kind: strengths.Kind = "tuned"
 
-  @property
-  def samples(self) -> int:
-    """G, which advantages need to know."""
-    return self.sampling.samples
+  def strengths(self, recipe: str, **given: Any) -> strengths.Strengths:
+    """The hyper-parameters of a recipe: those given, and this preset's where the value is None."""
+    return strengths.take(recipe, self.kind, given)
 
   def experiment(self, name: str, objective: Objective, *, seed: int = 0, steps: int = 0,
                  training: dict | None = None, sampling: dict | None = None,
@@ -82,7 +84,7 @@ class Preset:
     learn = dataclasses.replace(self.training, **(training or {}))
     if steps:
       learn = dataclasses.replace(learn, steps=steps)
-    parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "kind"}
     parts |= dict(training=learn, sampling=dataclasses.replace(self.sampling, **(sampling or {})))
     return Experiment(name=name, objective=objective, seed=seed,
                       **{"rollout": Plain(), **parts, **rest})
@@ -116,7 +118,7 @@ def _paper(model: str, *, max_tokens: int, mesh: Mesh, prompts: int = 128) -> Pr
   from entrolab.tasks.written import Hub
   task = Hub("agentica-org/DeepScaleR-Preview-Dataset", train="train[:-500]",
              evaluation="train[-500:]", max_prompt=1024)
-  return Preset(model=HuggingFace(model), task=task, mesh=mesh,
+  return Preset(model=HuggingFace(model), task=task, mesh=mesh, kind="paper",
                 sampling=Sampling(prompts=prompts, samples=8, max_tokens=max_tokens),
                 training=Training(steps=500, updates=16, micro=4, lr=1e-6, warmup=80,
                                   weight_decay=0.1, dtype="bfloat16", remat="block",

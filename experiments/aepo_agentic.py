@@ -19,21 +19,23 @@ from typing import Literal
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import aepo_agentic, grpo
 from entrolab.objective import Objective, term
 from entrolab.rollout.agentic import Agentic
 
 
-def get_config(*, seed: int = 0, steps: int = 0, initial: int = 0, penalty: float = 0.05,
-               scope: Literal["own", "prompt", "path"] = "own", coef: float = 0.2,
-               high: float = 0.2) -> Experiment:
+def get_config(*, seed: int = 0, steps: int = 0, initial: int | None = None,
+               penalty: float | None = None, scope: Literal["own", "prompt", "path"] = "own",
+               coef: float | None = None, high: float | None = None) -> Experiment:
   """initial: m, 0 for the budget; coef: change of an advantage a standard deviation of entropy;
   high: upper clip."""
   base = presets.word_problems()
-  rule = aepo_agentic.Branching(samples=base.samples, penalty=penalty, scope=scope)
+  k = base.strengths("aepo_agentic", initial=initial, penalty=penalty, coef=coef, high=high)
+  rule = aepo_agentic.Branching(samples=SAMPLES.fill(base), penalty=k.penalty, scope=scope)
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=(term(grpo.group_advantage, size=base.samples),
-                                   term(aepo_agentic.entropy_aware, coef=coef)),
-                        surrogate=term(aepo_agentic.balanced_clip, high=high))
-  return base.experiment("aepo_agentic", objective, seed=seed, steps=steps,
-                         rollout=Agentic(action=12, rule=rule, initial=initial))
+                        advantage=(term(grpo.group_advantage, size=SAMPLES),
+                                   term(aepo_agentic.entropy_aware, coef=k.coef)),
+                        surrogate=term(aepo_agentic.balanced_clip, high=k.high))
+  return base.experiment("aepo_agentic", objective, seed=seed, steps=steps, taken=k.taken,
+                         rollout=Agentic(action=12, rule=rule, initial=k.initial))

@@ -14,20 +14,24 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.486 [0.441, 0.5
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import aepo_arbitrary, grpo, ppo
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout.tempered import Tempered
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, target: float = 0.3,
-               alpha: float = 1.0, hot: float = 1.2, cold: float = 0.8) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, target: float | None = None,
+               alpha: float | None = None, hot: float | None = None,
+               cold: float | None = None) -> Experiment:
   """target: nats a token, of the exact entropy; hot, cold: temperatures of the further groups."""
   base = presets.get(preset)
-  steer = Penalty(alpha, term(aepo_arbitrary.right_answers),
+  k = base.strengths("aepo_arbitrary", target=target, alpha=alpha, hot=hot, cold=cold)
+  steer = Penalty(k.alpha, term(aepo_arbitrary.right_answers),
                   scale=term(aepo_arbitrary.tempered_mean))
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio, dual=3.0), extra=("tempered",), penalties=(steer,),
       weights=(term(aepo_arbitrary.on_policy),), aggregate=term(aggregate.selected_mean),
-      control=(aepo_arbitrary.Switch(target, hot=hot, cold=cold),))
-  return base.experiment("aepo_arbitrary", objective, seed=seed, steps=steps, rollout=Tempered())
+      control=(aepo_arbitrary.Switch(k.target, hot=k.hot, cold=k.cold),))
+  return base.experiment("aepo_arbitrary", objective, seed=seed, steps=steps, taken=k.taken,
+                         rollout=Tempered())

@@ -15,19 +15,21 @@ sources; tokens changed 0 %, since only the choice of episodes differs from GRPO
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import aepo_agentic, grpo, ppo
 from entrolab.objective import Objective, term
 from entrolab.rollout.agentic import Agentic
 
 
-def get_config(*, seed: int = 0, steps: int = 0, initial: int = 4, weight: float = 0.2,
-               probability: float = 0.5) -> Experiment:
+def get_config(*, seed: int = 0, steps: int = 0, initial: int | None = None,
+               weight: float | None = None, probability: float | None = None) -> Experiment:
   """initial: m; weight: of dH; probability: where dH is 0."""
   base = presets.word_problems()
-  rule = aepo_agentic.Branching(samples=base.samples, weight=weight, probability=probability,
-                                test=aepo_agentic.arpo_test, scope="own")
+  k = base.strengths("arpo", initial=initial, weight=weight, probability=probability)
+  rule = aepo_agentic.Branching(samples=SAMPLES.fill(base), weight=k.weight,
+                                probability=k.probability, test=aepo_agentic.arpo_test, scope="own")
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=term(grpo.group_advantage, size=base.samples),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio, dual=3.0))
-  return base.experiment("arpo", objective, seed=seed, steps=steps,
-                         rollout=Agentic(action=12, rule=rule, initial=initial))
+  return base.experiment("arpo", objective, seed=seed, steps=steps, taken=k.taken,
+                         rollout=Agentic(action=12, rule=rule, initial=k.initial))

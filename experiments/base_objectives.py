@@ -5,13 +5,14 @@
 Names: cispo (arXiv:2506.13585), gmpo (2507.20673), gpg (2504.02546), gspo (2507.18071), lite_ppo
 (2508.08221), opo (2505.23585), opsm (2512.02556), otb (2602.07078), passk (2503.19595),
 reinforce_pp (2501.03262), remax (2310.10505), rloo (2402.14740), sapo (2511.20347); `corrected`
-weighs GRPO by the sampler-trainer ratio. GSPO and GMPO keep their published ranges, of whole rows;
-OPSM's is 1e-3 nats: no row moves by its 0.5. Expect (GSPO, seed 0, 256 problems, 95 % intervals):
-pass@1 0.400 -> 0.472 [0.428, 0.516], pass@16 0.863 -> 0.828, entropy 0.310 -> 0.262 (GRPO: 0.242).
+weighs GRPO by the sampler-trainer ratio. GSPO and GMPO keep their published ranges.
+Expect (GSPO, seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.472 [0.428, 0.516], pass@16
+0.863 -> 0.828, entropy 0.310 -> 0.262 (GRPO: 0.242).
 """
 
 from entrolab import aggregate, presets  # noqa: I001
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import (cispo, gae, gmpo, gpg, grpo, gspo, lite_ppo, opo, opsm, otb, passk,
                               ppo, reinforce_pp, remax, rloo, rollout_correction, sapo)
 from entrolab.objective import Objective, term
@@ -20,10 +21,12 @@ from entrolab.rollout.plain import Plain
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
-               objective: str = "gspo") -> Experiment:
-  """objective: one of the names above; what a line leaves out is GRPO's with PPO's clip."""
+               objective: str = "gspo", threshold: float | None = None) -> Experiment:
+  """objective: one of the names above; what a line leaves out is GRPO's with PPO's clip.
+  threshold: of OPSM, nats."""
   base = presets.get(preset)
-  group, rows = dict(size=base.samples), term(aggregate.sequence_mean)
+  k = base.strengths("base_objectives", threshold=threshold)
+  group, rows = dict(size=SAMPLES), term(aggregate.sequence_mean)
   returns = (term(gae.last_token), term(gae.return_to_go))
   lines = {
       "cispo": dict(surrogate=term(cispo.clipped_weight)),
@@ -32,7 +35,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
       "gspo": dict(surrogate=term(gspo.clipped_sequence), aggregate=rows),
       "lite_ppo": dict(advantage=term(lite_ppo.batch_scaled, **group)),
       "opo": dict(advantage=term(opo.length_baseline, **group)),
-      "opsm": dict(weights=term(opsm.keep_rows, threshold=1e-3)),
+      "opsm": dict(weights=term(opsm.keep_rows, threshold=k.threshold)),
       "otb": dict(advantage=(*returns, term(otb.less_baseline, **group))),
       "passk": dict(advantage=term(passk.best_margin, **group)),
       "reinforce_pp": dict(advantage=(*returns, term(reinforce_pp.whitened))),
@@ -47,4 +50,4 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
                         advantage=term(grpo.group_advantage, **group))
   rollout = Greedy() if objective == "remax" else Plain()
   return base.experiment(objective, Objective(**{**grpo_with_clip, **lines[objective]}),
-                         seed=seed, steps=steps, rollout=rollout)
+                         seed=seed, steps=steps, rollout=rollout, taken=k.taken)

@@ -14,25 +14,30 @@ seeds, 40 steps; difference -0.0011, standard error 0.0020).
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES, UPDATES, Number
 from entrolab.methods import canon, grpo, ppo
 from entrolab.objective import Objective, term
 
+MOST = Number("float(sampling.max_tokens)", lambda e: float(e.sampling.max_tokens))
+
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, metric: str = "entropy",
-               mu: float = 1.0, alpha: float = 1.0, schedule: str = "none") -> Experiment:
+               mu: float | None = None, alpha: float | None = None,
+               schedule: str = "none") -> Experiment:
   """metric: entropy or length; schedule: none, accuracy, cosine or reverse (of the mix)."""
   base = presets.get(preset)
-  knobs = dict(size=base.samples, divisor=float(base.sampling.max_tokens))
+  k = base.strengths("canon", mu=mu, alpha=alpha)
+  knobs = dict(size=SAMPLES, divisor=MOST)
   choices = {"none": term({"entropy": canon.by_entropy, "length": canon.by_length}[metric],
-                          mu=mu, alpha=alpha, **knobs),
+                          mu=k.mu, alpha=k.alpha, **knobs),
              "accuracy": term(canon.by_accuracy, **knobs),
              "cosine": term(canon.scheduled, **knobs), "reverse": term(canon.scheduled, **knobs)}
   if schedule not in choices:
     raise ValueError(f"schedule={schedule!r}; choices: {', '.join(choices)}")
   moving = schedule in ("cosine", "reverse")
-  control = (canon.Cosine(base.training.updates, schedule == "reverse"),) if moving else ()
+  control = (canon.Cosine(UPDATES.fill(base), schedule == "reverse"),) if moving else ()
   objective = Objective(
       reward=term(grpo.outcome), advantage=choices[schedule], control=control,
       surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=3.0),
       aggregate=term(aggregate.sequence_sum))
-  return base.experiment("canon", objective, seed=seed, steps=steps)
+  return base.experiment("canon", objective, seed=seed, steps=steps, taken=k.taken)

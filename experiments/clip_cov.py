@@ -13,17 +13,21 @@ Three seeds, 40 steps: entropy 0.272, GRPO 0.267.
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import clip_cov, grpo, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.02,
-               lower: float = 0.1, upper: float = 5.0, low: float = 1.0,
-               high: float = 1.0) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               fraction: float | None = None, lower: float | None = None,
+               upper: float | None = None, low: float | None = None,
+               high: float | None = None) -> Experiment:
   """low, high: PPO range, 1 / 1 in the official recipes (ratio in [0, 2])."""
   base = presets.get(preset)
-  keep = term(clip_cov.keep_mask, fraction=fraction, lower=lower, upper=upper, low=low, high=high)
+  k = base.strengths("clip_cov", fraction=fraction, lower=lower, upper=upper, low=low, high=high)
+  keep = term(clip_cov.keep_mask, fraction=k.fraction, lower=k.lower, upper=k.upper, low=k.low,
+              high=k.high)
   objective = Objective(reward=term(grpo.outcome), weights=(keep,),
-                        advantage=term(grpo.group_advantage, size=base.samples),
-                        surrogate=term(ppo.clipped_ratio, low=low, high=high))
-  return base.experiment("clip_cov", objective, seed=seed, steps=steps)
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
+                        surrogate=term(ppo.clipped_ratio, low=k.low, high=k.high))
+  return base.experiment("clip_cov", objective, seed=seed, steps=steps, taken=k.taken)

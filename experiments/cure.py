@@ -20,31 +20,32 @@ import dataclasses
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import BUFFER, MAX_TOKENS, SAMPLES
 from entrolab.methods import dapo, grpo, ppo
 from entrolab.objective import Objective, term
-from entrolab.rollout.branch import Choose, Cure, visible
+from entrolab.rollout.branch import PREFIX, Choose, Cure, originals_of, visible
 from entrolab.rollout.switch import Switch
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals: int = 2,
-               branches: int = 3, most: int = 4, until: int = 20, choose: Choose = "entropy",
-               refills: int = 2) -> Experiment:
-  """most: candidates a response; choose: entropy or random. The paper has 4 originals with 3
-  branches, 20 candidates in responses of thousands of tokens, and 300 steps of stage 1."""
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals: int | None = None,
+               branches: int | None = None, most: int | None = None, until: int | None = None,
+               choose: Choose = "entropy", refills: int | None = None) -> Experiment:
+  """most: candidates a response; choose: entropy or random; until: steps of stage 1."""
   base = presets.get(preset)
-  buffer = max(base.sampling.max_tokens // 4, 1)
-  max_tokens = base.sampling.max_tokens + buffer
-  stage1 = Cure(originals, branches, most=most, choose=choose, verify="whole", admissible=visible,
-                room=2 * base.sampling.max_tokens // 3)
-  size = stage1.samples
-  stage2 = dataclasses.replace(stage1, originals=size, branches=0)
-  overlong = term(dapo.overlong, max_tokens=max_tokens, buffer=buffer)
+  k = base.strengths("cure", originals=originals, branches=branches, most=most, until=until,
+                     refills=refills)
+  longest = base.sampling.max_tokens + max(base.sampling.max_tokens // 4, 1)
+  sampling = dict(samples=k.originals * (1 + k.branches), refills=k.refills, max_tokens=longest)
+  base = dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, **sampling))
+  stage1 = Cure(originals_of(k.branches).fill(base), k.branches, most=k.most, choose=choose,
+                verify="whole", admissible=visible, room=PREFIX.fill(base))
+  stage2 = dataclasses.replace(stage1, originals=SAMPLES.fill(base), branches=0)
+  overlong = term(dapo.overlong, max_tokens=MAX_TOKENS, buffer=BUFFER)
   objective = Objective(reward=(term(grpo.outcome, wrong=-1.0), overlong),
-                        advantage=term(grpo.group_advantage, size=size),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28, dual=10.0),
-                        weights=(term(dapo.has_signal, size=size),),
+                        weights=(term(dapo.has_signal, size=SAMPLES),),
                         aggregate=term(aggregate.selected_mean))
   steps = steps or (36 if preset == "tiny" else 0)  # in two minutes: three programs to compile
-  return base.experiment("cure", objective, seed=seed, steps=steps,
-                         rollout=Switch(stage1, stage2, until),
-                         sampling=dict(samples=size, refills=refills, max_tokens=max_tokens))
+  return base.experiment("cure", objective, seed=seed, steps=steps, taken=k.taken,
+                         rollout=Switch(stage1, stage2, k.until))

@@ -11,22 +11,23 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.503 [0.456, 0.5
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import BUFFER, MAX_TOKENS, SAMPLES
 from entrolab.methods import dapo, grpo, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, high: float = 0.28,
-               refills: int = 2) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, high: float | None = None,
+               refills: int | None = None) -> Experiment:
   """Responses may be a quarter longer than the preset's, as the paper's 20480 to 16384: the penalty
   falls on that quarter alone."""
   base = presets.get(preset)
-  buffer = max(base.sampling.max_tokens // 4, 1)
-  max_tokens = base.sampling.max_tokens + buffer
-  overlong = term(dapo.overlong, max_tokens=max_tokens, buffer=buffer)
+  k = base.strengths("dapo", high=high, refills=refills)
+  max_tokens = base.sampling.max_tokens + max(base.sampling.max_tokens // 4, 1)
+  overlong = term(dapo.overlong, max_tokens=MAX_TOKENS, buffer=BUFFER)
   objective = Objective(reward=(term(grpo.outcome), overlong),
-                        advantage=term(grpo.group_advantage, size=base.samples),
-                        surrogate=term(ppo.clipped_ratio, low=0.2, high=high, dual=10.0),
-                        weights=(term(dapo.has_signal, size=base.samples),),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
+                        surrogate=term(ppo.clipped_ratio, low=0.2, high=k.high, dual=10.0),
+                        weights=(term(dapo.has_signal, size=SAMPLES),),
                         aggregate=term(aggregate.selected_mean))
-  return base.experiment("dapo", objective, seed=seed, steps=steps,
-                         sampling=dict(refills=refills, max_tokens=max_tokens))
+  return base.experiment("dapo", objective, seed=seed, steps=steps, taken=k.taken,
+                         sampling=dict(refills=k.refills, max_tokens=max_tokens))

@@ -12,19 +12,21 @@ Expect (seed 0, 16 worlds, 95 % intervals): pass@1 0.125 -> 0.145 [0.081, 0.208]
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES, TURNS
 from entrolab.methods import empg, grpo, ppo
 from entrolab.objective import Objective, term
 from entrolab.rollout.multiturn import MultiTurn
 
 
-def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, sharpness: float = 1.0,
-               clarity: float = 1.0, zeta: float = 0.05) -> Experiment:
+def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, sharpness: float | None = None,
+               clarity: float | None = None, zeta: float | None = None) -> Experiment:
   """sharpness: k; clarity: k'; zeta: of the bonus. With sharpness=0, zeta=0: GRPO, recentred."""
   base = presets.text_world(turns)
-  modulate = term(empg.modulate, steps=turns, sharpness=sharpness, clarity=clarity, zeta=zeta)
+  k = base.strengths("empg", sharpness=sharpness, clarity=clarity, zeta=zeta)
+  modulate = term(empg.modulate, steps=TURNS, sharpness=k.sharpness, clarity=k.clarity, zeta=k.zeta)
   objective = Objective(
       reward=term(grpo.outcome),
-      advantage=(term(grpo.group_advantage, size=base.samples), modulate),
+      advantage=(term(grpo.group_advantage, size=SAMPLES), modulate),
       surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
-  return base.experiment("empg", objective, seed=seed, steps=steps,
+  return base.experiment("empg", objective, seed=seed, steps=steps, taken=k.taken,
                          rollout=MultiTurn(turns=turns, action=4))

@@ -11,16 +11,18 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.432 [0.387, 0.4
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import empo, grpo, gspo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float = -1.0,
-               high: float = 1e9) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float | None = None,
+               high: float | None = None) -> Experiment:
   """low, high: nats of semantic entropy between which a group is used; the defaults use all."""
   base = presets.get(preset)
+  k = base.strengths("empo", low=low, high=high)
   objective = Objective(
-      reward=term(empo.class_share, size=base.samples, low=low, high=high), extra=("cluster",),
-      advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(empo.class_share, size=SAMPLES, low=k.low, high=k.high), extra=("cluster",),
+      advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(gspo.clipped_sequence), aggregate=term(aggregate.row_mean))
-  return base.experiment("empo", objective, seed=seed, steps=steps)
+  return base.experiment("empo", objective, seed=seed, steps=steps, taken=k.taken)

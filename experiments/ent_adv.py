@@ -13,16 +13,18 @@ steps; difference -0.0013, standard error 0.0019).
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import ent_adv, grpo, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, alpha: float = 0.4,
-               kappa: float = 2.0) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, alpha: float | None = None,
+               kappa: float | None = None) -> Experiment:
   """alpha: advantage a nat; kappa: an advantage moves by 1 / kappa of itself at most."""
   base = presets.get(preset)
+  k = base.strengths("ent_adv", alpha=alpha, kappa=kappa)
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=(term(grpo.group_advantage, size=base.samples),
-                                   term(ent_adv.shaped, alpha=alpha, kappa=kappa)),
+                        advantage=(term(grpo.group_advantage, size=SAMPLES),
+                                   term(ent_adv.shaped, alpha=k.alpha, kappa=k.kappa)),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
-  return base.experiment("ent_adv", objective, seed=seed, steps=steps)
+  return base.experiment("ent_adv", objective, seed=seed, steps=steps, taken=k.taken)

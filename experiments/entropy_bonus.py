@@ -14,17 +14,19 @@ Three seeds, 40 steps: entropy 0.276, GRPO 0.267.
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import bonus, grpo, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.03,
-               target: float = 0.0) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float | None = None,
+               target: float | None = None) -> Experiment:
   """target: nats a token for the adaptive coefficient; 0 keeps beta fixed."""
   base = presets.get(preset)
-  control = (bonus.Adaptive(target),) if target else ()
+  k = base.strengths("entropy_bonus", beta=beta, target=target)
+  control = (bonus.Adaptive(k.target),) if k.target else ()
   objective = Objective(reward=term(grpo.outcome), control=control,
-                        advantage=term(grpo.group_advantage, size=base.samples),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio),
-                        penalties=(("coef" if target else beta, term(bonus.negative_entropy)),))
-  return base.experiment("entropy_bonus", objective, seed=seed, steps=steps)
+                        penalties=(("coef" if k.target else k.beta, term(bonus.negative_entropy)),))
+  return base.experiment("entropy_bonus", objective, seed=seed, steps=steps, taken=k.taken)

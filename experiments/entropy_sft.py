@@ -14,20 +14,22 @@ Three seeds, 40 steps: entropy 0.350, plain 0.299.
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, light_if
 from entrolab.objective import Objective, term
 from entrolab.rollout.sft import SFT
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.8,
-               coef: float = 0.8) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               fraction: float | None = None, coef: float | None = None) -> Experiment:
   """fraction: rho, of the tokens that are learned; coef: c, of the entropy in their choice."""
   base = presets.get(preset)
+  k = base.strengths("entropy_sft", fraction=fraction, coef=coef)
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=1),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(light_if.cross_entropy),
-      weights=term(light_if.worst_fitted, fraction=fraction, coef=coef),
+      weights=term(light_if.worst_fitted, fraction=k.fraction, coef=k.coef),
       aggregate=term(aggregate.selected_mean))
-  rows = dict(prompts=base.sampling.prompts * base.samples, samples=1)
-  return base.experiment("entropy_sft", objective, seed=seed, steps=steps, sampling=rows,
-                         rollout=SFT())
+  rows = dict(prompts=base.sampling.prompts * base.sampling.samples, samples=1)
+  return base.experiment("entropy_sft", objective, seed=seed, steps=steps, taken=k.taken,
+                         sampling=rows, rollout=SFT(copies=SAMPLES.fill(base)))

@@ -18,23 +18,25 @@ That the corridor steadies entropy is not shown at this size: standard deviation
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import ALL_UPDATES, SAMPLES, TURNS
 from entrolab.methods import bonus, epo, grpo, ppo
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout.multiturn import MultiTurn
 
 
-def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, strength: float = 3e-3,
-               low: float = 0.0, high: float = 2.0, alpha: float = 1.0) -> Experiment:
+def get_config(*, seed: int = 0, steps: int = 0, turns: int = 30, strength: float | None = None,
+               low: float | None = None, high: float | None = None,
+               alpha: float | None = None) -> Experiment:
   """strength: lambda; low, high: bounds of the corridor, in mean entropies; alpha: its slope."""
   base = presets.text_world(turns)
-  over_turns = term(epo.turn_mean, steps=turns)
-  total = (steps or base.training.steps) * base.training.updates
+  k = base.strengths("epo", strength=strength, low=low, high=high, alpha=alpha)
+  over_turns = term(epo.turn_mean, steps=TURNS)
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio),
-      penalties=(Penalty(strength, term(bonus.negative_entropy), scale=over_turns),
-                 Penalty("smooth", term(epo.corridor, low=low, high=high, alpha=alpha),
+      penalties=(Penalty(k.strength, term(bonus.negative_entropy), scale=over_turns),
+                 Penalty("smooth", term(epo.corridor, low=k.low, high=k.high, alpha=k.alpha),
                          scale=over_turns)),
-      control=(epo.History(strength=strength, steps=total),))
-  return base.experiment("epo", objective, seed=seed, steps=steps,
+      control=(epo.History(strength=k.strength, steps=ALL_UPDATES.fill(base)),))
+  return base.experiment("epo", objective, seed=seed, steps=steps, taken=k.taken,
                          rollout=MultiTurn(turns=turns, action=4))

@@ -16,9 +16,13 @@ Three seeds: 0.072, 0.033, 0.064 with the gate, which ends at two open fields; 0
 
 from entrolab import aggregate, control, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES, Number
 from entrolab.methods import grpo, ppo
 from entrolab.objective import Objective, Penalty, term
 from entrolab.rollout.multiturn import MultiTurn
+
+FIELDS = Number("task.fields", lambda e: e.task.fields)
+TURNS = Number("task.fields + 2", lambda e: e.task.fields + 2)
 
 
 def get_config(*, seed: int = 0, steps: int = 0, fields: int = 7, above: float = 0.6,
@@ -27,8 +31,9 @@ def get_config(*, seed: int = 0, steps: int = 0, fields: int = 7, above: float =
   base = presets.form(fields)
   success = Penalty(0.0, term(aggregate.right), scale=term(aggregate.row_mean))  # for the gate
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio), penalties=(success,),
-      control=(control.Gate(most=fields, start=fields if sparse else 1, above=above),))
-  rollout = MultiTurn(turns=fields + 2, action=4, level="level")
+      control=(control.Gate(most=FIELDS.fill(base), start=FIELDS.fill(base) if sparse else 1,
+                            above=above),))
+  rollout = MultiTurn(turns=TURNS.fill(base), action=4, level="level")
   return base.experiment("form_curriculum", objective, seed=seed, steps=steps, rollout=rollout)

@@ -14,15 +14,17 @@ two tokens at success 0.6 (eight seeds; difference -0.040, standard error 0.021)
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, gtpo, ppo
 from entrolab.objective import Objective, term
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, form: str = "joint",
-               bonus: float = 0.1, floor: float = 0.0) -> Experiment:
+               bonus: float | None = None, floor: float | None = None) -> Experiment:
   """form: joint (GTPO), split (equation 6 as it is quoted) or sequence (GRPO-S); bonus: a; floor:
   of the entropies, nats."""
   base = presets.get(preset)
+  k = base.strengths("gtpo", bonus=bonus, floor=floor)
   advantages = {"joint": gtpo.joint_advantage, "split": gtpo.split_advantage,
                 "sequence": gtpo.sequence_advantage}
   if form not in advantages:
@@ -30,7 +32,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, form: str
   rows = form == "sequence"
   objective = Objective(
       reward=term(grpo.outcome),
-      advantage=term(advantages[form], size=base.samples, bonus=bonus, floor=floor),
+      advantage=term(advantages[form], size=SAMPLES, bonus=k.bonus, floor=k.floor),
       surrogate=term(gtpo.mean_ratio if rows else ppo.clipped_ratio, low=0.2, high=0.28),
       aggregate=term(aggregate.sequence_mean if rows else aggregate.token_mean))
-  return base.experiment("gtpo", objective, seed=seed, steps=steps)
+  return base.experiment("gtpo", objective, seed=seed, steps=steps, taken=k.taken)

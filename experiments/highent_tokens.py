@@ -15,17 +15,19 @@ against 0.481 (three seeds, 40 steps; difference -0.007, standard error 0.005).
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, highent_tokens, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.2,
-               keep: str = "top") -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               fraction: float | None = None, keep: str = "top") -> Experiment:
   """fraction of all tokens that are chosen; keep: top, or rest for the others."""
   base = presets.get(preset)
+  k = base.strengths("highent_tokens", fraction=fraction)
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28),
-      weights=term(highent_tokens.top_mask, fraction=fraction, keep=keep),
+      weights=term(highent_tokens.top_mask, fraction=k.fraction, keep=keep),
       aggregate=term(aggregate.selected_mean))
-  return base.experiment("highent_tokens", objective, seed=seed, steps=steps)
+  return base.experiment("highent_tokens", objective, seed=seed, steps=steps, taken=k.taken)

@@ -13,17 +13,19 @@ Three seeds, 40 steps: entropy 0.282, GRPO 0.267.
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, kl_cov, ppo
 from entrolab.objective import Objective, Penalty, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.02,
-               beta: float = 1.0) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               fraction: float | None = None, beta: float | None = None) -> Experiment:
   """A log ratio under 1e-6 is rounding between two programs, not a distance."""
   base = presets.get(preset)
-  penalty = Penalty(beta, term(kl_cov.distance, tolerance=1e-6),
-                    weight=term(kl_cov.top_mask, fraction=fraction))
+  k = base.strengths("kl_cov", fraction=fraction, beta=beta)
+  penalty = Penalty(k.beta, term(kl_cov.distance, tolerance=1e-6),
+                    weight=term(kl_cov.top_mask, fraction=k.fraction))
   objective = Objective(reward=term(grpo.outcome), penalties=(penalty,),
-                        advantage=term(grpo.group_advantage, size=base.samples),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.plain_ratio))
-  return base.experiment("kl_cov", objective, seed=seed, steps=steps)
+  return base.experiment("kl_cov", objective, seed=seed, steps=steps, taken=k.taken)

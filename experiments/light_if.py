@@ -12,18 +12,20 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.483 [0.437, 0.5
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import bonus, grpo, kl, light_if, ppo
 from entrolab.objective import Objective, Penalty, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.03,
-               alpha: float = 10.0, most: float = 5.0) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float | None = None,
+               alpha: float | None = None, most: float | None = None) -> Experiment:
   """beta: of the entropy term, 0 for none; alpha, most: scale and cap of its weights."""
   base = presets.get(preset)
-  tea = Penalty(beta, term(bonus.negative_entropy),
-                weight=term(light_if.tea_weight, alpha=alpha, most=most))
+  k = base.strengths("light_if", beta=beta, alpha=alpha, most=most)
+  tea = Penalty(k.beta, term(bonus.negative_entropy),
+                weight=term(light_if.tea_weight, alpha=k.alpha, most=k.most))
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio, low=1.0, high=1.0, dual=10.0),
-      penalties=((1e-3, term(kl.k3)), *((tea,) if beta else ())))
-  return base.experiment("light_if", objective, seed=seed, steps=steps)
+      penalties=((1e-3, term(kl.k3)), *((tea,) if k.beta else ())))
+  return base.experiment("light_if", objective, seed=seed, steps=steps, taken=k.taken)

@@ -18,13 +18,14 @@ from entrolab.objective import Objective, term
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, part: str = "negative",
-               positive: float = 0.1) -> Experiment:
+               positive: float | None = None) -> Experiment:
   """part: negative (NSR), positive (PSR) or weighted (by `positive`, the paper's lambda)."""
   base = presets.get(preset)
+  k = base.strengths("nsr", positive=positive)
   parts = {"negative": term(nsr.negative), "positive": term(nsr.positive),
-           "weighted": term(nsr.weighted, positive=positive)}
+           "weighted": term(nsr.weighted, positive=k.positive)}
   if part not in parts:
     raise ValueError(f"part={part!r}; choices: {', '.join(parts)}")
   objective = Objective(reward=term(grpo.outcome), advantage=parts[part],
                         surrogate=term(ppo.clipped_ratio))
-  return base.experiment("nsr", objective, seed=seed, steps=steps)
+  return base.experiment("nsr", objective, seed=seed, steps=steps, taken=k.taken)

@@ -17,19 +17,21 @@ a coefficient of 0.01, 0.070 with 0 (three seeds, 40 steps; the difference has a
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import bonus, grpo, kl, one_shot
 from entrolab.objective import Objective, term
 from entrolab.tasks.countdown import Copies
 
 
-def get_config(*, seed: int = 0, steps: int = 0, index: int = 0, pg: float = 1.0,
-               entropy: float = 1e-3, kl_coef: float = 1e-3) -> Experiment:
+def get_config(*, seed: int = 0, steps: int = 0, index: int = 0, pg: float | None = None,
+               entropy: float | None = None, kl_coef: float | None = None) -> Experiment:
   """index of the problem among the training problems of this seed."""
   base = presets.get("tiny")
+  k = base.strengths("one_shot", pg=pg, entropy=entropy, kl_coef=kl_coef)
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=term(grpo.group_advantage, size=base.samples),
-                        surrogate=term(one_shot.policy_loss, coefficient=pg),
-                        penalties=((entropy, term(bonus.negative_entropy)),
-                                   (kl_coef, term(kl.k3))))
-  return base.experiment("one_shot", objective, seed=seed, steps=steps,
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
+                        surrogate=term(one_shot.policy_loss, coefficient=k.pg),
+                        penalties=((k.entropy, term(bonus.negative_entropy)),
+                                   (k.kl_coef, term(kl.k3))))
+  return base.experiment("one_shot", objective, seed=seed, steps=steps, taken=k.taken,
                          task=Copies(indices=(index,)), training=dict(updates=1))

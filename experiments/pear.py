@@ -13,15 +13,17 @@ tokens (three seeds, 40 steps; standard error 0.007); every chain has three or f
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, pear, ppo
 from entrolab.objective import Objective, term
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
-               alpha: float = 1.0) -> Experiment:
+               alpha: float | None = None) -> Experiment:
   """alpha: coefficient of the answer's entropy."""
   base = presets.get(preset)
-  objective = Objective(reward=term(pear.phase_reward, alpha=alpha), extra=("think_end",),
-                        advantage=term(grpo.group_advantage, size=base.samples),
+  k = base.strengths("pear", alpha=alpha)
+  objective = Objective(reward=term(pear.phase_reward, alpha=k.alpha), extra=("think_end",),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio), aggregate=term(aggregate.sequence_mean))
-  return base.experiment("pear", objective, seed=seed, steps=steps)
+  return base.experiment("pear", objective, seed=seed, steps=steps, taken=k.taken)

@@ -10,15 +10,17 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.480 [0.434, 0.5
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, ppo, qae
 from entrolab.objective import Objective, term
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
-               level: float = 0.4) -> Experiment:
+               level: float | None = None) -> Experiment:
   """level: K; higher punishes failures on more prompts."""
   base = presets.get(preset)
+  k = base.strengths("qae", level=level)
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=term(qae.quantile_advantage, size=base.samples, level=level),
+                        advantage=term(qae.quantile_advantage, size=SAMPLES, level=k.level),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
-  return base.experiment("qae", objective, seed=seed, steps=steps)
+  return base.experiment("qae", objective, seed=seed, steps=steps, taken=k.taken)

@@ -15,20 +15,22 @@ Three seeds, 40 steps: entropy 0.280, GRPO 0.267.
 
 from entrolab import aggregate, presets, vocab
 from entrolab.experiment import Experiment
+from entrolab.follow import MAX_TOKENS, SAMPLES
 from entrolab.methods import grpo, ppo, siren
 from entrolab.objective import Objective, Penalty, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float = 0.5,
-               top_p: float = 0.8, fraction: float = 0.2) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, beta: float | None = None,
+               top_p: float | None = None, fraction: float | None = None) -> Experiment:
   """top_p of the nucleus (crossing token excluded); fraction of the positions that are peaks."""
   base = presets.get(preset)
-  penalty = Penalty(beta, term(siren.selected_entropy),
-                    scale=term(siren.peak_scale, fraction=fraction),
+  k = base.strengths("siren", beta=beta, top_p=top_p, fraction=fraction)
+  penalty = Penalty(k.beta, term(siren.selected_entropy),
+                    scale=term(siren.peak_scale, fraction=k.fraction),
                     outer=term(siren.squared_distance))
   objective = Objective(
-      reward=term(grpo.outcome), advantage=term(grpo.centred_advantage, size=base.samples),
+      reward=term(grpo.outcome), advantage=term(grpo.centred_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio, dual=3.0), penalties=(penalty,),
-      aggregate=term(aggregate.fixed_length, length=base.sampling.max_tokens),
-      control=(siren.Anchor(),), vocab=vocab.Spec(top_p=top_p))
-  return base.experiment("siren", objective, seed=seed, steps=steps)
+      aggregate=term(aggregate.fixed_length, length=MAX_TOKENS),
+      control=(siren.Anchor(),), vocab=vocab.Spec(top_p=k.top_p))
+  return base.experiment("siren", objective, seed=seed, steps=steps, taken=k.taken)

@@ -14,16 +14,18 @@ Three seeds, 40 steps: entropy 0.296 with alpha = 0.3, 0.276 with 0.03.
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, ppo, soft_q
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, alpha: float = 0.1,
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, alpha: float | None = None,
                reference: bool = True) -> Experiment:
   """alpha: reward a nat; the gradient has no importance weight and needs none."""
   base = presets.get(preset)
+  k = base.strengths("soft_q", alpha=alpha)
   fit = soft_q.reference_residual if reference else soft_q.residual
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=term(fit, size=base.samples, alpha=alpha),
+                        advantage=term(fit, size=SAMPLES, alpha=k.alpha),
                         surrogate=term(ppo.reinforce), aggregate=term(aggregate.sequence_sum))
-  return base.experiment("soft_q", objective, seed=seed, steps=steps)
+  return base.experiment("soft_q", objective, seed=seed, steps=steps, taken=k.taken)

@@ -17,29 +17,33 @@ pass@16 0.818; with strength=0 0.307, 0.401, 0.833: imitation buys accuracy with
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import MAX_TOKENS, SAMPLES, UPDATES
 from entrolab.methods import clip_cov, grpo, ppo, spear
 from entrolab.objective import Objective, term
-from entrolab.rollout.replay import Replay
+from entrolab.rollout.replay import Replay, groups_for
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, size: int = 64,
-               prompts: int = 8, tolerance: int = 5, strength: float = 1.0, imitation: int = 50,
-               fraction: float = 0.02) -> Experiment:
-  """size: rows replayed at most, in `prompts` further groups; tolerance: steps until one is stale.
-  """
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, size: int | None = None,
+               prompts: int = 0, tolerance: int | None = None, strength: float | None = None,
+               imitation: int | None = None, fraction: float | None = None) -> Experiment:
+  """size: rows replayed at most, in `prompts` further groups, 0 for as many as they need;
+  tolerance: steps until one is stale."""
   base = presets.get(preset)
+  k = base.strengths("spear", size=size, tolerance=tolerance, strength=strength,
+                     imitation=imitation, fraction=fraction)
   clip = dict(low=0.2, high=0.28)
-  keep = term(clip_cov.keep_mask, fraction=fraction, lower=1.0, upper=40.0, **clip)
+  keep = term(clip_cov.keep_mask, fraction=k.fraction, lower=1.0, upper=40.0, **clip)
   objective = Objective(
       reward=term(grpo.outcome, right=1.0, wrong=-1.0),
-      advantage=(term(grpo.centred_advantage, size=base.samples),
-                 term(spear.of_widest_groups, size=base.samples)),
+      advantage=(term(grpo.centred_advantage, size=SAMPLES),
+                 term(spear.of_widest_groups, size=SAMPLES)),
       weights=(term(spear.usable_rows), keep, term(spear.replay_weight)),
       surrogate=term(ppo.clipped_ratio, **clip),
-      aggregate=term(spear.own_mean, length=base.sampling.max_tokens),
-      control=(spear.Curriculum(imitation=imitation, strength=strength,
-                                updates=base.training.updates),),
+      aggregate=term(spear.own_mean, length=MAX_TOKENS),
+      control=(spear.Curriculum(imitation=k.imitation, strength=k.strength,
+                                updates=UPDATES.fill(base)),),
       extra=("replayed", "usable"))
-  buffer = spear.Replay(size=size, tolerance=tolerance, tools=False)
-  return base.experiment("spear", objective, seed=seed, steps=steps,
-                         rollout=Replay(buffer=buffer, prompts=prompts))
+  rollout = Replay(buffer=spear.Replay(size=k.size, tolerance=k.tolerance, tools=False),
+                   prompts=prompts or groups_for(k.size).fill(base))
+  return base.experiment("spear", objective, seed=seed, steps=steps, taken=k.taken,
+                         rollout=rollout)

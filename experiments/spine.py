@@ -12,20 +12,23 @@ mislead at this size; the band does not hold the entropy up.
 
 from entrolab import aggregate, presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, kl, ppo, spine, ttrl
 from entrolab.objective import Objective, Penalty, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, fraction: float = 0.2,
-               beta: float = 0.01, band: float = 0.1, labels: bool = False) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
+               fraction: float | None = None, beta: float | None = None, band: float | None = None,
+               labels: bool = False) -> Experiment:
   """fraction of a response's tokens that fork; beta: of the KL; band: of both its sides."""
   base = presets.get(preset)
-  fork = term(spine.fork_mask, fraction=fraction)
-  hinges = term(spine.band_penalty, fraction=fraction, above=band, under=band)
-  reward = term(grpo.outcome) if labels else term(ttrl.agreement, size=base.samples)
+  k = base.strengths("spine", fraction=fraction, beta=beta, band=band)
+  fork = term(spine.fork_mask, fraction=k.fraction)
+  hinges = term(spine.band_penalty, fraction=k.fraction, above=k.band, under=k.band)
+  reward = term(grpo.outcome) if labels else term(ttrl.agreement, size=SAMPLES)
   objective = Objective(
       reward=reward, extra=() if labels else ("cluster",),
-      advantage=term(grpo.group_advantage, size=base.samples),
+      advantage=term(grpo.group_advantage, size=SAMPLES),
       surrogate=term(ppo.clipped_ratio), weights=(fork,), aggregate=term(aggregate.selected_mean),
-      penalties=(Penalty(beta, term(kl.k3), weight=fork), Penalty(1.0, hinges, weight=fork)))
-  return base.experiment("spine", objective, seed=seed, steps=steps)
+      penalties=(Penalty(k.beta, term(kl.k3), weight=fork), Penalty(1.0, hinges, weight=fork)))
+  return base.experiment("spine", objective, seed=seed, steps=steps, taken=k.taken)

@@ -14,20 +14,22 @@ Three seeds, 40 steps: entropy 0.269, GRPO 0.267 (difference 0.0020, standard er
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, ppo, steer
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float = 0.7,
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float | None = None,
                form: str = "exponential") -> Experiment:
   """form: exponential, linear (to 2 - low), or exact; low: weight of the largest change."""
   base = presets.get(preset)
-  forms = {"exponential": term(steer.exponential, low=low),
-           "linear": term(steer.linear, low=low, high=2.0 - low),
-           "exact": term(steer.exact_exponential, low=low)}
+  k = base.strengths("steer", low=low)
+  forms = {"exponential": term(steer.exponential, low=k.low),
+           "linear": term(steer.linear, low=k.low, high=2.0 - k.low),
+           "exact": term(steer.exact_exponential, low=k.low)}
   if form not in forms:
     raise ValueError(f"form={form!r}; choices: {', '.join(forms)}")
   objective = Objective(reward=term(grpo.outcome), weights=forms[form],
-                        advantage=term(grpo.group_advantage, size=base.samples),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
-  return base.experiment("steer", objective, seed=seed, steps=steps)
+  return base.experiment("steer", objective, seed=seed, steps=steps, taken=k.taken)

@@ -15,20 +15,23 @@ more of it than 4 is not shown at this size: 0.259 against 0.283, at four times 
 
 from entrolab import presets
 from entrolab.experiment import Experiment, Reference
+from entrolab.follow import SAMPLES
 from entrolab.methods import bonus, grpo, ppo, rloo, t1
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, samples: int = 0,
-               temperature: float = 1.2, alpha: float = 1e-3, beta: float = 2e-4,
-               decay: float = 0.99) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, samples: int | None = None,
+               temperature: float | None = None, alpha: float | None = None,
+               beta: float | None = None, decay: float | None = None) -> Experiment:
   """samples: K a prompt, 0 for the preset's; alpha: nats; decay: of the anchor, an update."""
   base = presets.get(preset)
-  size = samples or base.samples
+  k = base.strengths("t1", samples=samples, temperature=temperature, alpha=alpha, beta=beta,
+                     decay=decay)
   objective = Objective(
-      reward=(term(grpo.outcome), term(t1.broken_output), term(t1.kl_in_reward, beta=beta)),
-      advantage=term(rloo.leave_one_out, size=size, alone=0.0), surrogate=term(ppo.plain_ratio),
-      penalties=((alpha, term(bonus.negative_entropy)),))
-  return base.experiment("t1", objective, seed=seed, steps=steps,
-                         reference=Reference(rule="ema", decay=decay),
-                         sampling=dict(samples=size, temperature=temperature))
+      reward=(term(grpo.outcome), term(t1.broken_output), term(t1.kl_in_reward, beta=k.beta)),
+      advantage=term(rloo.leave_one_out, size=SAMPLES, alone=0.0), surrogate=term(ppo.plain_ratio),
+      penalties=((k.alpha, term(bonus.negative_entropy)),))
+  return base.experiment("t1", objective, seed=seed, steps=steps, taken=k.taken,
+                         reference=Reference(rule="ema", decay=k.decay),
+                         sampling=dict(samples=k.samples or base.sampling.samples,
+                                       temperature=k.temperature))

@@ -10,15 +10,17 @@ Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.500 [0.454, 0.5
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, ppo
 from entrolab.objective import Objective, term
 
 
-def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
-               low: float = 0.2, high: float = 0.2) -> Experiment:
+def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, low: float | None = None,
+               high: float | None = None) -> Experiment:
   """The plain baseline that every intervention is compared with."""
   base = presets.get(preset)
+  k = base.strengths("toy", low=low, high=high)
   objective = Objective(reward=term(grpo.outcome),
-                        advantage=term(grpo.group_advantage, size=base.samples),
-                        surrogate=term(ppo.clipped_ratio, low=low, high=high))
-  return base.experiment("toy", objective, seed=seed, steps=steps)
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
+                        surrogate=term(ppo.clipped_ratio, low=k.low, high=k.high))
+  return base.experiment("toy", objective, seed=seed, steps=steps, taken=k.taken)

@@ -12,16 +12,18 @@ chains is too often wrong here: agreement rises, accuracy falls.
 
 from entrolab import presets
 from entrolab.experiment import Experiment
+from entrolab.follow import SAMPLES
 from entrolab.methods import grpo, kl, ppo, ttrl
 from entrolab.objective import Objective, term
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
-               beta: float = 1e-3) -> Experiment:
+               beta: float | None = None) -> Experiment:
   """beta: of the KL to the policy before adaptation."""
   base = presets.get(preset)
-  objective = Objective(reward=term(ttrl.agreement, size=base.samples), extra=("cluster",),
-                        advantage=term(grpo.group_advantage, size=base.samples),
+  k = base.strengths("ttrl", beta=beta)
+  objective = Objective(reward=term(ttrl.agreement, size=SAMPLES), extra=("cluster",),
+                        advantage=term(grpo.group_advantage, size=SAMPLES),
                         surrogate=term(ppo.clipped_ratio, dual=3.0),
-                        penalties=((beta, term(kl.k3)),))
-  return base.experiment("ttrl", objective, seed=seed, steps=steps)
+                        penalties=((k.beta, term(kl.k3)),))
+  return base.experiment("ttrl", objective, seed=seed, steps=steps, taken=k.taken)

@@ -36,7 +36,7 @@ def test_knobs_and_overrides_reach_their_leaves():
     (SIREN, ("training.micro=7",), "does not divide an update of 64 rows"),
     (SIREN, ("training.steps=1.5",), "needs a value like 60 (int)"),
     (SIREN, ("evaluation.samples=4",), "pass@8 needs at least that many samples"),
-    (SIREN, ("sampling.samples=4",), "size=8"),
+    ("experiments/cure.py", ("sampling.samples=10",), "choices: multiples of 4"),
     (SIREN, ("task.smallest=9",), "smallest <= largest"),
 ])
 def test_wrong_values_stop_with_the_place_and_the_choices(text, overrides, said):

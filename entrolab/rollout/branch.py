@@ -7,7 +7,7 @@ cache of what it shares with its parent is copied, not computed again.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from entrolab import keys as key_scheme
 from entrolab import sharding
+from entrolab.follow import BUFFER, Number
 from entrolab.methods import cure
 from entrolab.rollout.decode import Samples, resume
 from entrolab.rollout.engine import Engine, SingleTurn, refilled, row_keys
@@ -36,6 +37,24 @@ class _Rows:
   prompt: Int[Array, "N L"]  # what a response follows: of a continuation, with its prefix
   prompt_mask: Bool[Array, "N L"]  # real tokens of it
   branch: Int[Array, " N"]  # tokens of the prefix
+
+
+def originals_of(branches: int) -> Number:
+  """The originals of a group of sampling.samples rows, each with its branches. Raises ValueError
+  where they do not fill it."""
+  def of(experiment: Any) -> int:
+    samples = experiment.sampling.samples
+    if samples % (1 + branches):
+      raise ValueError(f"sampling.samples={samples}: groups of originals with {branches} branches "
+                       f"each; choices: multiples of {1 + branches}")
+    return samples // (1 + branches)
+
+  return Number(f"sampling.samples // {1 + branches}", of)
+
+
+# tokens of a prefix: two thirds of what a response may have without a penalty for its length
+PREFIX = Number("2 * (sampling.max_tokens - max(sampling.max_tokens // 5, 1)) // 3",
+                lambda e: max(2 * (e.sampling.max_tokens - BUFFER.of(e)) // 3, 1))
 
 
 def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:

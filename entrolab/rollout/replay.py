@@ -15,6 +15,7 @@ import numpy as np
 
 from entrolab import keys, row_groups, sharding
 from entrolab.batch import Batch
+from entrolab.follow import Number
 from entrolab.methods import spear
 from entrolab.rollout.plain import Plain
 from entrolab.rollout.strategy import Feature, Request, Rollout, Strategy
@@ -22,6 +23,20 @@ from entrolab.rollout.strategy import Feature, Request, Rollout, Strategy
 Host = Mapping[str, np.ndarray]
 AGAIN = ("adv", "ref_logp")  # columns that belong to a step and not to a row
 NARROW = {"int64": np.int32, "float64": np.float32}  # what a checkpoint would make of them
+
+
+def groups_for(size: int) -> Number:
+  """The fewest groups in which `size` replayed rows have room, whole ones in every update and
+  whole rows in every micro-batch."""
+  def of(experiment: Any) -> int:
+    samples = experiment.sampling.samples
+    updates, micro = experiment.training.updates, experiment.training.micro
+    groups = -(-size // (samples * updates)) * updates
+    while groups // updates * samples % micro:
+      groups += updates
+    return groups
+
+  return Number(f"groups for {size} replayed rows", of)
 
 
 @dataclasses.dataclass(frozen=True)

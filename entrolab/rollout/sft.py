@@ -7,7 +7,8 @@ import numpy as np
 
 from entrolab.rollout.decode import Samples
 from entrolab.rollout.engine import Engine, SingleTurn, row_keys
-from entrolab.rollout.strategy import Drawn, Feature, Prompted, Request, Rollout
+from entrolab.rollout.strategy import Drawn, Feature, Request, Rollout
+from entrolab.tasks.task import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +16,10 @@ class SFT(SingleTurn):
   """The solution of every prompt, `task.solution(example)`, and a stop token, as its one response.
 
   Nobody sampled them: the rows have no log-probs but those of the policy in training. Raises
-  TypeError for a task without solutions, ValueError for several samples a prompt, and for a
-  solution that is longer than a response may be.
+  TypeError for a task without solutions, ValueError where a prompt has other samples than copies,
+  and for a solution that is longer than a response may be.
   """
+  copies: int = 1  # rows of a prompt, all of them its demonstration
 
   @property
   def unsupported(self) -> Mapping[Feature, str]:
@@ -29,25 +31,26 @@ class SFT(SingleTurn):
   def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The rows of one step; none of them counts as sampled."""
     sampling = request.sampling
-    if sampling.samples != 1:
+    if sampling.samples != self.copies:
       raise ValueError(f"sampling.samples={sampling.samples}: a prompt has one demonstration; set "
-                       "sampling.samples=1")
+                       f"sampling.samples={self.copies}, or SFT(copies={sampling.samples})")
     prompted = engine.prompted(request.next_prompts())
-    texts = [engine.task.solution(example) for example in prompted.examples]
-    tokens, mask = self._encoded(engine, prompted, texts, sampling.max_tokens)
+    examples = [example for example in prompted.examples for _ in range(self.copies)]
+    texts = [engine.task.solution(example) for example in examples]
+    tokens, mask = self._encoded(engine, examples, texts, sampling.max_tokens)
     samples = Samples(*engine.place((tokens, mask)),
                       finished=engine.place(np.ones(len(texts), bool)), steps=0)
     # the rows have the keys that sampled ones would have: ties of rankings are broken by them
-    keys = row_keys(request.key, np.int32(request.step), prompted.ids, 1)
+    keys = row_keys(request.key, np.int32(request.step), prompted.ids, self.copies)
     rollout = engine.judged(Drawn(prompted, keys, samples), texts=texts)
     return dataclasses.replace(rollout, sampled=0)
 
-  def _encoded(self, engine: Engine, prompted: Prompted, texts: list[str], max_tokens: int
+  def _encoded(self, engine: Engine, examples: list[Example], texts: list[str], max_tokens: int
                ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens int32 and mask bool [P, T] of the solutions, each with a stop token."""
     tokens = np.full((len(texts), max_tokens), engine.tokenizer.pad_id, np.int32)
     mask = np.zeros((len(texts), max_tokens), bool)
-    for row, (text, example) in enumerate(zip(texts, prompted.examples, strict=True)):
+    for row, (text, example) in enumerate(zip(texts, examples, strict=True)):
       ids = [*engine.tokenizer.encode(text), int(engine.stop_ids[0])]
       if len(ids) > max_tokens:
         raise ValueError(f"the solution of example {example.id} has {len(ids)} tokens with its "

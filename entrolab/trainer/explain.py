@@ -1,7 +1,6 @@
 """The plan of a run before it runs: arithmetic, memory, and terms that cannot act here."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 
 import jax
@@ -98,7 +97,7 @@ def warnings(experiment: Experiment) -> list[str]:
                    "rollout, so no clip acts")
   tokens = s.prompts * s.samples // t.updates * s.max_tokens  # of an update, at most
   for slot, bound in objective.terms():
-    fraction = dict(bound.knobs).get("fraction", _keywords(bound).get("fraction"))
+    fraction = bound.values.get("fraction")
     if slot in ("weight", "scale") and fraction is not None and fraction * tokens < 1.0:
       found.append(f"{bound.name}(fraction={fraction}) selects less than one of at most {tokens} "
                    f"tokens of an update; {1.0 / tokens:.1e} is one token")
@@ -125,13 +124,6 @@ def acts(objective: Objective) -> str:
           "policy, so that method/tokens_changed is 0")
 
 
-def _keywords(bound: Term) -> dict[str, object]:
-  """Defaults of the hyper-parameters of a term."""
-  parameters = inspect.signature(bound.fn).parameters.values()
-  return {p.name: p.default for p in parameters
-          if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-
-
 def plan(experiment: Experiment, config: Config) -> str:
   """The whole plan as text: batch, model, memory, statistics, objective, warnings."""
   prompt_length = experiment.task.max_prompt
@@ -152,6 +144,8 @@ def plan(experiment: Experiment, config: Config) -> str:
     if value not in ((), None):
       lines.append(f"  {field.name} = {value!r}")
   lines.append(acts(experiment.objective))
+  if experiment.taken:
+    lines += ["hyper-parameters of the recipe:", *(f"  {taken}" for taken in experiment.taken)]
   lines += [f"note: {sentence}" for sentence in warnings(experiment)]
   return "\n".join(lines)
 
