@@ -3,10 +3,14 @@
 The loss is `sum(scale * per_token)`. A scale is computed once for the whole optimiser batch;
 micro-batches and devices then simply add up. Published code divides by four different counts
 (valid tokens, selected tokens, selected rows, rows times the maximum length): each is a line here.
+
+A row that is not learned from (`known` is False, as where its verdict is unknown) is in no
+denominator: its tokens are outside the mask, and where rows are counted, it is not.
 """
 
 import jax.numpy as jnp
 
+from entrolab.ranks import per_row
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
 
@@ -34,12 +38,13 @@ def sequence_sum(mask: Bool[Array, "B T"]) -> Scale:
   return real(mask) / _rows(mask)
 
 
-def row_mean(mask: Bool[Array, "B T"]) -> Scale:
-  """Mean over ALL rows of their token means: an empty row counts as zero."""
-  return real(mask) / jnp.maximum(_lengths(mask), 1.0) / mask.shape[0]
+def row_mean(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None) -> Scale:
+  """Mean over ALL rows of their token means: an empty row counts as zero, an unknown one not."""
+  return per_row(real(mask) / jnp.maximum(_lengths(mask), 1.0), known)
 
 
-def fixed_length(mask: Bool[Array, "B T"], *, length: int = 0) -> Scale:
+def fixed_length(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
+                 length: int = 0) -> Scale:
   """sum / (B * length): constant denominator of Dr.GRPO (arXiv:2503.20783), mean over rows.
 
   length: tokens that a response may have at most; 0 takes T, the width of the padded batch
@@ -47,7 +52,7 @@ def fixed_length(mask: Bool[Array, "B T"], *, length: int = 0) -> Scale:
   """
   if length < 0:
     raise ValueError(f"fixed_length(length={length}): tokens, 0 or more")
-  return real(mask) / (mask.shape[0] * (length or mask.shape[1]))
+  return per_row(real(mask), known, length=length or mask.shape[1])
 
 
 def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
@@ -68,5 +73,5 @@ def selected_sequence_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]
 
 def right(verdict: Int[Array, " B"], mask: Bool[Array, "B T"]) -> Penalty:
   """1 where the response is right: as a penalty of weight 0, aggregated by `row_mean`,
-  it puts the success rate among the metrics that controllers read."""
+  it puts the success rate of the known rows among the metrics that controllers read."""
   return jnp.broadcast_to(real(verdict == 1)[:, None], mask.shape)

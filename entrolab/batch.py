@@ -40,8 +40,10 @@ class Batch:
   ref_logp: Float[Array, "B T"] | None = None  # under the reference policy
   # of the verifier: 1 right, 0 wrong, -1 unknown
   verdict: Int[Array, " B"] = UNFILLED
-  # of the objective
-  rewards: Float[Array, " B"] = UNFILLED  # of the responses
+  # of the objective: whether a row is learned from. One that is not, since nobody knows its verdict
+  # or what it is compared with, is in no statistic of a batch and in no denominator; None: all are
+  known: Bool[Array, " B"] | None = None
+  rewards: Float[Array, " B"] = UNFILLED  # of the responses; NaN where not known
   adv: Float[Array, "B T"] | None = None  # advantages of the tokens
   scale: Float[Array, "B T"] | None = None  # how tokens add up in the loss
   noise: Float[Array, "B T"] | None = None  # uniform numbers that break ties of rankings
@@ -52,6 +54,11 @@ class Batch:
     """A copy with these columns filled; a name that is no column goes to `extra`."""
     extra = {name: columns.pop(name) for name in list(columns) if name not in COLUMNS}
     return dataclasses.replace(self, **columns, extra={**self.extra, **extra})
+
+  @property
+  def counted(self) -> Bool[Array, "B T"]:
+    """The response tokens that are learned from: those of `mask` in rows that are known."""
+    return self.mask if self.known is None else self.mask & self.known[:, None]
 
   def columns(self) -> dict[str, Any]:
     """The filled columns by name."""

@@ -11,6 +11,10 @@ tokens, so that any number of micro-batches gives the same gradient. With one mi
 `score` reads the statistics that the loss computes anyway; with several it may need one more
 forward pass over the batch, without gradient (`needs_score_pass`). `scope="micro"` scores each
 micro-batch alone, as some official implementations do.
+
+Unknown is not wrong: where a term reads verdicts, a row whose verdict is unknown (-1) is to every
+term as if it were not in the batch. Its column `known` is False, its tokens are outside the mask
+that terms see, and its reward is NaN, which statistics over rewards leave out.
 """
 
 import dataclasses
@@ -46,9 +50,13 @@ class Term:
   @property
   def reads(self) -> tuple[str, ...]:
     """The columns it takes: the positional parameters of the function."""
+    return tuple(self._columns)
+
+  @property
+  def _columns(self) -> dict[str, inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(self.fn).parameters
-    return tuple(n for n, p in parameters.items() if p.kind in kinds)
+    return {n: p for n, p in parameters.items() if p.kind in kinds}
 
   @property
   def values(self) -> dict[str, Any]:
@@ -64,6 +72,9 @@ class Term:
     return slot_of(inspect.signature(self.fn).return_annotation)
 
   def __call__(self, columns: Columns) -> Array:
+    # a column with a default, such as `known`, may be absent outside an `Objective`
+    defaults = {n: p.default for n, p in self._columns.items() if p.default is not p.empty}
+    columns = {**defaults, **columns}
     missing = [name for name in self.reads if name not in columns]
     if missing:
       raise TypeError(f"{self.name}() reads {missing[0]}, which is not filled; filled: "
@@ -189,20 +200,44 @@ class Objective:
     scored += [entry.value for entry in self.penalties if entry.outer is not None]
     return any(set(t.reads) & set(NAMES) for t in scored)
 
+  def known(self, columns: Columns) -> Array:
+    """bool [B]: the rows that are learned from, whether or not `prepare` has filled the column.
+
+    All but those whose verdict is unknown, where a term reads verdicts, and those that the rollout
+    has marked.
+    """
+    known = columns.get("known", jnp.ones_like(columns["mask"][:, 0], bool))
+    if "verdict" in self.reads and "verdict" in columns:
+      known = known & (columns["verdict"] >= 0)
+    return known
+
   def prepare(self, batch: Batch, control: Columns | None = None) -> Batch:
-    """Fills rewards and adv over a whole rollout; shaping that reads the current policy waits."""
-    columns = _clean({**batch.columns(), **(control or {})})
+    """Fills known, rewards and adv over a whole rollout; shaping that reads the current policy
+    waits.
+
+    A reward that is NaN in a known row is a fault of the reward: its advantage is NaN, too, so that
+    the update is refused.
+    """
+    columns = {**batch.columns(), **(control or {})}
+    known = self.known(columns)
+    columns = _clean({**columns, "known": known})
     for bound in _chain(self.reward):
-      columns["rewards"] = jax.lax.stop_gradient(bound(columns))
+      rewards = jax.lax.stop_gradient(bound(columns))
+      # whatever a reward makes of a row whose verdict is unknown: it is not known
+      columns["rewards"] = jnp.where(known, rewards, jnp.nan)
     for bound in _chain(self.advantage):
       if set(bound.reads) & set(NAMES):
         break
       columns["adv"] = _per_token(bound(columns), columns["mask"])
-    return batch.replace(rewards=columns.get("rewards"), adv=columns.get("adv"))
+    adv = columns.get("adv")
+    if adv is not None and "rewards" in columns:
+      fault = known & jnp.isnan(columns["rewards"])
+      adv = jnp.where(fault[:, None] & columns["mask"], jnp.nan, adv)
+    return batch.replace(known=known, rewards=columns.get("rewards"), adv=adv)
 
   def shaped(self, columns: Columns) -> dict[str, Any]:
-    """The columns with `adv` as the current policy shapes it."""
-    columns = _clean(columns)
+    """The columns as terms see them, with `adv` as the current policy shapes it."""
+    columns = _clean({**columns, "known": self.known(columns)})
     for bound in _chain(self.advantage):
       if set(bound.reads) & set(NAMES):
         columns["adv"] = _per_token(bound(columns), columns["mask"])
@@ -241,7 +276,7 @@ class Objective:
     out of `score` of the whole batch; None scores these columns alone. share: factor on scales
     that were scored for this micro-batch alone. fraction: its part of the batch, in rows.
     """
-    columns = _clean(columns)
+    columns = _clean({**columns, "known": self.known(columns)})
     scored = self.score(columns) if scored is None else scored
     mask = columns["mask"]
     if scored["adv"] is not None:
@@ -260,7 +295,7 @@ class Objective:
 
   def tokens_changed(self, scored: Columns, batch: Batch) -> Array:
     """Share of valid tokens whose weight, selection or shaped advantage the method changed."""
-    mask = batch.mask
+    mask = batch.counted
     changed = scored["weight"] != 1.0
     if scored["adv"] is not None:
       changed = changed | (scored["adv"] != (0.0 if batch.adv is None else batch.adv))
@@ -294,12 +329,15 @@ def _per_token(value: Array, mask: Array) -> Array:
 
 
 def _clean(columns: Columns) -> dict[str, Any]:
-  """Padding of every float [B, T] column set to zero before any term sees it: a NaN there would
-  reach the gradient through 0 * NaN, whatever is masked afterwards."""
+  """The mask without the rows that are not known, and every float [B, T] column set to zero outside
+  it before any term sees it: a NaN there would reach the gradient through 0 * NaN, whatever is
+  masked afterwards."""
   mask = columns["mask"]
+  if "known" in columns:
+    mask = mask & columns["known"][:, None]
 
   def clean(x):
     per_token = jnp.shape(x) == mask.shape and jnp.issubdtype(jnp.result_type(x), jnp.floating)
     return jnp.where(mask, x, 0.0) if per_token else x
 
-  return {name: clean(x) for name, x in columns.items()}
+  return {**{name: clean(x) for name, x in columns.items()}, "mask": mask}

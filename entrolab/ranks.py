@@ -3,6 +3,10 @@
 Rankings run over the whole optimiser batch. [B, T] floats of a million tokens are 4 MB, so they
 are gathered before they are sorted. Ties are broken by a noise column, random in (run seed, step,
 prompt, sample, position), and so not by the order of rows.
+
+A reward that nobody knows, since the verdict is unknown, is NaN: statistics of rewards leave it
+out as if the row were not there, and its advantage is 0. A group of several rows of which fewer
+than two are known has nothing to compare, and all its advantages are 0.
 """
 
 import jax
@@ -29,6 +33,46 @@ def masked_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
   """Mean of x over the mask, of the whole array or along an axis; 0 for an empty mask."""
   total = jnp.where(mask, x, 0.0).sum(axis)
   return total / jnp.maximum(real(mask).sum(axis), 1.0).astype(x.dtype)
+
+
+def known_mean(x: Array, *, axis: int | None = None, less: int = 0) -> Array:
+  """sum(x) / (n - less) over the n entries that are known, of all or along an axis, kept with 1.
+
+  An entry that is not known is NaN (`known_rows`) and left out; none at all, or no more than
+  `less`, divide by 1. Where all are known it is the sum over a constant, to the bit.
+  """
+  known = ~jnp.isnan(x)
+  keep = axis is not None
+  total = jnp.where(known, x, 0.0).sum(axis, keepdims=keep)
+  size = x.size if axis is None else x.shape[axis]
+  count = real(known).sum(axis, keepdims=keep).astype(x.dtype) - less
+  # a compiler may turn the division by a constant into a product, which rounds otherwise
+  return jnp.where(known.all(axis, keepdims=keep), total / max(size - less, 1),
+                   total / jnp.maximum(count, 1.0))
+
+
+def known_std(r: Float[Array, "P G"]) -> Float[Array, "P 1"]:
+  """Deviation of the known entries of each group, over n - 1; 0 for fewer than two of them."""
+  whole = jnp.std(r, axis=1, ddof=1, keepdims=True)
+  part = jnp.sqrt(known_mean(jnp.square(r - known_mean(r, axis=1)), axis=1, less=1))
+  return jnp.where(jnp.isnan(r).any(1, keepdims=True), part, whole)
+
+
+def all_equal(r: Float[Array, "P G"]) -> Bool[Array, "P 1"]:
+  """Whether the known entries of a group are equal; so are fewer than two of them."""
+  known = ~jnp.isnan(r)
+  least = jnp.where(known, r, jnp.inf).min(1, keepdims=True)
+  return (~known | (r == least)).all(1, keepdims=True)
+
+
+def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None, *,
+            length: int = 1) -> Float[Array, "B T"]:
+  """x / (n * length), n the rows that are known; None: all B. Without any, n is 1."""
+  whole = x / (x.shape[0] * length)
+  if known is None:
+    return whole
+  # a compiler may turn the division by a constant into a product, which rounds otherwise
+  return jnp.where(known.all(), whole, x / (jnp.maximum(real(known).sum(), 1.0) * length))
 
 
 def centred(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:

@@ -31,13 +31,21 @@ from entrolab.typing import (
     Surrogate,
     Weight,
     real,
+    slot_of,
 )
 from tests import adapters, probe
 
 FUNCTIONS = probe.functions()
 
 
-def law(test):
+# a surrogate, a penalty or an outer function sees no group: its laws on groups are tried slowly
+BY_TOKEN = ("surrogate", "penalty", "outer")
+GROUPS_FIRST = [pytest.param(fn, marks=pytest.mark.slow)
+                if slot_of(inspect.signature(fn).return_annotation) in BY_TOKEN else fn
+                for fn in FUNCTIONS]
+
+
+def law(test, functions=FUNCTIONS):
   """Runs a test for every function; its docstring is added to a failure as the hint."""
   @functools.wraps(test)
   def hinted(**arguments):
@@ -49,7 +57,7 @@ def law(test):
       raise
 
   # scope: the laws of one function run one after another, while its programs are still there
-  return pytest.mark.parametrize("fn", FUNCTIONS, ids=probe.label, scope="module")(hinted)
+  return pytest.mark.parametrize("fn", functions, ids=probe.label, scope="module")(hinted)
 
 
 def as_batch(columns):
@@ -88,8 +96,8 @@ compiled = jax.jit(run_traced, static_argnums=0, static_argnames=("micro", "dtyp
                    compiler_options=adapters.QUICK)
 
 
-def jitted(fn, columns, logits, **more):
-  return compiled(probe.objective(fn), columns, logits, **more)
+def jitted(fn, columns, logits, size=probe.G, **more):
+  return compiled(probe.objective(fn, size), columns, logits, **more)
 
 
 @functools.lru_cache(maxsize=4)
@@ -222,6 +230,43 @@ def test_order_of_groups_and_of_rows_in_them(fn):
     old = moved["parent"].reshape(-1, probe.G)
     moved["parent"] = np.take_along_axis(place, old, 1).astype(np.int32).reshape(-1)
   close(jitted(fn, moved, logits[order]), (want[0], want[1][order]))
+
+
+def without_rows(columns, rows):
+  """The columns without one row of every group; what names other rows names them as before."""
+  left = {k: np.delete(v, rows, 0) if np.ndim(v) else v for k, v in columns.items()}
+  if "parent" in left:  # a place in the group; that of a row that has gone is named by nobody
+    gone = np.repeat(rows % probe.G, probe.G - 1)
+    later = left["parent"] > gone
+    left["parent"] = np.where(left["parent"] == gone, -1, left["parent"] - later).astype(np.int32)
+  if "trajectory" in left:  # ids in [0, B)
+    left["trajectory"] = np.unique(left["trajectory"], return_inverse=True)[1].astype(np.int32)
+  return left
+
+
+@functools.partial(law, functions=GROUPS_FIRST)
+def test_an_unknown_row_is_as_if_it_were_not_there(fn):
+  """A batch with rows of unknown verdict has the loss and the gradient of one without these rows.
+
+  Usual causes: (1) a mean, a rank or a quantile of rewards that takes NaN, the reward of an unknown
+  verdict, for a number: `ranks.known_mean`, `known_std` and `all_equal` leave it out; (2) a number
+  of rows out of `mask.shape[0]`: `ranks.per_row` counts those of the column `known`.
+  """
+  columns, logits, _ = baseline(fn)
+  rng = np.random.default_rng(7)
+  rows = np.arange(0, probe.B, probe.G) + rng.integers(0, probe.G, probe.B // probe.G)
+  verdict = np.tile(np.array([1, 0], np.int32), probe.B // 2)  # both are left in every group
+  verdict[rows] = -1
+  columns = {**columns, "verdict": verdict}
+  got = jitted(fn, columns, logits)
+  if "verdict" not in probe.objective(fn).reads:  # nobody asks for it, so that it decides nothing
+    wrong = {**columns, "verdict": np.maximum(verdict, 0)}
+    close(got, jitted(fn, wrong, logits), tolerance=0)
+    return
+  left = without_rows(columns, rows)
+  loss, grad = jitted(fn, left, np.delete(logits, rows, 0), size=probe.G - 1)
+  assert (np.asarray(got[1])[rows] == 0.0).all()
+  close((got[0], np.delete(np.asarray(got[1]), rows, 0)), (loss, grad))
 
 
 @law

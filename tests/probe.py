@@ -72,15 +72,15 @@ def drawers(fn):
 def computed(fn):
   """The columns that the objective or the current policy fills, so that no batch holds them."""
   slot = slot_of(inspect.signature(fn).return_annotation)
-  return {*vocab.NAMES, "rewards", "adv", *(("weight",) if slot == "scale" else ())}
+  return {*vocab.NAMES, "known", "rewards", "adv", *(("weight",) if slot == "scale" else ())}
 
 
-def bound(fn):
-  """The function with its required knobs set."""
+def bound(fn, size=G):
+  """The function with its required knobs set, for groups of `size`."""
   parameters = inspect.signature(fn).parameters.values()
   needed = {p.name for p in parameters
             if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-  values = {**KNOBS, **added(fn, "KNOBS")}
+  values = {**KNOBS, **added(fn, "KNOBS"), "size": size}
   missing = sorted(needed - values.keys())
   assert not missing, (
       f"{label(fn)}: no value for {', '.join(missing)}, hyper-parameters without a default. Add to "
@@ -88,10 +88,11 @@ def bound(fn):
   return term(fn, **{name: values[name] for name in needed})
 
 
-def objective(fn, **more):
-  """An objective that holds the function in the slot its return type names."""
-  it = bound(fn)
-  own = dict(reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=G),
+def objective(fn, size=G, **more):
+  """An objective that holds the function in the slot its return type names, for groups of `size`.
+  """
+  it = bound(fn, size)
+  own = dict(reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=size),
              surrogate=term(ppo.clipped_ratio, low=0.2, high=0.28))
   if it.slot == "reward":
     own["reward"] = (own["reward"], it) if "rewards" in it.reads else it

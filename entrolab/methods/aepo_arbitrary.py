@@ -82,7 +82,8 @@ def replaced_rows(adv: Float[Array, "B T"], tempered: Bool[Array, " B"],
   n = jnp.where(temperature < 1.0, n // 2, n)
   level = jnp.zeros_like(order)
   taken = ranks.top(level, usable, order, n)
-  left_out = ranks.top(level, ~drawn, order, n)
+  # a row without a token, such as one of unknown verdict, takes the place of nobody
+  left_out = ranks.top(level, ~drawn & mask.any(1, keepdims=True), order, n)
   return real(mask & (taken | (~drawn & ~left_out)))
 
 

@@ -16,21 +16,26 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from entrolab.control import Controller, State
-from entrolab.ranks import grouped
+from entrolab.ranks import grouped, known_mean
 from entrolab.typing import Advantage, Array, Bool, Float, real
 
 TOTAL, WARM, CYCLES = 150, 30, 3  # steps of the official schedules
 
 
-def upper_half(metric: Float[Array, " B"], noise: Float[Array, "B T"], *,
-               size: int) -> Bool[Array, "P G"]:
-  """True on the G - G // 2 rows of each group with the largest metric, ties by noise."""
+def upper_half(metric: Float[Array, " B"], noise: Float[Array, "B T"], *, size: int,
+               rewards: Float[Array, " B"] | None = None) -> Bool[Array, "P G"]:
+  """True on the G - G // 2 rows of each group with the largest metric, ties by noise.
+
+  rewards: rows whose reward is not known (NaN) are in no half, and G counts the others.
+  """
+  known = grouped(jnp.ones_like(metric, bool) if rewards is None else ~jnp.isnan(rewards), size)
   x, n = grouped(metric, size), grouped(noise[:, 0], size)
   places = jnp.arange(size)
   less = x[:, None] < x[:, :, None]
   tie = (x[:, None] == x[:, :, None]) & ((n[:, None] < n[:, :, None]) | (
       (n[:, None] == n[:, :, None]) & (places[None, None] < places[None, :, None])))
-  return (less | tie).sum(2) >= size // 2
+  below = ((less | tie) & known[:, None]).sum(2)
+  return known & (below >= known.sum(1, keepdims=True) // 2)
 
 
 def conditional(rewards: Float[Array, " B"], upper: Bool[Array, "P G"], mu: Array | float, *,
@@ -39,18 +44,22 @@ def conditional(rewards: Float[Array, " B"], upper: Bool[Array, "P G"], mu: Arra
   """mu A_inter + (1 - mu) A_intra over `divisor`, equations 5 and 8.
 
   inter: R - alpha M_other in the favoured half, alpha R - M_other in the other one, + beta in the
-  upper half and - beta in the lower; intra: R - M_own. M: mean reward of a half.
+  upper half and - beta in the lower; intra: R - M_own. M: mean reward of a half. A reward that is
+  not known (NaN) is in no mean and has advantage 0.
   """
   if favoured not in ("upper", "lower"):
     raise ValueError(f"favoured={favoured!r}; choices: 'upper', 'lower'")
   r = grouped(rewards, size)
+  known = ~jnp.isnan(r)
   # a group of one has no mean to compare with
-  low, high = _mean(r, ~upper), _mean(r, upper & (size > 1))
+  low, high = _mean(r, known & ~upper), _mean(r, known & upper & (size > 1))
   other_mean, own_mean = jnp.where(upper, low, high), jnp.where(upper, high, low)
   liked = upper == (favoured == "upper")
   inter = jnp.where(liked, r - alpha * other_mean, alpha * r - other_mean)
   inter = inter + jnp.where(upper, beta, -beta)
-  return ((mu * inter + (1.0 - mu) * (r - own_mean)) / divisor).reshape(rewards.shape)
+  adv = (mu * inter + (1.0 - mu) * (r - own_mean)) / divisor
+  compared = known & ((known.sum(1, keepdims=True) > 1) | (size == 1))
+  return jnp.where(compared, adv, 0.0).reshape(rewards.shape)
 
 
 def by_entropy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
@@ -61,7 +70,7 @@ def by_entropy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
 
   mu = 1: between halves; 0: within them; 1/2 with even groups and alpha = 1 is Dr.GRPO.
   """
-  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size)
+  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size, rewards=rewards)
   return conditional(rewards, upper, mu, size=size, alpha=alpha, beta=beta, divisor=divisor)
 
 
@@ -69,7 +78,7 @@ def by_length(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], noise: Floa
               size: int, mu: float = 1.0, alpha: float = 1.0, beta: float = 0.0,
               divisor: float = 1.0) -> Advantage:
   """Halves by length in tokens; alpha < 1 favours the short one: pressure towards brevity."""
-  upper = upper_half(real(mask).sum(1), noise, size=size)
+  upper = upper_half(real(mask).sum(1), noise, size=size, rewards=rewards)
   return conditional(rewards, upper, mu, size=size, alpha=alpha, beta=beta, favoured="lower",
                      divisor=divisor)
 
@@ -78,7 +87,7 @@ def scheduled(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
               mask: Bool[Array, "B T"], noise: Float[Array, "B T"], intra: Float[Array, ""], *,
               size: int, divisor: float = 1.0) -> Advantage:
   """`by_entropy` with mu = 1 - intra, a controlled value (`Cosine`)."""
-  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size)
+  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size, rewards=rewards)
   return conditional(rewards, upper, 1.0 - intra, size=size, divisor=divisor)
 
 
@@ -86,8 +95,8 @@ def by_accuracy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                 mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, size: int,
                 divisor: float = 1.0) -> Advantage:
   """`by_entropy` with mu = the batch's mean reward (0 / 1): within halves first, between later."""
-  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size)
-  return conditional(rewards, upper, rewards.mean(), size=size, divisor=divisor)
+  upper = upper_half(mean_entropy(old_entropy, mask), noise, size=size, rewards=rewards)
+  return conditional(rewards, upper, known_mean(rewards), size=size, divisor=divisor)
 
 
 def mean_entropy(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, " B"]:

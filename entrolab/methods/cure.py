@@ -93,17 +93,20 @@ def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:
 
 def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
                      row_kind: Int[Array, " B"], parent: Int[Array, " B"],
-                     branch: Int[Array, " B"], *, size: int) -> Advantage:
+                     branch: Int[Array, " B"], known: Bool[Array, " B"] | None = None, *,
+                     size: int) -> Advantage:
   """On tokens of an original that continuations share, the mean A of all rows that contain them.
 
   A tree counts a shared prefix once: in the row of the original, at the advantage that k copies of
   it in k rows would have with weights 1 / k. Equal to those for surrogates that are linear in A,
-  and for clipped ones where no ratio is clipped. Stands last in a chain that gives every token of
+  and for clipped ones where no ratio is clipped. A continuation that is not known shares in
+  nothing. Stands last in a chain that gives every token of
   a row the same A; CURE itself teaches a prefix by its original's outcome alone.
   """
   rows = grouped(adv[:, 0], size)  # every response begins at position 0
   before = jnp.arange(adv.shape[1], dtype=jnp.int32)[None] < branch[:, None]
-  shares = grouped(real(before & (row_kind == 1)[:, None]), size).astype(adv.dtype)
+  continued = row_kind == 1 if known is None else (row_kind == 1) & known
+  shares = grouped(real(before & continued[:, None]), size).astype(adv.dtype)
   of = grouped(parent, size)[:, :, None] == jnp.arange(size, dtype=jnp.int32)[None, None]
   family = lambda x: jnp.einsum("pjr,pjt->prt", of.astype(adv.dtype), x, precision="highest")
   mean = (rows[..., None] + family(shares * rows[..., None])) / (1.0 + family(shares))

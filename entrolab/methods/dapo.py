@@ -10,7 +10,7 @@ is `ppo.clipped_ratio(high=0.28)`, the token mean `aggregate.token_mean`.
 
 import jax.numpy as jnp
 
-from entrolab.ranks import grouped
+from entrolab.ranks import all_equal, grouped
 from entrolab.typing import Array, Bool, Float, Reward, Weight, real
 
 
@@ -29,12 +29,11 @@ def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, max_token
 
 
 def has_signal(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, size: int) -> Weight:
-  """1 on the groups whose rewards differ, 0 elsewhere; a group of one counts, too.
+  """1 on the groups whose known rewards differ, 0 elsewhere; a group of one counts, too.
 
   arXiv:2503.14476 equation 11 keeps 0 < #right < G. Together with `aggregate.selected_mean` the
   denominator counts these groups alone.
   """
   r = grouped(rewards, size)
-  unequal = (r != r[:, :1]).any(1, keepdims=True) | (size == 1)
-  rows = jnp.broadcast_to(unequal, r.shape).reshape(-1, 1)
-  return real(mask & rows)
+  rows = (~all_equal(r) | (size == 1)) & ~jnp.isnan(r)
+  return real(mask & rows.reshape(-1, 1))

@@ -18,9 +18,13 @@ from entrolab.typing import Advantage, Array, Bool, Float, Penalty
 
 
 def last_token(rewards: Float[Array, " B"], mask: Bool[Array, "B T"]) -> Advantage:
-  """The reward of a response on its last valid token, 0 elsewhere: token rewards from a verdict."""
+  """The reward of a response on its last valid token, 0 elsewhere: token rewards from a verdict.
+
+  A reward that is not known (NaN) is 0 everywhere.
+  """
   left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # valid tokens from here on
-  return jnp.where(mask & (left == 1), rewards[:, None], 0.0)
+  paid = mask & (left == 1) & ~jnp.isnan(rewards)[:, None]
+  return jnp.where(paid, rewards[:, None], 0.0)
 
 
 def return_to_go(adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, gamma: float = 1.0,

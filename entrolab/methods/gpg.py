@@ -13,8 +13,9 @@ from entrolab.typing import Advantage, Array, Float, real
 
 
 def rescale(rewards: Float[Array, " B"]) -> Float[Array, ""]:
-  """alpha = B / max(number of rewards that are not 0, 1), over the whole rollout."""
-  return rewards.shape[0] / jnp.maximum(real(rewards != 0.0).sum(), 1.0)
+  """alpha = B / max(number of rewards that are not 0, 1), over the known ones of the rollout."""
+  known = ~jnp.isnan(rewards)
+  return real(known).sum() / jnp.maximum(real(known & (rewards != 0.0)).sum(), 1.0)
 
 
 def scaled_advantage(rewards: Float[Array, " B"], *, size: int, norm: float = 1.0) -> Advantage:

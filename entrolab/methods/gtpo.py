@@ -112,7 +112,9 @@ def _parts(rewards: Array, old_entropy: Array, mask: Array, size: int, bonus: fl
   if bonus < 0.0 or floor < 0.0 or eps <= 0.0:
     raise ValueError(f"gtpo(bonus={bonus}, eps={eps}, floor={floor}): needs bonus >= 0, eps > 0, "
                      "floor >= 0")
-  on, right = grouped(mask, size), grouped(rewards, size)[..., None] > 0.0
+  # a row whose reward is not known (NaN) is on neither side
+  on = grouped(mask & ~jnp.isnan(rewards)[:, None], size)
+  right = grouped(rewards, size)[..., None] > 0.0
   # rounding may leave the entropy of a certain token below 0, and 1 / (H + eps) negative
   h = jnp.where(on, jnp.maximum(grouped(old_entropy, size), floor), 0.0)
   paid = _excess(h, on & right, eps)

@@ -9,13 +9,13 @@ Differs from the official code: none known; the batch is the whole rollout.
 import jax.numpy as jnp
 
 from entrolab.methods.grpo import centred_advantage
+from entrolab.ranks import known_mean
 from entrolab.typing import Advantage, Array, Float
 
 
 def deviation(rewards: Float[Array, " B"]) -> Float[Array, ""]:
-  """Standard deviation of all rewards of the rollout, over n - 1; 0 for a single one."""
-  count = max(rewards.shape[0] - 1, 1)
-  return jnp.sqrt(jnp.square(rewards - rewards.mean()).sum() / count)
+  """Standard deviation of the known rewards of the rollout, over n - 1; 0 for a single one."""
+  return jnp.sqrt(known_mean(jnp.square(rewards - known_mean(rewards)), less=1))
 
 
 def batch_scaled(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-4) -> Advantage:

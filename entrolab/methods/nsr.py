@@ -7,8 +7,9 @@ Acts on: advantage, weights.  State: none.
 Differs from the official code: (1) the denominator counts every valid token of the batch
 (`aggregate.token_mean`), so that positive and negative parts add up to the whole; the repository
 removes rows without advantage first: `kept_rows` with `aggregate.selected_mean`; (2) the verdict
-is read instead of a reward that must be 0 or 1; unknown counts as wrong; (3) the repository's
-configuration adds an entropy bonus of 0.001, here a penalty to be named. No baseline, no groups.
+is read instead of a reward that must be 0 or 1; unknown is neither right nor wrong; (3) the
+repository's configuration adds an entropy bonus of 0.001, here a penalty to be named. No baseline,
+no groups.
 The paper's surrogate is `ppo.reinforce`, the code's `ppo.clipped_ratio` without a dual clip.
 """
 
@@ -23,16 +24,17 @@ def positive(verdict: Int[Array, " B"]) -> Advantage:
 
 
 def negative(verdict: Int[Array, " B"]) -> Advantage:
-  """NSR: A = -1 on answers that are not right, 0 on the others; paper's L_NSR.
+  """NSR: A = -1 on wrong answers, 0 on the others; paper's L_NSR.
 
   Gradient by the logits: down by 1 - pi at the sampled token, up by pi at every other one.
   """
-  return -real(verdict != 1)
+  return -real(verdict == 0)
 
 
 def weighted(verdict: Int[Array, " B"], *, positive: float = 0.1) -> Advantage:
-  """W-REINFORCE: A = `positive` (the paper's lambda) on right answers, -1 on the others."""
-  return jnp.where(verdict == 1, positive, -1.0).astype(real(verdict).dtype)
+  """W-REINFORCE: A = `positive` (the paper's lambda) on right answers, -1 on wrong ones, else 0."""
+  known = jnp.where(verdict == 1, positive, -1.0)
+  return jnp.where(verdict < 0, 0.0, known).astype(real(verdict).dtype)
 
 
 def kept_rows(adv: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Weight:

@@ -9,7 +9,7 @@ all-equal group is exactly 0.
 
 import jax.numpy as jnp
 
-from entrolab.ranks import grouped
+from entrolab.ranks import all_equal, grouped
 from entrolab.typing import Advantage, Array, Bool, Float, real
 
 
@@ -17,12 +17,14 @@ def length_baseline(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *,
                     size: int) -> Advantage:
   """A = R - sum_group(n R) / sum_group(n), n the valid tokens of a response.
 
-  size: G, groups contiguous; a group of one keeps R.
+  size: G, groups contiguous; a group of one keeps R. A reward that is not known (NaN) is in no sum
+  and has advantage 0.
   """
+  unknown = jnp.isnan(rewards)
   if size == 1:
-    return rewards
-  r = grouped(rewards, size)
-  n = grouped(real(mask).sum(-1), size).astype(r.dtype)
+    return jnp.where(unknown, 0.0, rewards)
+  r = grouped(jnp.where(unknown, 0.0, rewards), size)
+  n = jnp.where(grouped(unknown, size), 0.0, grouped(real(mask).sum(-1), size)).astype(r.dtype)
   base = (n * r).sum(1, keepdims=True) / jnp.maximum(n.sum(1, keepdims=True), 1.0)
-  equal = (r == r[:, :1]).all(1, keepdims=True)
-  return jnp.where(equal, 0.0, r - base).reshape(rewards.shape)
+  nothing = all_equal(grouped(rewards, size)) | grouped(unknown, size)
+  return jnp.where(nothing, 0.0, r - base).reshape(rewards.shape)

@@ -42,9 +42,10 @@ def phase_reward(verdict: Int[Array, " B"], old_entropy: Float[Array, "B T"],
                  mask: Bool[Array, "B T"], think_end: Int[Array, " B"], *, alpha: float = 1.0,
                  right: float = 1.0, wrong: float = 0.0,
                  floor: float = -float("inf")) -> Reward:
-  """r = min(1, right - P) for a right answer, `wrong` for every other; at least `floor` if right.
+  """r = min(1, right - P) if right, at least `floor`; `wrong` if wrong; NaN where that is unknown.
 
   alpha: coefficient of the answer's entropy (ablated from -1 to 2 in the paper).
   """
   paid = jnp.minimum(right - excess(old_entropy, mask, think_end, alpha=alpha), 1.0)
-  return jnp.where(verdict == 1, jnp.maximum(paid, floor), wrong).astype(real(verdict).dtype)
+  known = jnp.where(verdict == 1, jnp.maximum(paid, floor), wrong)
+  return jnp.where(verdict < 0, jnp.nan, known).astype(real(verdict).dtype)

@@ -10,7 +10,7 @@ the letter; the deviation is that of `grpo.group_advantage`.
 
 import jax.numpy as jnp
 
-from entrolab.ranks import grouped
+from entrolab.ranks import grouped, known_std
 from entrolab.typing import Advantage, Array, Float
 
 
@@ -20,14 +20,18 @@ def quantile_baseline(rewards: Float[Array, " B"], *, size: int,
 
   For rewards of 0 and 1 and a share p of right answers: 0 if p <= 1 - K (rare successes are
   reinforced, failures left alone), 1 if p > 1 - K (failures are punished, successes left alone).
-  Raises ValueError for a level outside (0, 1].
+  G counts the rewards that are known; of none the quantile is infinite. Raises ValueError for a
+  level outside (0, 1].
   """
   if not 0.0 < level <= 1.0:
     raise ValueError(f"quantile_baseline(level={level}): inside (0, 1]")
-  ordered = jnp.sort(grouped(rewards, size), axis=1)
-  # the ceiling forgives the rounding of level * size
-  at = max(int(-(-(level * size - 1e-6) // 1)), 1) - 1
-  return ordered[:, at:at + 1]
+  r = grouped(rewards, size)
+  known = ~jnp.isnan(r)
+  ordered = jnp.sort(jnp.where(known, r, jnp.inf), axis=1)
+  # its place among 0 to G known rewards; the ceiling forgives the rounding of level * count
+  places = [max(int(-(-(level * count - 1e-6) // 1)), 1) - 1 for count in range(size + 1)]
+  at = jnp.asarray(places)[known.sum(1, keepdims=True)]
+  return jnp.take_along_axis(ordered, at, axis=1)
 
 
 def quantile_advantage(rewards: Float[Array, " B"], *, size: int, level: float = 0.4,
@@ -35,9 +39,11 @@ def quantile_advantage(rewards: Float[Array, " B"], *, size: int, level: float =
   """A = (R - Q_K) / (std_group R + eps): zero for most of a group when rewards are 0 and 1.
 
   level: K, 0.4 in the paper. An all-equal group gives exactly zero; the deviation is over n - 1.
+  A reward that is not known (NaN) is in neither, and has advantage 0.
   """
   r = grouped(rewards, size)
   above = r - quantile_baseline(rewards, size=size, level=level)
+  above = jnp.where(jnp.isnan(r), 0.0, above)
   if size == 1:
     return above.reshape(rewards.shape)
-  return (above / (jnp.std(r, axis=1, keepdims=True, ddof=1) + eps)).reshape(rewards.shape)
+  return (above / (known_std(r) + eps)).reshape(rewards.shape)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from entrolab.control import Controller, State
-from entrolab.ranks import quantile
+from entrolab.ranks import per_row, quantile
 from entrolab.typing import Array, Bool, Float, Outer, Penalty, Scale, real
 
 
@@ -37,11 +37,14 @@ def peak_positions(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"
   return mask & (nucleus_entropy > quantile(nucleus_entropy, mask, 1.0 - fraction, rows=True))
 
 
-def peak_scale(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
-               fraction: float = 0.2) -> Scale:
-  """Mean over ALL rows of the mean over their peak positions; a row without any counts as 0."""
+def peak_scale(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
+               known: Bool[Array, " B"] | None = None, *, fraction: float = 0.2) -> Scale:
+  """Mean over ALL rows of the mean over their peak positions; a row without any counts as 0.
+
+  known: the rows that are counted; None: all.
+  """
   on = real(peak_positions(nucleus_entropy, mask, fraction=fraction))
-  return on / jnp.maximum(on.sum(-1, keepdims=True), 1.0) / mask.shape[0]
+  return per_row(on / jnp.maximum(on.sum(-1, keepdims=True), 1.0), known)
 
 
 def squared_distance(mean: Float[Array, ""], anchor: Float[Array, ""]) -> Outer:

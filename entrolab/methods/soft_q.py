@@ -17,7 +17,7 @@ by alpha alone.
 import jax
 import jax.numpy as jnp
 
-from entrolab.ranks import grouped
+from entrolab.ranks import grouped, known_mean
 from entrolab.typing import Advantage, Array, Bool, Float, Surrogate
 
 
@@ -27,7 +27,8 @@ def residual(rewards: Float[Array, " B"], logp: Float[Array, "B T"], mask: Bool[
 
   With `ppo.reinforce` and `aggregate.sequence_sum` its gradient is that of
   sum_b (V + alpha S_b - R_b)^2 / (2 alpha B), V = mean_group(R - alpha S): the best V for the
-  group. alpha: units of reward a nat. Raises ValueError for groups of one, whose V fits anything.
+  group. A row whose reward is not known (NaN) is not in the mean. alpha: units of reward a nat.
+  Raises ValueError for groups of one, whose V fits anything.
   """
   return _residual(rewards, jnp.where(mask, logp, 0.0).sum(1), size, alpha)
 
@@ -60,4 +61,5 @@ def _residual(rewards, total, size, alpha):
   if size < 2 or alpha <= 0.0:
     raise ValueError(f"soft_q.residual(size={size}, alpha={alpha}): size >= 2 and alpha > 0")
   gap = grouped(rewards - alpha * total.astype(rewards.dtype), size)
-  return (gap - gap.mean(1, keepdims=True)).reshape(rewards.shape)
+  centred = gap - known_mean(gap, axis=1)
+  return jnp.where(jnp.isnan(gap), 0.0, centred).reshape(rewards.shape)

@@ -80,10 +80,14 @@ def usable_rows(usable: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Weight:
 
 def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
                   noise: Float[Array, "B T"], *, size: int, fraction: float = 0.75) -> Weight:
-  """1 on the floor(fraction P) groups whose rewards deviate most, 0 elsewhere; ties by noise."""
+  """1 on the floor(fraction P) groups whose rewards deviate most, 0 elsewhere; ties by noise.
+
+  A reward that is not known (NaN) deviates from nothing.
+  """
   r = ranks.grouped(rewards, size)
-  spread = jnp.square(r - r.mean(1, keepdims=True)).sum(1, keepdims=True)
-  equal = (r == r[:, :1]).all(1, keepdims=True)  # the mean may round away from its members
+  middle = jnp.where(jnp.isnan(r), 0.0, r - ranks.known_mean(r, axis=1))
+  spread = jnp.square(middle).sum(1, keepdims=True)
+  equal = ranks.all_equal(r)  # the mean may round away from its members
   order = ranks.grouped(noise[:, 0], size).min(1, keepdims=True)
   spread = jnp.where(equal, 0.0, spread)
   widest = ranks.top(spread, jnp.ones_like(equal), order, int(fraction * r.shape[0]))
@@ -170,9 +174,11 @@ class Replay:
     """The state after this step was trained on: stale rows leave, then its good ones come.
 
     rows: `rewards`, `row_adv` and `tool_calls` [B], `usable` [B] (any token in the mask), and
-    whatever else is to be stored by row; groups of `size` contiguous.
+    whatever else is to be stored by row; groups of `size` contiguous. A reward that is not known
+    (NaN) is in no mean of a group and its row is not stored.
     """
     good = (rows["row_adv"] > 0) & rows["usable"] & ((rows["tool_calls"] > 0) | (not self.tools))
+    good = good & ~np.isnan(rows["rewards"])
     new = {**{k: v[good] for k, v in rows.items()}, "step": np.full(good.sum(), step)}
     old = state["rows"]
     if old and len(old["step"]):
@@ -182,5 +188,15 @@ class Replay:
     while len(groups["step"]) > self.baseline:
       later = groups["step"] > groups["step"].min()
       groups = {k: v[later] for k, v in groups.items()}
-    latest = {"step": np.full(len(r), step), "mean": r.mean(1), "std": r.std(1, ddof=int(size > 1))}
+    some = ~np.isnan(r).all(1)  # of a group in which nothing is known there is no mean
+    r = r[some]
+    latest = {"step": np.full(len(r), step), "mean": np.nanmean(r, 1), "std": _deviation(r)}
     return {"rows": new, "groups": {k: np.concatenate([groups[k], latest[k]]) for k in latest}}
+
+
+def _deviation(r: np.ndarray) -> np.ndarray:
+  """Of the known rewards of each group [P, G], over n - 1; 0 for one alone."""
+  count = (~np.isnan(r)).sum(1)
+  square = np.nansum(np.square(r - np.nanmean(r, 1, keepdims=True)), 1)
+  part = np.sqrt(square / np.maximum(count - 1, 1))
+  return np.where(count < r.shape[1], part, r.std(1, ddof=int(r.shape[1] > 1)))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from entrolab.methods import kl
-from entrolab.ranks import grouped, replicated
+from entrolab.ranks import grouped, known_mean, replicated
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Reward, Weight
 
 Estimator = Callable[[Array, Array], Array]
@@ -65,36 +65,42 @@ def broken_output(rewards: Float[Array, " B"], finished: Bool[Array, " B"],
 
 
 def sequence_kl(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
-                mask: Bool[Array, "B T"], *, estimator: Estimator = kl.k1,
-                over: int | None = 0) -> Float[Array, " B"]:
+                mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
+                estimator: Estimator = kl.k1, over: int | None = 0) -> Float[Array, " B"]:
   """sum_t log pi_old - log pi_ref, nats a response, less its mean over `over` rows.
 
-  estimator: kl.k1 or kl.k3; over: 0 the whole rollout, G a group, None no centring.
+  known: rows that are in the mean, None all; NaN for the others. estimator: kl.k1 or kl.k3; over: 0
+  the whole rollout, G a group, None no centring.
   """
   total = jnp.where(mask, estimator(old_logp, ref_logp), 0.0).sum(-1)
+  if known is not None:
+    total = jnp.where(known, total, jnp.nan)
   if over is None:
     return total
   rows = grouped(total, over or total.shape[0])
-  return (rows - rows.mean(1, keepdims=True)).reshape(total.shape)
+  return (rows - known_mean(rows, axis=1)).reshape(total.shape)
 
 
 def kl_in_reward(rewards: Float[Array, " B"], old_logp: Float[Array, "B T"],
                  ref_logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *, beta: float = 2e-4,
                  estimator: Estimator = kl.k1, over: int | None = 0) -> Reward:
-  """R - beta (KL - mean KL): no gradient."""
-  return rewards - beta * sequence_kl(old_logp, ref_logp, mask, estimator=estimator, over=over)
+  """R - beta (KL - mean KL), the mean over rows of known R: no gradient."""
+  centred = sequence_kl(old_logp, ref_logp, mask, ~jnp.isnan(rewards), estimator=estimator,
+                        over=over)
+  return rewards - beta * centred
 
 
 def kl_weight(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
-              mask: Bool[Array, "B T"], *, estimator: Estimator = kl.k1,
-              over: int | None = 0) -> Weight:
+              mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
+              estimator: Estimator = kl.k1, over: int | None = 0) -> Weight:
   """KL - mean KL of the row on each of its tokens: outside the baseline the centring acts.
 
   `Penalty(beta, term(t1.log_prob), weight=term(t1.kl_weight))` is the KL in the loss; its
   expected gradient on policy is beta times that of the KL.
   """
-  rows = sequence_kl(old_logp, ref_logp, mask, estimator=estimator, over=over)
-  return jnp.where(mask, rows[:, None], 0.0)
+  rows = sequence_kl(old_logp, ref_logp, mask, known, estimator=estimator, over=over)
+  on = mask if known is None else mask & known[:, None]
+  return jnp.where(on, rows[:, None], 0.0)
 
 
 def log_prob(logp: Float[Array, "B T"]) -> Penalty:

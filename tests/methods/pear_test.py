@@ -49,7 +49,8 @@ def test_of_two_right_answers_the_calmer_thinking_earns_more():
   mask, end = jnp.ones((2, 5), bool), jnp.asarray([2, 2], jnp.int32)
   calm = pear.phase_reward(jnp.asarray([1, 1]), entropy, mask, end)
   np.testing.assert_allclose(calm, [0.4, 0.9], atol=1e-6)  # the tag's own entropy does not count
-  np.testing.assert_array_equal(pear.phase_reward(jnp.asarray([0, -1]), entropy, mask, end), [0, 0])
+  wrong_and_unknown = pear.phase_reward(jnp.asarray([0, -1]), entropy, mask, end)
+  np.testing.assert_array_equal(wrong_and_unknown, [0.0, np.nan])
 
 
 def test_a_missing_end_makes_everything_thinking_but_the_last_token():
