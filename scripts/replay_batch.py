@@ -31,6 +31,8 @@ from entrolab.trainer.failures import Failure  # noqa: E402
 from entrolab.trainer.learner import Learner  # noqa: E402
 
 NAMED = 3  # leaves of a tree that are named
+REWARDS = ("rewards", "greedy_rewards", "returns")  # columns [B] of rewards
+MADE = ("new ", "controlled value ")  # of the faults: what the update would have made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,8 @@ def findings(replay: Replay) -> Iterator[str]:
   """What is not finite, in the order of cause."""
   yield from leaves("parameter", replay.params)
   for name, value in replay.batch.columns().items():
+    if name in REWARDS and replay.batch.known is not None:  # NaN by design where it is not known
+      value = jnp.where(replay.batch.known, value, 0.0)
     yield from tokens(replay, f"column {name} of the rollout", value)
   for name, value in replay.control.items():
     yield from leaves(f"controlled value {name}", value)
@@ -124,7 +128,7 @@ def _leaves(what: str, tree: Any) -> Iterator[str]:
 
 def tokens(replay: Replay, what: str, value: Any) -> Iterator[str]:
   """The same for a column: only where the mask holds, and with the row's text around the token."""
-  value, mask = np.asarray(value), np.asarray(replay.batch.mask)
+  value, mask = np.asarray(value), np.asarray(replay.batch.counted)
   if not np.issubdtype(value.dtype, np.floating):
     return
   if value.shape != mask.shape:
@@ -227,6 +231,9 @@ def main() -> None:
   print(f"step {record['step']}, update {record['update']} of {experiment.name}: "
         f"{replay.batch.tokens.shape[0]} rows, {int(replay.batch.mask.sum())} tokens")
   found = list(findings(replay))
+  # these follow from the moments of the optimiser, too, which are not stored
+  found += [f"{name}: was not finite after the optimiser's step" for name in record["not_finite"]
+            if name.startswith(MADE)]
   for line in found:
     print(f"- {line}")
   was = record["metrics"]

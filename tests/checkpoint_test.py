@@ -102,7 +102,7 @@ def test_what_is_not_whole_is_named_and_passed_over(run, like, caplog, harm, sai
   harm(run / "checkpoints" / "3")
   step, state, meta = restored(run, like)
   assert step == 2 and meta["progress"]["step"] == 2
-  assert checkpoint.mismatch(meta["leaves"], checkpoint._flat(state)) is None
+  assert checkpoint.mismatch(meta["leaves"], checkpoint.by_path(state)) is None
   assert re.search(rf"checkpoints/3 is not whole: step 3: .*{said.removeprefix('step 3: ')}",
                    caplog.text), caplog.text
   assert "going back to the checkpoint of step 2" in caplog.text

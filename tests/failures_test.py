@@ -80,7 +80,7 @@ def test_the_replay_is_the_update_to_the_bit(tmp_path, compiled):
   state, _ = learner.step(state, rows)  # the second one is not on the policy that sampled
   before = jax.tree.map(jnp.copy, state)
   _, metrics = learner.step(state, rows)
-  failures.save(tmp_path, lab.experiment, lab.key, 0, 1, rows, before, metrics)
+  failures.save(tmp_path, lab.experiment, lab.key, 0, 1, rows, before, metrics, [])
   source = {"config": recipe, "set": [*SMALL, "training.warmup=0"]}
   (tmp_path / "config.json").write_text(json.dumps(loop.describe(lab, source)))
   replay = replayed(tmp_path / "failures" / "step_000000_update_1")
@@ -158,6 +158,6 @@ def test_only_so_many_failures_are_kept(kept, tmp_path, caplog):
     (tmp_path / "failures" / f"step_{number:06d}_update_0").mkdir(parents=True)
   failure = failures.Failure.load(kept)
   state = State(jnp.int32(0), {}, (), {})
-  failures.save(tmp_path, experiment, jax.random.key(0), 99, 1, failure.batch, state, {})
+  failures.save(tmp_path, experiment, jax.random.key(0), 99, 1, failure.batch, state, {}, [])
   assert "not saved" in caplog.text
   assert len(list((tmp_path / "failures").iterdir())) == failures.LIMIT

@@ -4,6 +4,7 @@ Their interface is `tasks.task.Environment`. This file has what environments sha
 verdicts of those whose observations are texts, episodes about a single-answer task, and `play`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,10 +18,18 @@ BETWEEN = "\x1e"  # the record separator: joins the actions of an episode into a
 def judge(total: float, turns: int, ending: str) -> Verdict:
   """The verdict on an episode.
 
-  total: the sum of its rewards; turns: the number of its actions; ending: how it ended, in words.
+  total: the sum of its rewards, NaN where one of them is not known; turns: the number of its
+  actions; ending: how it ended, in words.
   """
+  if math.isnan(total):
+    return Verdict("unknown", f"a reward in {turns} turns is not known: {ending}")
   status = "right" if total >= SUCCESS else "wrong"
   return Verdict(status, f"reward {total:g} in {turns} turns: {ending}")
+
+
+def reward_of(verdict: Verdict) -> float:
+  """1 for right, 0 for wrong, NaN for unknown, which makes the episode unknown (`judge`)."""
+  return {"right": SUCCESS, "wrong": 0.0, "unknown": math.nan}[verdict.status]
 
 
 class Spoken(Environment, Protocol):
@@ -54,6 +63,10 @@ class Spoken(Environment, Protocol):
 class OfTask(Environment, Protocol):
   """What episodes about a single-answer task take from it; they define `reset` and `steps`."""
   task: Task  # the single-answer task
+
+  def identity(self) -> str:
+    """That of the task."""
+    return self.task.identity()
 
   @property
   def max_prompt(self) -> int:

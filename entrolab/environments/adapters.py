@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrolab.environments import OfTask, Spoken
+from entrolab.environments import OfTask, Spoken, reward_of
 from entrolab.tasks.task import Example, Lazy, Step, Task, part_of
 from entrolab.typing import name_of
 
@@ -103,7 +103,7 @@ class AttemptsState:
 @dataclasses.dataclass(frozen=True)
 class Attempts(OfTask):
   """Several attempts at each example of a single-answer task. A right answer ends the episode with
-  reward 1."""
+  reward 1, and one whose verdict is unknown with a reward that is not known (NaN)."""
   task: Task  # what is attempted
   tries: int = 3  # attempts at most
   again: str = "That is not right. Try again."  # the observation after a wrong answer
@@ -118,7 +118,8 @@ class Attempts(OfTask):
     results = []
     verdicts = self.task.verify(texts, [state.example for state in states])
     for state, verdict in zip(states, verdicts, strict=True):
-      right = verdict.status == "right"
+      wrong = verdict.status == "wrong"
       state = dataclasses.replace(state, made=state.made + 1)
-      results.append((state, self.again, float(right), right or state.made == self.tries))
+      results.append((state, self.again, reward_of(verdict),
+                      not wrong or state.made == self.tries))
     return results

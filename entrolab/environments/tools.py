@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from entrolab.environments import OfTask
+from entrolab.environments import OfTask, reward_of
 from entrolab.tasks.task import Example, Step, Task, stable_repr
 from entrolab.verify.sandbox import inside
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
@@ -181,5 +181,5 @@ class ToolUse(OfTask):
     verdicts = self.task.verify([texts[at] for at in answers],
                                 [states[at].example for at in answers])
     for at, verdict in zip(answers, verdicts, strict=True):
-      results[at] = states[at], "", float(verdict.status == "right"), True
+      results[at] = states[at], "", reward_of(verdict), True
     return [results[at] for at in range(len(texts))]

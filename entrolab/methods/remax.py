@@ -14,5 +14,8 @@ from entrolab.typing import Advantage, Array, Bool, Float
 
 def less_greedy(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
                 greedy_rewards: Float[Array, " B"]) -> Advantage:
-  """A_t = G_t - R(greedy response); adv holds the returns G. 0 on padding."""
+  """A_t = G_t - R(greedy response); adv holds the returns G. 0 on padding.
+
+  greedy_rewards is NaN where that is not known: the rollout marks such rows as not `known`.
+  """
   return jnp.where(mask, adv - greedy_rewards[:, None], 0.0)

@@ -20,7 +20,7 @@ from entrolab.rollout.strategy import Drawn, Prompted, Request, Rollout, Samplin
 from entrolab.tasks.prompts import padded, stop_ids
 from entrolab.tasks.task import Example, Task, Tokenizer
 from entrolab.typing import Array, Bool, Float, Key
-from entrolab.verify import RIGHT, Verdict, codes
+from entrolab.verify import RIGHT, WRONG, Verdict, codes
 
 row_keys = jax.jit(key_scheme.row_keys, static_argnums=3)
 
@@ -185,9 +185,10 @@ class SingleTurn(Strategy):
 
 
 def with_signal(rollout: Rollout, samples: int) -> Bool[np.ndarray, " P"]:
-  """Groups of all processes with a learning signal: some verdicts are right and some are not."""
-  right = row_groups.everywhere(rollout.batch.verdict).reshape(-1, samples) == RIGHT
-  return np.asarray(right.any(1) & ~right.all(1))
+  """Groups of all processes with a learning signal: some verdicts are right and some are wrong.
+  Unknown is neither."""
+  verdict = row_groups.everywhere(rollout.batch.verdict).reshape(-1, samples)
+  return np.asarray((verdict == RIGHT).any(1) & (verdict == WRONG).any(1))
 
 
 def refilled(rollout_of: Callable[[Sequence[Example]], Rollout], request: Request) -> Rollout:

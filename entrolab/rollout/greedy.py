@@ -17,7 +17,9 @@ from entrolab.tasks.task import Example
 class Greedy(SingleTurn):
   """G responses to every prompt, and a greedy one that is not learned from.
 
-  Column greedy_rewards [B]: the outcome of the greedy response to a row's prompt, 1 right, else 0.
+  Column greedy_rewards [B]: the outcome of the greedy response to a row's prompt, 1 right, 0 wrong.
+  Where its verdict is unknown there is no baseline: it is NaN, and the rows of the prompt are not
+  learned from (`known`).
   """
   columns = ("greedy_rewards",)
 
@@ -32,9 +34,11 @@ class Greedy(SingleTurn):
     def with_baseline(examples: Sequence[Example]) -> Rollout:
       rollout, greedy = draw(examples, sampling), draw(examples, once)
       right = np.asarray(sharding.local(jax.jit(grpo.outcome)(greedy.batch.verdict)))
-      baseline = engine.place(np.repeat(right, sampling.samples))
+      baseline = np.repeat(right, sampling.samples)
+      batch = rollout.batch.replace(greedy_rewards=engine.place(baseline),
+                                    known=engine.place(~np.isnan(baseline)))
       return dataclasses.replace(
-          rollout, batch=rollout.batch.replace(greedy_rewards=baseline),
+          rollout, batch=batch,
           steps=rollout.steps + greedy.steps, sampled=rollout.sampled + greedy.sampled,
           verify_seconds=rollout.verify_seconds + greedy.verify_seconds)
 

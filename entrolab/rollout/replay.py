@@ -21,7 +21,7 @@ from entrolab.rollout.plain import Plain
 from entrolab.rollout.strategy import Feature, Request, Rollout, Strategy
 
 Host = Mapping[str, np.ndarray]
-AGAIN = ("adv", "ref_logp")  # columns that belong to a step and not to a row
+AGAIN = ("adv", "known", "ref_logp")  # columns that belong to a step and not to a row
 NARROW = {"int64": np.int32, "float64": np.float32}  # what a checkpoint would make of them
 
 
@@ -47,7 +47,8 @@ class Replay(Strategy):
   and are readable text; tool_calls, 0 where `inner` counts none. A replayed row has the columns
   that it was trained on with, old_logp above all, and its recalibrated advantage.
 
-  The buffer takes the rows and the mean rewards of groups that have an advantage: not of those that
+  The buffer takes the known rows of groups that have an advantage, and the means of their rewards,
+  with the verdicts that they were learned from: nothing is verified again. Not of groups that
   the objective left out, nor of those of equal rewards, whose means the official code stores
   where its filter has room. The draw of what is replayed is keyed by (run seed, step). The buffer
   is of the rows of all processes, each of which has the whole of it.
@@ -119,6 +120,7 @@ class Replay(Strategy):
     count = self.prompts * samples
     columns: spear.Rows = {name: np.zeros((count, *x.shape[1:]), x.dtype)
                            for name, x in like.columns().items()}
+    columns["known"] = np.ones(count, bool)  # what was not known has not been stored
     columns["rewards"] = np.zeros(count, np.float32)
     columns["adv"] = np.zeros((count, like.tokens.shape[1]), np.float32)
     if due:
@@ -140,7 +142,7 @@ class Replay(Strategy):
       raise ValueError("Replay admits rows by their advantage, and the objective has none before "
                        "it reads the current policy; put grpo.centred_advantage first")
     rows = row_groups.everywhere(batch.columns())
-    mask = rows["mask"]
+    mask = rows["mask"] & rows["known"][:, None]
     worth = np.where(mask, rows["adv"], 0.0).sum(1) / np.maximum(mask.sum(1), 1)
     live = np.repeat((worth.reshape(-1, samples) != 0.0).any(1), samples)
     rows |= {"row_adv": worth.astype(np.float32), "usable": rows["usable"] & mask.any(1)}

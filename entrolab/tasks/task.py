@@ -126,6 +126,11 @@ class Task(Protocol):
     """A verdict for each text: right, wrong, or unknown with the reason. No text raises."""
     ...
 
+  def identity(self) -> str:
+    """sha256 of the content of its rows as they were read, which a resumed run compares; empty for
+    a task whose examples are a function of its fields."""
+    return ""
+
   def key(self, text: str) -> str | None:
     """The text by which a vote compares responses; None for a response without an answer."""
     return vote.key(text)

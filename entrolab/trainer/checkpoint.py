@@ -24,15 +24,11 @@ from absl import logging
 
 from entrolab import sharding
 from entrolab.experiment import Saving
+from entrolab.trainer.state import by_path, names, not_finite, shortened
 
 COMMITTED = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them last
+KEPT = ("params.", "opt.")  # prefixes of the leaves that must be finite
 UNFINISHED = ".orbax-checkpoint-tmp"
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by their path, such as `params.layers.qkv`."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -58,7 +54,7 @@ def fingerprints(flat: dict[str, Any]) -> dict[str, jax.Array]:
 
 def fingerprint(tree: Any) -> int:
   """The fingerprint of a whole tree; of replicated arrays, of the copies in this process."""
-  return sum(int(x) for x in fingerprints(_flat(tree)).values()) % 2**32
+  return sum(int(x) for x in fingerprints(by_path(tree)).values()) % 2**32
 
 
 def _described(flat: dict[str, Any]) -> dict[str, list[Any]]:
@@ -114,7 +110,7 @@ class Checkpoints:
 
     Raises OSError when the save before it failed, as on a full disk.
     """
-    flat = _flat(state)
+    flat = by_path(state)
     # fingerprints are of the state itself, taken before anything is written; the meta goes through
     # JSON first, so that its checksum is of what will be read back
     meta = json.loads(json.dumps({**meta, "leaves": _described(flat)}))
@@ -153,7 +149,7 @@ class Checkpoints:
       state = wanted = None
       if meta is not None:
         wanted = like(meta)
-        reason = mismatch(meta["leaves"], _flat(wanted))
+        reason = mismatch(meta["leaves"], by_path(wanted))
       # reading arrays is collective: no process starts where another one has found a fault
       unreadable_in = sharding.where(reason is not None)
       if not unreadable_in and meta is not None:
@@ -188,13 +184,13 @@ class Checkpoints:
   def _state(self, step: int, like: Any, meta: dict[str, Any]) -> tuple[str | None, Any]:
     """(what is wrong, state) of one checkpoint."""
     wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-              for name, x in _flat(like).items()}
+              for name, x in by_path(like).items()}
     try:
       got = self.manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(wanted)))["state"]
     except Exception as error:  # whatever is wrong with this one, an older one may be whole
       return _first_line(error), None
-    reason = _flipped(got, meta)
+    reason = _flipped(got, meta) or _not_finite(got)
     return reason, jax.tree.unflatten(jax.tree.structure(like), [got[name] for name in wanted])
 
   def _move_aside(self, steps: list[int]) -> None:
@@ -219,9 +215,9 @@ class Checkpoints:
     if reason is None and meta is not None:
       state = self.manager.restore(self.steps[0], args=ocp.args.Composite(
           state=ocp.args.StandardRestore()))["state"]
-      reason = _flipped(state, meta)
+      reason = _flipped(state, meta) or _not_finite(state)
       if reason is None:
-        leaves = [np.asarray(state[f"params.{name}"]) for name in _flat(like)]
+        leaves = [np.asarray(state[f"params.{name}"]) for name in by_path(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
     raise OSError(f"checkpoint {self.folder}/{self.steps[0]} is not whole: {reason}")
 
@@ -266,6 +262,13 @@ def _flipped(flat: dict[str, Any], meta: dict[str, Any]) -> str | None:
   bits = fingerprints(flat)
   wrong = [name for name, x in bits.items() if int(x) != meta["leaves"][name][2]]
   return f"the bits of {', '.join(wrong[:3])} are not those that were saved" if wrong else None
+
+
+def _not_finite(leaves: dict[str, Any]) -> str | None:
+  """Parameters and moments that are not finite, as a sentence; None where all are."""
+  kept = {name: jnp.asarray(x) for name, x in leaves.items() if name.startswith(KEPT)}
+  wrong = names(jax.jit(not_finite)(kept))
+  return f"{shortened(wrong)}: not finite" if wrong else None
 
 
 def _claim(path: pathlib.Path) -> IO[str]:

@@ -19,7 +19,7 @@ from entrolab.batch import Batch
 from entrolab.experiment import Experiment
 from entrolab.models.transformer import Params
 from entrolab.trainer.files import write_text
-from entrolab.trainer.state import State
+from entrolab.trainer.state import State, shortened
 from entrolab.typing import Array, Key
 
 LIMIT = 16  # failures of a run that are saved; parameters are large
@@ -28,18 +28,19 @@ PLACES = "batch.places"  # name, among the saved columns, of the places of the r
 
 
 def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step: int, update: int,
-         rows: Batch, state: State, metrics: Mapping[str, Array]) -> None:
+         rows: Batch, state: State, metrics: Mapping[str, Array], wrong: list[str]) -> None:
   """Saves the inputs of an update that was not finite in folder/failures: its rows, controlled
   values, key and metrics, and the parameters, once for all failures at the same parameters.
 
-  key: of the run; state: after the update, which did not move it.
+  key: of the run; state: after the update, which did not move it; wrong: what is not finite.
   """
   home = (folder / "failures").resolve()
   place = home / f"step_{step:06d}_update_{update}"
   full = len(set(home.glob("step_*")) - {place}) >= LIMIT
   logging.error(
-      "step %d, update %d: loss, gradient or entropy is not finite; the update was not applied; %s",
-      step, update, f"not saved: {home} has {LIMIT} such updates already" if full else
+      "step %d, update %d: not finite: %s; the update was not applied; %s",
+      step, update, shortened(wrong),
+      f"not saved: {home} has {LIMIT} such updates already" if full else
       f"python scripts/replay_batch.py {place} says where it comes from")
   if full:
     return
@@ -58,6 +59,7 @@ def save(folder: pathlib.Path, experiment: Experiment, key: Key[Array, ""], step
     write_text(place / "failure.json", json.dumps({
         "step": step, "update": update, "optimiser_step": optimiser_step, "params": params,
         "processes": jax.process_count(), "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "not_finite": wrong,
         "metrics": {name: repr(float(x)) for name, x in metrics.items()}}, indent=1) + "\n")
   if not (home / params).is_dir():
     with ocp.StandardCheckpointer() as writer:
@@ -69,7 +71,7 @@ class Failure:
   """A saved update, read back."""
 
   place: pathlib.Path  # its folder
-  record: dict[str, Any]  # failure.json: step, update, key, metrics, where its parameters are
+  record: dict[str, Any]  # failure.json: step, update, key, metrics, faults, path of parameters
   batch: Batch  # as the update saw it
   control: dict[str, np.ndarray]  # controlled values by name
 

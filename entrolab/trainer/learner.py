@@ -24,7 +24,7 @@ from entrolab.models import parameters, transformer
 from entrolab.models.transformer import Params
 from entrolab.ranks import masked_mean
 from entrolab.trainer import metrics, packing
-from entrolab.trainer.state import State
+from entrolab.trainer.state import State, not_finite
 from entrolab.typing import Array, Bool, Int
 
 # statistics that a measurement of the entropy change needs: of the policy before its updates, and
@@ -57,6 +57,7 @@ class Learner:
     self.serve_rollouts = self._served(int8=True) if int8 else self.serve
 
     self.step = jax.jit(self._step, donate_argnums=0)
+    self.faults = jax.jit(self._faults)
     self.forward = jax.jit(self._forward, static_argnums=2)
     self.begin_control = jax.jit(self._begin_control)
     self.prepare = jax.jit(self._prepare)
@@ -176,32 +177,60 @@ class Learner:
             ) -> tuple[State, dict[str, Array]]:
     """(state, batch) -> (state, metrics): gradient, optimiser, controllers, reference.
 
-    An update whose loss, gradient norm or entropy is not finite is not applied: nothing of the
-    state moves, and train/applied is 0.
+    An update is not applied where its loss, gradient norm or entropy, or the parameters, moments or
+    controlled values that it would make, are not finite: nothing of the state moves, and
+    train/applied is 0. Nothing moves either where no row is known: there is nothing to learn from.
     """
-    batch = self.with_noise(batch, state.step)
-    grads, shown, live, scored = self.gradient(state.params, batch, state.control, plan)
-    norm = optax.tree.norm(grads)
-    # replayed rows are of earlier policies; the entropy of a step is that of its new rows
-    replayed = batch.extra.get("replayed", jnp.zeros(1, bool))
-    entropy = masked_mean(live["entropy"], batch.mask & ~replayed[:, None])
-    shown = {**shown, "train/grad_norm": norm, "entropy/exact": entropy,
-             "method/tokens_changed": self.objective.tokens_changed(scored, batch)}
-    if self.on_policy and batch.old_logp is not None:
-      # no forward pass came before: this update is the first to compute what the sampler reported
-      shown |= metrics.logp_difference(live["logp"], batch.old_logp, batch.mask)
-
+    grads, shown = self._measured(state, batch, plan)
     updates, opt = self.tx.update(grads, state.opt, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     new = State(state.step + 1, params, opt,
                 controls.update(self.objective.control, state.control, shown),
                 next_reference(self.experiment.reference, self.experiment.training.updates,
                                state, params))
-    finite = jnp.isfinite(shown["train/loss"]) & jnp.isfinite(norm) & jnp.isfinite(entropy)
-    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+    finite = ~jnp.stack(list(self._flags(state, grads, shown).values())).any()
+    moves = finite & batch.counted.any()
+    new = jax.tree.map(lambda after, before: jnp.where(moves, after, before), new, state)
     shown["train/applied"] = finite.astype(jnp.float32)
     shown.update({f"control/{name}": x for name, x in new.control.items() if x.ndim == 0})
     return new, shown
+
+  def _faults(self, state: State, batch: Batch, plan: packing.Plan | None = None
+              ) -> dict[str, Array]:
+    """Of an update that was not applied: whether loss, gradient, entropy, each leaf of the
+    parameters and moments that it would make, and each controlled value are not finite."""
+    return self._flags(state, *self._measured(state, batch, plan))
+
+  def _measured(self, state: State, batch: Batch, plan: packing.Plan | None
+                ) -> tuple[Params, dict[str, Array]]:
+    """(gradient, metrics) of an update."""
+    batch = self.with_noise(batch, state.step)
+    grads, shown, live, scored = self.gradient(state.params, batch, state.control, plan)
+    # replayed rows are of earlier policies; the entropy of a step is that of its new rows
+    replayed = batch.extra.get("replayed", jnp.zeros(1, bool))
+    entropy = masked_mean(live["entropy"], batch.counted & ~replayed[:, None])
+    shown = {**shown, "train/grad_norm": optax.tree.norm(grads), "entropy/exact": entropy,
+             "method/tokens_changed": self.objective.tokens_changed(scored, batch)}
+    if self.on_policy and batch.old_logp is not None:
+      # no forward pass came before: this update is the first to compute what the sampler reported
+      shown |= metrics.logp_difference(live["logp"], batch.old_logp, batch.mask)
+    return grads, shown
+
+  def _flags(self, state: State, grads: Params, shown: dict[str, Array]) -> dict[str, Array]:
+    """Whether what an update is made of, and what it would make, are not finite, by name."""
+    # the optimiser's arithmetic once more, of which nothing but the flags is stored: the new state
+    # itself can then be selected where the old one lies, without a second copy of it
+    grads, opt, params = jax.lax.optimization_barrier((grads, state.opt, state.params))
+    updates, opt = self.tx.update(grads, opt, params)
+    made = {"parameters": optax.apply_updates(params, updates), "moments": opt}
+    control = controls.update(self.objective.control, state.control, shown)
+    # a controlled value may be NaN until it is first measured
+    lost = lambda name, x: (~jnp.isfinite(x) & jnp.isfinite(state.control[name])).any()
+    spoilt = {f"controlled value {name}": lost(name, x) for name, x in control.items()}
+    return {"loss": ~jnp.isfinite(shown["train/loss"]),
+            "gradient": ~jnp.isfinite(shown["train/grad_norm"]),
+            "entropy": ~jnp.isfinite(shown["entropy/exact"]),
+            **{f"new {name}": flag for name, flag in not_finite(made).items()}, **spoilt}
 
   def gradient(self, params: Params, batch: Batch, control: controls.State,
                plan: packing.Plan | None = None) -> microbatch.Gradient:

@@ -43,18 +43,23 @@ def plain_numbers(metrics: Metrics) -> dict[str, Any]:
 class Log:
   """Writes into a run directory; only process 0 does.
 
-  cursor, step: of the checkpoint that a run resumes from. What was written after it is cut, so that
-  the files of a resumed run equal those of one that never stopped.
+  cursor, step: of the checkpoint that a run resumes from; before: its evaluation before training.
+  What was written after the checkpoint is cut, so that the files of a resumed run equal those of
+  one that never stopped. Metrics that are not those of the checkpoint are rebuilt, which is said.
   """
 
-  def __init__(self, folder: pathlib.Path, cursor: int = 0, step: int = 0):
+  def __init__(self, folder: pathlib.Path, cursor: int = 0, step: int = 0,
+               before: Metrics | None = None):
     self.folder, self.lead = folder, jax.process_index() == 0
     self.path = folder / "metrics.jsonl"
     if not self.lead:
       return
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    with open(self.path, "ab") as file:
-      file.truncate(cursor)
+    if is_whole(self.path, cursor, step):
+      with open(self.path, "ab") as file:
+        file.truncate(cursor)
+    else:
+      print(rebuilt(self.path, step, before or {}), flush=True)
     for path in (folder / "samples").glob("step_*.jsonl"):
       if int(path.stem.removeprefix("step_")) > step:
         path.unlink()
@@ -98,14 +103,49 @@ class Log:
           "step": step, "prompt": prompt, "answer": answer,
           "tokens": [tokenizer.decode([int(t)]) for t in tokens[row][on]],
           "ids": tokens[row][on].tolist(), "entropy": np.round(entropy[row][on], 4).tolist(),
-          "logp": np.round(logp[row][on], 4).tolist(), "verdict": status,
-          "why": why, "reward": float(rewards[row])}))
+          "logp": np.round(logp[row][on], 4).tolist(), "verdict": status, "why": why,
+          **plain_numbers({"reward": rewards[row]})}))
     write_text(self.folder / "samples" / f"step_{step:06d}.jsonl", "\n".join(lines) + "\n")
 
   def close(self) -> None:
     """Flushes the events."""
     if self.lead:
       self.events.close()
+
+
+def is_whole(path: pathlib.Path, cursor: int, step: int) -> bool:
+  """Whether the first `cursor` bytes of metrics.jsonl are there, and end with the row of `step`."""
+  if cursor == 0:
+    return True
+  if not path.is_file() or path.stat().st_size < cursor:
+    return False
+  rows = path.read_bytes()[:cursor].splitlines(keepends=True)
+  return rows[-1].endswith(b"\n") and _step(rows[-1]) == step
+
+
+def rebuilt(path: pathlib.Path, step: int, before: Metrics) -> str:
+  """Writes metrics.jsonl anew up to a step, from the rows that can be read and the evaluation
+  before training; returns the sentence that says which steps have no row."""
+  rows: dict[int, bytes] = {}
+  for row in path.read_bytes().splitlines() if path.is_file() else []:
+    of = _step(row)
+    if of is not None and of <= step:
+      rows.setdefault(of, row)  # the evaluation after training repeats the last step
+  if before and 0 not in rows:
+    rows[0] = json.dumps(plain_numbers({"step": 0, "tokens": 0, "seconds": 0.0, **before})).encode()
+  write_text(path, "".join(rows[of].decode() + "\n" for of in sorted(rows)))
+  missing = [of for of in range(step + 1) if of not in rows]
+  return (f"{path} is not what the checkpoint of step {step} was written with: rebuilt from what "
+          f"can be read; no row for {len(missing)} of its steps"
+          + (f", {missing[0]} to {missing[-1]}" if missing else ""))
+
+
+def _step(row: bytes) -> int | None:
+  """The step of a row of metrics.jsonl; None for a row that cannot be read."""
+  try:
+    return int(json.loads(row)["step"])
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def line(step: int, steps: int, m: Metrics, seconds: float) -> str:
@@ -125,6 +165,12 @@ def line(step: int, steps: int, m: Metrics, seconds: float) -> str:
            f"{m['rollout/tokens_per_second']:,.0f} tok/s",
            f"{minutes}:{rest:02d} left")
   return "  ".join(parts)
+
+
+def left_out(evaluation: Metrics) -> str:
+  """How many samples an evaluation has left out, as the end of a sentence; empty for none."""
+  share = evaluation["eval/unknown"]
+  return f"; {share:.1%} of the samples have no verdict and are left out" if share else ""
 
 
 def verdict(before: Metrics, after: Metrics, ks: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from entrolab.experiment import Experiment
 from entrolab.rollout import compilations
 from entrolab.trainer import alarms, checkpoint, explain, log, report
 from entrolab.trainer.files import check_shared, scratch, write_text
-from entrolab.trainer.state import State
+from entrolab.trainer.state import State, check_finite
 from entrolab.trainer.step import Lab, train_step
 
 AGREE_EVERY = 10  # steps between checks that all hosts have the same state
@@ -41,7 +41,8 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   check_shared(folder)
   lab = Lab(experiment)
   sharding.agree({"the configuration": config.config_hash(experiment),
-                  "the mesh": dict(lab.mesh.shape), "the data": lab.data.name})
+                  "the mesh": dict(lab.mesh.shape), "the data": lab.data.name,
+                  "the content of the data": experiment.task.identity()})
   print(explain.batch_sentence(experiment), flush=True)
   for sentence in explain.warnings(experiment):
     print(f"note: {sentence}", flush=True)
@@ -49,11 +50,12 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   saved = checkpoint.Checkpoints(folder / "checkpoints", experiment.saving)
   state, progress, cursor = start_or_resume(lab, saved, folder, allow_config_change)
   check_hosts(lab, state, f"before step {progress.step}")
+  check_finite(state, f"nothing can be learned before step {progress.step}")
   if jax.process_index() == 0:
     described = {**describe(lab, source), "changes": progress.changes}
     write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
 
-  out = log.Log(folder, cursor, progress.step)
+  out = log.Log(folder, cursor, progress.step, progress.before)
   session = Session(lab, progress, saved, out, started - progress.seconds)
   try:
     result = loop(session, state)
@@ -77,7 +79,8 @@ def loop(session: "Session", state: State) -> dict[str, Any]:
     progress.before = lab.evaluate(state.params)
     session.write(0, progress.before)
     print(f"before: pass@1 {progress.before.get('eval/pass@1', float('nan')):.3f}  "
-          f"entropy {progress.before['eval/entropy']:.3f}", flush=True)
+          f"entropy {progress.before['eval/entropy']:.3f}{log.left_out(progress.before)}",
+          flush=True)
 
   with stop_signals() as stopped:
     # hosts agree on it, since a signal may reach one of them alone
@@ -93,7 +96,8 @@ def loop(session: "Session", state: State) -> dict[str, Any]:
 
   after = lab.evaluate(state.params)
   session.write(progress.step, after)
-  print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems\n"
+  print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems"
+        f"{log.left_out(after)}\n"
         f"  {log.verdict(progress.before, after, lab.experiment.evaluation.ks)}", flush=True)
   return {"before": progress.before, "after": after, "finished": True}
 
@@ -184,10 +188,13 @@ class Session:
                           "seconds": round(time.time() - self.started, 3), **metrics})
 
   def save(self, state: State) -> None:
-    """Starts to write a checkpoint of the whole run."""
+    """Starts to write a checkpoint of the whole run. Raises FloatingPointError, and writes none,
+    where its parameters or moments are not finite."""
+    check_finite(state, f"no checkpoint is written of step {self.progress.step}")
     self.progress.seconds = time.time() - self.started
     self.saved.save(self.progress.step, self.lab.checkpoint_state(state), {
         "mathematics": config.mathematics(self.lab.experiment),
+        "identity": self.lab.experiment.task.identity(),
         "data": self.lab.in_flight.position.decode(), "cursor": self.out.cursor,
         "progress": dataclasses.asdict(self.progress)})
 
@@ -224,14 +231,26 @@ def start_or_resume(lab: Lab, saved: checkpoint.Checkpoints, folder: pathlib.Pat
 
 
 def check_same(experiment: Experiment, meta: dict[str, Any], allow: bool) -> list[str]:
-  """The leaves in which a saved run differs. Raises ValueError with them unless allowed."""
+  """The leaves in which a saved run differs. Raises ValueError with them unless allowed.
+
+  The content of the data is one of them: a position in other rows is another position.
+  """
+  was, content = meta.get("identity", ""), experiment.task.identity()
+  replaced = []
+  if was != content:
+    replaced = [f"content of the data: sha256 {was or 'none'} -> {content or 'none'}"]
+  if replaced and not allow:
+    raise ValueError(f"the rows of {experiment.task!r} are not those that this run was started "
+                     f"with (sha256 was {was or 'not recorded'}, is {content or 'not recorded'}); "
+                     "put the old rows back, choose another --workdir, or --allow_config_change to "
+                     "go on with the new rows and record the change")
   now = json.loads(json.dumps(config.mathematics(experiment)))
   changed = config.diff(meta["mathematics"], now)
   if changed and not allow:
     raise ValueError("this run was started with another configuration; choose another --workdir, "
                      "or --allow_config_change to go on and record the change:\n  "
                      + "\n  ".join(changed))
-  return changed
+  return changed + replaced
 
 
 def check_hosts(lab: Lab, state: State, when: str) -> None:
@@ -250,6 +269,7 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   return {"name": lab.experiment.name, "source": source,
           "hash": config.config_hash(lab.experiment),
+          "data": lab.experiment.task.identity(),
           "experiment": config.to_dict(lab.experiment),
           "plan": explain.plan(lab.experiment, lab.config),
           "versions": {name: importlib.metadata.version(name) for name in packages},

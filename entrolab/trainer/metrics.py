@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from entrolab.analysis import entropy_change
 from entrolab.batch import Batch
 from entrolab.objective import Objective
-from entrolab.ranks import masked_mean
-from entrolab.typing import Array, Bool, Float
+from entrolab.ranks import all_equal, known_mean, masked_mean
+from entrolab.typing import Array, Bool, Float, real
 
 
 @partial(jax.jit, static_argnames=("samples", "top_p"))
@@ -24,7 +24,8 @@ def of_rollout(before: dict[str, Array], batch: Batch, sampler_logp: Float[Array
   before: statistics of the policy that is to be updated, at least logp and entropy.
   sampler_logp: log-probs that the sampler reported; None where the trainer computed none to compare
     them with.
-  samples: G.
+  samples: G. Rows of unknown verdict are in no mean of rewards, nor in the accuracy, which are NaN
+  where nothing is known; their share is reward/unknown.
   top_p: of the nucleus, where `before` has its entropy.
   """
   mask = batch.mask
@@ -34,11 +35,11 @@ def of_rollout(before: dict[str, Array], batch: Batch, sampler_logp: Float[Array
       "entropy/exact": masked_mean(before["entropy"], mask),
       "entropy/sequence": masked_mean(before["entropy"], mask, axis=1).mean(),
       "entropy/surprisal": -masked_mean(before["logp"], mask),
-      "reward/mean": batch.rewards.mean(),
-      "reward/std": batch.rewards.std(),
-      "reward/accuracy": share(batch.verdict == 1),
+      "reward/mean": _mean(batch.rewards),
+      "reward/std": _deviation(batch.rewards),
+      "reward/accuracy": _mean(jnp.where(batch.verdict < 0, jnp.nan, real(batch.verdict == 1))),
       "reward/unknown": share(batch.verdict == -1),
-      "rollout/groups_with_signal": share((rewards != rewards[:, :1]).any(1)),
+      "rollout/groups_with_signal": share(~all_equal(rewards)),
       "rollout/finished": share(batch.finished),
       "rollout/tokens": mask.sum(),
       "response_length/mean": mask.sum(1).astype(jnp.float32).mean()}
@@ -47,6 +48,17 @@ def of_rollout(before: dict[str, Array], batch: Batch, sampler_logp: Float[Array
   if sampler_logp is not None:
     shown |= logp_difference(before["logp"], sampler_logp, mask)
   return shown
+
+
+def _mean(x: Float[Array, " B"]) -> Float[Array, ""]:
+  """Of the entries that are known; NaN where none is."""
+  return jnp.where(jnp.isnan(x).all(), jnp.nan, known_mean(x))
+
+
+def _deviation(x: Float[Array, " B"]) -> Float[Array, ""]:
+  """Of the entries that are known, over their number."""
+  part = jnp.sqrt(_mean(jnp.square(x - _mean(x))))
+  return jnp.where(jnp.isnan(x).any(), part, x.std())
 
 
 def logp_difference(logp: Float[Array, "B T"], sampler_logp: Float[Array, "B T"],
@@ -68,5 +80,6 @@ def of_updates(objective: Objective, before: dict[str, Array], after: dict[str, 
   adv = batch.adv
   if adv is None:  # the current policy alone shapes it
     adv = objective.shaped({**batch.columns(), **before})["adv"]
-  return {**entropy_change.account(before, after, adv, batch.mask),
-          "train/ppo_kl": masked_mean(before["logp"] - after["logp"], batch.mask)}
+  mask = batch.counted
+  return {**entropy_change.account(before, after, adv, mask),
+          "train/ppo_kl": masked_mean(before["logp"] - after["logp"], mask)}

@@ -23,7 +23,7 @@ from entrolab.tasks.task import Tokenizer
 from entrolab.trainer import evaluate, failures, metrics
 from entrolab.trainer.learner import AFTER, BEFORE, Learner
 from entrolab.trainer.packing import Plan
-from entrolab.trainer.state import State
+from entrolab.trainer.state import State, names
 from entrolab.typing import Array, Float
 
 # ---- The parts of a run ------------------------------------------------------------------------
@@ -256,7 +256,8 @@ def update(lab: Lab, state: State, step: int, batch: Batch, replayed: Batch | No
     lab.plan_shapes.add(None if plan is None else plan.shape)
     state, shown = learner.step(state, rows, plan)
     if not bool(shown["train/applied"]):  # waits for the update
-      failures.save(folder, lab.experiment, lab.key, step, number, rows, state, shown)
+      wrong = names(learner.faults(state, rows, plan))
+      failures.save(folder, lab.experiment, lab.key, step, number, rows, state, shown, wrong)
     of_updates.append({**shown, "train/padding": padding})
   means = {name: np.mean([float(shown[name]) for shown in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
