@@ -16,7 +16,7 @@ from entrolab.models import gguf, huggingface, huggingface_tokenizer, tiny, tran
 from entrolab.rollout import decode
 
 PARITY = pathlib.Path(__file__).parent / "parity"
-NAMES = ("llama", "llama_tied", "llama3", "qwen2", "qwen3")
+NAMES = ("llama", "llama_tied", "llama3", "qwen2", "qwen3", "yarn")
 
 
 def logits(config, params, tokens):

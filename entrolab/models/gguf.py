@@ -67,7 +67,7 @@ def read_config(facts: _Facts, tied: bool) -> Config:
     return facts(f"{kind}.{key}", types, default)
 
   for key in facts.fields:
-    off = key.startswith(f"{kind}.rope.scaling") and facts.fields[key].contents() not in ("none", 1)
+    off = key.startswith(f"{kind}.rope.scal") and facts.fields[key].contents() not in ("none", 1)
     if off or key.startswith((f"{kind}.expert", f"{kind}.attention.sliding_window")):
       raise ValueError(f"{facts.path}: {key}={facts.fields[key].contents()} is not supported")
 

@@ -3,22 +3,17 @@
 What this decoder would compute differently is refused.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from entrolab.models.parameters import Config, Stretch
+from entrolab.models import huggingface_rope
+from entrolab.models.parameters import Config
 
 ARCHITECTURES = dict(llama="LlamaForCausalLM", qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM")
 # switches of config.json that change what a decoder computes, and have no counterpart here
 OFF = ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "quantization_config")
-# fields of Stretch, and their names in config.json
-STRETCH = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor",
-           "original": "original_max_position_embeddings"}
-# entries about rotary positions that any model may have
-PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -72,14 +67,15 @@ def read_config(path: pathlib.Path) -> Config:
   dim = size("head_dim", even)
   if dim % 2:
     raise ValueError(f"{where}: head_dim={dim} must be even to be rotated by halves")
-  theta, stretch = _read_rope(facts, where)
+  longest = size("max_position_embeddings")
+  theta, stretch = huggingface_rope.read(facts, longest, where)
   return Config(
       vocab_size=size("vocab_size"), width=width, layers=size("num_hidden_layers"), heads=heads,
       kv_heads=size("num_key_value_heads", heads if kind == "llama" else None), head_dim=dim,
       mlp_width=size("intermediate_size"), rope_theta=theta, rope_stretch=stretch,
       norm_eps=float(facts.get("rms_norm_eps", 1e-6)),
       tied=bool(facts.get("tie_word_embeddings", False)), qkv_bias=kind == "qwen2",
-      qk_norm=kind == "qwen3", max_length=size("max_position_embeddings"))
+      qk_norm=kind == "qwen3", max_length=longest)
 
 
 def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> dict[str, Any]:
@@ -94,40 +90,9 @@ def describe(config: Config, dtype: str = "float32", tokenizer: Any = None) -> d
       num_key_value_heads=config.kv_heads, head_dim=config.head_dim, hidden_act="silu",
       max_position_embeddings=config.max_length, rms_norm_eps=config.norm_eps,
       tie_word_embeddings=config.tied, torch_dtype=dtype,
-      **_describe_rope(config.rope_theta, config.rope_stretch))
+      **huggingface_rope.describe(config.rope_theta, config.rope_stretch))
   # None, because the class defaults name ids that this vocabulary may not have
   facts |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
   if tokenizer is not None:
     facts |= dict(eos_token_id=list(tokenizer.stop_ids), pad_token_id=tokenizer.pad_id)
   return facts
-
-
-def _read_rope(facts: Mapping[str, Any], where: str) -> tuple[float, Stretch | None]:
-  """(theta, stretch) of a config.json. Raises ValueError for another kind or partial rotation."""
-  plain, stretch = facts.get("rope_parameters") or {}, None
-  for key in ("rope_scaling", "rope_parameters"):  # older and newer files
-    kind = facts.get(key) or {}
-    name = kind.get("rope_type", kind.get("type", "default")) if isinstance(kind, dict) else kind
-    extra = set(STRETCH.values()) if name == "llama3" else set()
-    if name not in ("default", "llama3") or kind.keys() - PLAIN_ROPE != extra:
-      raise ValueError(f"{where}: {key}={kind} is not supported; known: default, and llama3 with "
-                       f"{', '.join(STRETCH.values())}")
-    if name == "llama3":
-      stretch = Stretch(**{ours: kind[theirs] for ours, theirs in STRETCH.items()})
-  for given in (facts, plain):
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
-      raise ValueError(f"{where}: partial_rotary_factor={given['partial_rotary_factor']} is not "
-                       "supported; positions rotate whole heads")
-  bases = {float(given["rope_theta"]) for given in (facts, plain) if given.get("rope_theta")}
-  if len(bases) > 1:
-    raise ValueError(f"{where}: two values of rope_theta: {sorted(bases)}")
-  return bases.pop() if bases else 1e4, stretch
-
-
-def _describe_rope(theta: float, stretch: Stretch | None) -> dict[str, Any]:
-  """The entries of a config.json that `_read_rope` reads."""
-  if stretch is None:
-    return {"rope_theta": theta}
-  values = dataclasses.asdict(stretch)
-  scaling = {theirs: values[ours] for ours, theirs in STRETCH.items()}
-  return {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3", **scaling}}

@@ -27,12 +27,39 @@ Remat = Literal["none", "block", "dots"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
-  """Llama 3.1's change of the rotary frequencies, see `rope.stretched`."""
+class Linear:
+  """All rates of the rotary embedding divided by a factor."""
+  factor: float  # of every wave length
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3:
+  """Llama 3.1's change of the rotary frequencies, see `rope.llama3`."""
   factor: float  # by which long waves get longer
   low: float  # waves longer than original / low are long
   high: float  # waves shorter than original / high stay
   original: int  # tokens of context before the change
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+  """YaRN's change of the rotary frequencies, see `rope.yarn`."""
+  factor: float  # by which slow waves get longer
+  original: int  # tokens of context before the change
+  gain: float  # of rotated queries and of rotated keys
+  fast: float = 32.0  # turns over `original` from which on a wave stays
+  slow: float = 1.0  # turns over `original` up to which a wave is slow
+  truncate: bool = True  # whether the places of `fast` and `slow` are rounded outwards
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportional:
+  """Rotation of a part of each head, whose other pairs stay as they are."""
+  part: float  # of the pairs of a head, 0 to 1
+  factor: float = 1.0  # of the wave lengths
+
+
+Stretch = Linear | Llama3 | Yarn | Proportional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +76,7 @@ class Config:
   head_dim: int  # dh, width of a head
   mlp_width: int  # of the feed-forward layers
   rope_theta: float = 1e4  # base of the wave lengths of the rotary embedding
-  rope_stretch: Stretch | None = None  # Llama 3.1's change of these wave lengths
+  rope_stretch: Stretch | None = None  # a change of these wave lengths
   norm_eps: float = 1e-5  # added to the mean square in every norm
   tied: bool = True  # the embedding is the output matrix too
   qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)

@@ -117,12 +117,23 @@ def _read(stack: Float[Array, "L rows K S dh"], layer: Int[Array, ""],
   return jax.lax.dynamic_slice(stack, (layer, 0, 0, 0, 0), size)[0]
 
 
-def _rates(config: Config) -> Float[Array, " h"]:
-  """Radians a position by which each pair of a head is rotated."""
-  rate = rope.rates(config.head_dim, config.rope_theta)
-  if config.rope_stretch is None:
-    return rate
-  return rope.stretched(rate, **dataclasses.asdict(config.rope_stretch))
+def _rotation(config: Config) -> tuple[Float[Array, " h"], float]:
+  """(radians a position by which each pair of a head is rotated, factor of what was rotated)."""
+  theta = config.rope_theta
+  rate = rope.rates(config.head_dim, theta)
+  match config.rope_stretch:
+    case None:
+      return rate, 1.0
+    case parameters.Linear(factor):
+      return rate / factor, 1.0
+    case parameters.Llama3() as change:
+      return rope.llama3(rate, **dataclasses.asdict(change)), 1.0
+    case parameters.Proportional() as change:
+      return rope.proportional(rate, **dataclasses.asdict(change)), 1.0
+    case parameters.Yarn() as change:
+      knobs = dataclasses.asdict(change)
+      gain = knobs.pop("gain")
+      return rope.yarn(rate, theta=theta, **knobs), gain
 
 
 def _project(config: Config, params: Params, h: Float[Array, "B N D"],
@@ -136,8 +147,9 @@ def _project(config: Config, params: Params, h: Float[Array, "B N D"],
   if config.qk_norm:
     q = _norm(q, params["q_norm"], config.norm_eps)
     k = _norm(k, params["k_norm"], config.norm_eps)
-  q = rope.rotate(q, positions, _rates(config))
-  k = rope.rotate(k, positions, _rates(config))
+  rate, gain = _rotation(config)
+  q = rope.rotate(q, positions, rate, gain)
+  k = rope.rotate(k, positions, rate, gain)
   # positions next to the head: those of a head then lie together in the cache
   return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 

@@ -2,14 +2,18 @@
 
 A task is a frozen dataclass. Its repr is the same in every process, because a checkpoint names its
 data by it.
+
+Evaluation does not train on itself: what makes a problem (`Task.question`, such as its operands in
+sorted order) decides whether it is for training or for evaluation, the same for every seed; no
+problem is twice in an evaluation, and every seed has the same evaluation problems.
 """
 
 import dataclasses
 import operator
 import types
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +21,9 @@ from entrolab.typing import name_of
 from entrolab.verify import Verdict, vote
 
 SPLITS = ("train", "eval")
+DRAWS = 4096  # of an evaluation, among which its distinct problems are found
+TRIES = 100_000  # draws in search of a problem of one part
+T = TypeVar("T")
 _NAMED = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
 
 
@@ -34,11 +41,13 @@ class Lazy(Sequence):
 
   name: its repr, the same in every process.
   listed: whether they are rows of a finite list, whose prompts may be longer than the task allows.
+  left_out: reason -> how many rows of the source are not among the examples for that reason.
   """
 
   def __init__(self, size: int, make: Callable[[int], Example], name: str, *,
-               listed: bool = False) -> None:
+               listed: bool = False, left_out: Mapping[str, int] | None = None) -> None:
     self.size, self.make, self.name, self.listed = size, make, name, listed
+    self.left_out = {reason: count for reason, count in (left_out or {}).items() if count}
 
   def __len__(self) -> int:
     return self.size
@@ -53,6 +62,42 @@ class Lazy(Sequence):
     return self.name
 
 
+class Distinct(Lazy):
+  """The distinct problems of `draw(0), draw(1), ...`, DRAWS of them, each where it comes first.
+
+  question: what makes two examples the same problem, as `Task.question`. Draws are made as far as
+  an index asks for; only the length needs all of them.
+  """
+
+  def __init__(self, draw: Callable[[int], Example], question: Callable[[Example], str],
+               name: str) -> None:
+    super().__init__(DRAWS, self._found, name)
+    self._draw, self._question = draw, question
+    self._examples: dict[str, Example] = {}  # by their question, in the order of the draws
+    self._order: list[str] = []  # the questions
+    self._drawn = 0  # draws so far
+
+  def _until(self, count: int) -> None:
+    """Draws until `count` problems are found or no draw is left."""
+    while len(self._order) < count and self._drawn < DRAWS:
+      example = self._draw(self._drawn)
+      self._drawn += 1
+      question = self._question(example)
+      if question not in self._examples:
+        self._examples[question] = example
+        self._order.append(question)
+
+  def _found(self, at: int) -> Example:
+    self._until(at + 1)
+    if at >= len(self._order):
+      raise IndexError(f"{self.name}: example {at} of {len(self._order)} distinct problems")
+    return self._examples[self._order[at]]
+
+  def __len__(self) -> int:
+    self._until(DRAWS)
+    return len(self._order)
+
+
 def part_of(split: str) -> int:
   """0 for train, 1 for eval. Raises ValueError for another split."""
   if split not in SPLITS:
@@ -61,8 +106,25 @@ def part_of(split: str) -> int:
 
 
 def held_out(text: str, one_in: int) -> bool:
-  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed."""
+  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed.
+
+  The text must be the same for all forms of a problem, as that of `operands` is.
+  """
   return zlib.crc32(text.encode()) % one_in == 0
+
+
+def operands(text: str) -> str:
+  """The words of a text in sorted order: the same for 3 + 7 and 7 + 3."""
+  return " ".join(sorted(text.replace(",", " ").split()))
+
+
+def drawn(draw: Callable[[], T], wanted: Callable[[T], bool], what: str) -> T:
+  """The first draw that is wanted. Raises ValueError, naming `what`, where TRIES have none."""
+  for _ in range(TRIES):
+    found = draw()
+    if wanted(found):
+      return found
+  raise ValueError(f"{what}: no such problem in {TRIES} draws; a larger range of problems has some")
 
 
 def stable_repr(self: Any) -> str:
@@ -115,7 +177,10 @@ class Task(Protocol):
     ...
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The examples of a split, "train" or "eval". Raises ValueError for another split."""
+    """The examples of a split, "train" or "eval"; those of "eval" are the same for every seed.
+
+    The two share no problem, by `question`. Raises ValueError for another split.
+    """
     ...
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
@@ -134,6 +199,18 @@ class Task(Protocol):
   def key(self, text: str) -> str | None:
     """The text by which a vote compares responses; None for a response without an answer."""
     return vote.key(text)
+
+  def question(self, example: Example) -> str:
+    """What makes two examples the same problem: the words of the prompt in sorted order, and the
+    answer. An evaluation has every question once; intervals count questions, not rows."""
+    return f"{operands(example.prompt)} -> {example.answer}"
+
+  def identity(self) -> str:
+    """A sha256 of the content that the task reads; empty where it is a function of its fields.
+
+    A checkpoint names its data by the repr of the task, which says nothing of the rows of a file.
+    """
+    return ""
 
   def solution(self, example: Example) -> str:
     """A right response, for supervised fine-tuning. Raises TypeError where the task has none."""
