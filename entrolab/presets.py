@@ -16,7 +16,7 @@ from entrolab.experiment import Evaluation, Experiment, Mesh, Model, Saving, Tra
 from entrolab.objective import Objective
 from entrolab.rollout.plain import Plain
 from entrolab.rollout.strategy import Sampling
-from entrolab.tasks.task import Task
+from entrolab.tasks.task import Task, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ class HuggingFace:
     for place in places:
       if (place / "config.json").is_file():
         config, params = huggingface.load(place)
-        return config, params, huggingface_tokenizer.Tokenizer(place)
+        tokenizer = huggingface_tokenizer.Tokenizer(place)
+        check_sizes(tokenizer, config.vocab_size)
+        return config, params, tokenizer
     raise FileNotFoundError(
         f"model {self.name!r}: no config.json in {', '.join(map(str, places))}; download it with "
         f"`huggingface-cli download {self.name} --local-dir $ENTROLAB_MODELS/{self.name}` and set "

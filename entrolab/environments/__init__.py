@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from entrolab.tasks.task import Environment, Example, Lazy, Step, Task, Tokenizer
+from entrolab.tasks.task import Environment, Example, Lazy, Step, Task, Tokenizer, opened
 from entrolab.verify import Verdict
 
 SUCCESS = 1.0  # an episode is right if the sum of its rewards is at least this
@@ -37,7 +37,7 @@ class Spoken(Environment, Protocol):
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the opening text."""
-    return tokenizer.encode(self.reset(example)[1])
+    return opened(tokenizer, tokenizer.encode(self.reset(example)[1]))
 
   def key(self, text: str) -> str | None:
     """All actions: what a vote compares."""

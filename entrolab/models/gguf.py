@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from entrolab.models import chat_template
 from entrolab.models.huggingface import Stored, assemble
 from entrolab.models.huggingface_config import write_json
-from entrolab.models.huggingface_tokenizer import check_template
+from entrolab.models.huggingface_tokenizer import byte_level, signs
 from entrolab.models.parameters import Config, Params
+from entrolab.tasks import spelling
+from entrolab.tasks.automaton import Pieces
+from entrolab.tasks.task import opening
 
 ARCHITECTURES = ("llama", "qwen2")
 NAMES = {  # tensors of a layer: Hugging Face below model.layers.N -> here below blk.N
@@ -183,30 +187,37 @@ def _bpe(tokens: list[str], merges: list[str], types: list[int], pre: str):
   return fast
 
 
-def _signs() -> dict[int, str]:
-  """The character that byte-level BPE writes each byte as: itself where that is visible."""
-  shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  hidden = [byte for byte in range(256) if byte not in shown]
-  return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-
-
 class Tokenizer:
   """The byte-level BPE of a GGUF file, and its chat template in jinja's sandbox."""
 
-  def __init__(self, fast, name: str, *, eos_id: int, pad_id: int, template: str | None):
-    """fast: a `tokenizers.Tokenizer`. Raises ValueError for a template that is too long."""
+  def __init__(self, fast, name: str, *, eos_id: int, pad_id: int, template: str | None,
+               bos_id: int | None = None, unk_id: int | None = None, opens: bool = False):
+    """fast: a `tokenizers.Tokenizer`; opens: whether bos_id begins every sequence.
+
+    Raises ValueError for a template that is too long, an id outside the vocabulary, and a sequence
+    that begins with no token.
+    """
     self.fast, self.name, self.template = fast, name, template
     self.vocab_size = fast.get_vocab_size()
-    for what, at in (("eos", eos_id), ("pad", pad_id)):
-      if not 0 <= at < self.vocab_size:
+    if opens and bos_id is None:
+      raise ValueError(f"{name}: sequences begin with a token that is not named; bos_id is missing")
+    for what, at in (("eos", eos_id), ("pad", pad_id), ("bos", bos_id), ("unk", unk_id)):
+      if at is not None and not 0 <= at < self.vocab_size:
         raise ValueError(f"{name}: {what} id {at} is no token id below {self.vocab_size}")
-    check_template(name, template or "")
+    chat_template.check(name, template or "")
     self.eos_id, self.pad_id = eos_id, pad_id
+    self.bos_id, self.unk_id = bos_id, unk_id
+    self.opening = (bos_id,) if opens and bos_id is not None else ()
+    if self.opening:  # so that what is saved begins sequences as well
+      from tokenizers.processors import TemplateProcessing
+      begin = fast.id_to_token(bos_id)
+      fast.post_processor = TemplateProcessing(single=[begin, "$A"], special_tokens=[
+          (begin, bos_id)])
     end = fast.token_to_id(END)
     self.stop_ids = (eos_id,) if end in (None, eos_id) else (eos_id, end)
-    self._skip = {pad_id, *self.stop_ids}
+    self.skip = {pad_id, *self.stop_ids}
     known = fast.get_vocab()
-    self._lost = frozenset(byte for byte, sign in _signs().items() if sign not in known)
+    self._lost = frozenset(byte for byte, sign in signs().items() if sign not in known)
 
   @classmethod
   def of(cls, facts: _Facts) -> "Tokenizer":
@@ -228,8 +239,13 @@ class Tokenizer:
     fast = _bpe(tokens, merges, types, pre)
     eos = facts("tokenizer.ggml.eos_token_id", int)
     name = facts("general.basename", str, facts.path.stem)
+    # one that is not there is None
+    maybe = lambda key: facts(key, int) if key in facts.fields else None
     return cls(fast, name, eos_id=eos, pad_id=facts("tokenizer.ggml.padding_token_id", int, eos),
-               template=facts("tokenizer.chat_template", str, "") or None)
+               template=facts("tokenizer.chat_template", str, "") or None,
+               bos_id=maybe("tokenizer.ggml.bos_token_id"),
+               unk_id=maybe("tokenizer.ggml.unknown_token_id"),
+               opens=facts("tokenizer.ggml.add_bos_token", bool, False))
 
   def encode(self, text: str) -> list[int]:
     """Token ids; nothing is added. Raises ValueError for a character with a byte that has no token
@@ -241,30 +257,43 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text, padding and stop tokens left out."""
-    text_ids = [int(i) for i in ids if int(i) not in self._skip]
+    text_ids = [int(i) for i in ids if int(i) not in self.skip]
     return self.fast.decode(text_ids, skip_special_tokens=False)
 
   def chat(self, messages: list[dict[str, str]]) -> str:
     """The prompt of a conversation, up to where the answer begins. Raises ValueError where the file
     has no template or it fails."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     if self.template is None:
       raise ValueError(f"{self.name} has no chat template; use a task with a plain prompt")
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    try:
-      return jinja.from_string(self.template).render(messages=messages, add_generation_prompt=True)
-    except TemplateError as error:
-      raise ValueError(f"{self.name}: the chat template failed: {error}") from error
+    return chat_template.render(self.name, self.template, messages, self.special())
+
+  def special(self) -> dict[str, str]:
+    """The texts of the special tokens by the names that templates have for them."""
+    ids = dict(bos_token=self.bos_id, eos_token=self.eos_id, pad_token=self.pad_id,
+               unk_token=self.unk_id)
+    return {name: self.fast.id_to_token(at) for name, at in ids.items() if at is not None}
 
   def save(self, folder: str | os.PathLike) -> None:
     """tokenizer.json and tokenizer_config.json for transformers' AutoTokenizer, and
     generation_config.json with the stop tokens."""
-    folder, text = pathlib.Path(folder), self.fast.id_to_token
+    folder = pathlib.Path(folder)
     self.fast.save(str(folder / "tokenizer.json"))
-    facts = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token=text(self.eos_id),
-                 pad_token=text(self.pad_id), clean_up_tokenization_spaces=False)
+    facts = dict(tokenizer_class="PreTrainedTokenizerFast", **self.special(),
+                 clean_up_tokenization_spaces=False)
     facts |= {} if self.template is None else dict(chat_template=self.template)
     write_json(folder / "tokenizer_config.json", facts)
     write_json(folder / "generation_config.json",
                dict(eos_token_id=list(self.stop_ids), pad_token_id=self.pad_id))
+
+
+@opening.register
+def _(tokenizer: Tokenizer) -> tuple[int, ...]:
+  return tokenizer.opening
+
+
+@spelling.pieces.register
+def _(tokenizer: Tokenizer, ids: Sequence[int]) -> Pieces:
+  """The bytes of the tokens."""
+  found = [b"" if at in tokenizer.skip else byte_level(tokenizer.fast.id_to_token(at))
+           for at in ids]
+  return Pieces(found, [found])

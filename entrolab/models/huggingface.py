@@ -24,6 +24,7 @@ from safetensors import numpy as safetensors
 from entrolab.models import parameters
 from entrolab.models.huggingface_config import describe, read_config, read_json, write_json
 from entrolab.models.parameters import Config, Parameter, Params
+from entrolab.tasks.task import within
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SAVED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -245,6 +246,8 @@ def save(folder: str | os.PathLike, config: Config, params: Params, *,
     raise ValueError(f"dtype={dtype!r}; choices: {', '.join(SAVED)}")
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise FileExistsError(f"{folder}: exists already; a checkpoint is not written over")
+  if tokenizer is not None:
+    within((*tokenizer.stop_ids, tokenizer.pad_id), config.vocab_size, f"{folder}: its tokenizer")
   facts = describe(config, dtype, tokenizer)
   folder.parent.mkdir(parents=True, exist_ok=True)
   staged = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex}")

@@ -1,31 +1,65 @@
 """The tokenizer of a folder in the Hugging Face layout, with its chat template and stop tokens."""
 
+import functools
+import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
+from entrolab.models import chat_template
 from entrolab.models.huggingface_config import read_json, write_json
+from entrolab.tasks import spelling
+from entrolab.tasks.automaton import Pieces
+from entrolab.tasks.task import opening
 
-TEMPLATE_LIMIT = 65536  # characters of a chat template
+
+@functools.cache
+def signs() -> dict[int, str]:
+  """The character that byte-level BPE writes each byte as: itself where that is visible."""
+  shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  hidden = [byte for byte in range(256) if byte not in shown]
+  return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
 
-def check_template(where: object, template: str) -> None:
-  """Raises ValueError for a chat template that is too long to be one."""
-  if len(template) > TEMPLATE_LIMIT:
-    raise ValueError(f"{where}: a chat template of {len(template)} characters; at most "
-                     f"{TEMPLATE_LIMIT} are accepted")
+@functools.cache
+def _bytes_of_signs() -> dict[str, bytes]:
+  return {sign: bytes([byte]) for byte, sign in signs().items()}
+
+
+def byte_level(token: str | None) -> bytes:
+  """The bytes of a token of byte-level BPE by its name; of a name with other characters, such as an
+  added token's, the name's; of no token, none."""
+  known = _bytes_of_signs()
+  if token is None:
+    return b""
+  if all(char in known for char in token):
+    return b"".join(known[char] for char in token)
+  return token.encode()
+
+
+def opened_with(encode: Any) -> tuple[int, ...]:
+  """The ids that `encode(text, add_special_tokens=True)` puts before a text."""
+  text = "a 1"
+  plain, whole = (list(encode(text, add_special_tokens=on)) for on in (False, True))
+  for start in range(len(whole) - len(plain) + 1):
+    if plain and whole[start:start + len(plain)] == plain:
+      return tuple(whole[:start])
+  return ()
 
 
 class Tokenizer:
   """The tokenizer of a local folder, through transformers; no code of the folder is run.
 
   A response ends with the tokenizer's end of sequence or any that generation_config.json names;
-  where there is no padding token, the end of sequence pads.
+  where there is no padding token, the end of sequence pads. A sequence begins with what the
+  tokenizer's post-processor puts first.
   """
 
   def __init__(self, folder: str | os.PathLike):
     """Raises ImportError without transformers, ValueError without an end of sequence or for a chat
-    template of over TEMPLATE_LIMIT characters."""
+    template of over chat_template.LIMIT characters."""
     try:
       from transformers import AutoTokenizer
     except ImportError as error:
@@ -43,10 +77,11 @@ class Tokenizer:
                        "name one in tokenizer_config.json")
     self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
     self.stop_ids = tuple(dict.fromkeys((self.eos_id, *self._generation_stops(folder))))
-    self._skip = {self.pad_id, *self.stop_ids}
+    self.skip = {self.pad_id, *self.stop_ids}
     template = self.inner.chat_template
     several = template.values() if isinstance(template, dict) else [template or ""]
-    check_template(folder, max(several, key=len))
+    chat_template.check(folder, max(several, key=len))
+    self.opening = opened_with(self.inner.encode)
 
   def _generation_stops(self, folder: pathlib.Path) -> list[int]:
     """The ids that end a response by generation_config.json."""
@@ -66,7 +101,7 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text, padding and stop tokens left out."""
-    text_ids = [int(i) for i in ids if int(i) not in self._skip]
+    text_ids = [int(i) for i in ids if int(i) not in self.skip]
     return self.inner.decode(text_ids, clean_up_tokenization_spaces=False)
 
   def chat(self, messages: list[dict[str, str]]) -> str:
@@ -77,11 +112,42 @@ class Tokenizer:
       raise ValueError(f"{self.name} has no chat template; use a task with a plain prompt")
     try:
       return self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-      raise ValueError(f"{self.name}: the chat template failed: {error}") from error
+    except (TemplateError, *chat_template.FAILURES) as error:
+      raise chat_template.failed(self.name, error) from error
 
   def save(self, folder: str | os.PathLike) -> None:
     """tokenizer.json, tokenizer_config.json, and generation_config.json with the stop tokens."""
     self.inner.save_pretrained(folder)
     write_json(pathlib.Path(folder) / "generation_config.json",
                dict(eos_token_id=list(self.stop_ids), pad_token_id=self.pad_id))
+
+
+@opening.register
+def _(tokenizer: Tokenizer) -> tuple[int, ...]:
+  return tokenizer.opening
+
+
+@spelling.pieces.register
+def _(tokenizer: Tokenizer, ids: Sequence[int]) -> Pieces:
+  """Of byte-level BPE the bytes themselves; of others by decoding, and tokens that stand for a byte
+  as that byte."""
+  kinds = _decoders(tokenizer.inner.backend_tokenizer.decoder)
+  names = [None if at in tokenizer.skip else name for at, name
+           in zip(ids, tokenizer.inner.convert_ids_to_tokens(list(ids)), strict=True)]
+  if kinds == ["ByteLevel"]:
+    bytes_ = [byte_level(name) for name in names]
+    return Pieces(bytes_, [bytes_])
+  found = spelling.decoded(tokenizer, ids)
+  if "ByteFallback" in kinds:
+    for at, name in enumerate(names):
+      byte = re.fullmatch("<0x([0-9A-F]{2})>", name or "")
+      if byte is not None:
+        for texts in (found.first, *found.later):
+          texts[at] = bytes.fromhex(byte[1])
+  return found
+
+
+def _decoders(decoder: Any) -> list[str]:
+  """The kinds of the steps of a decoder of the package tokenizers."""
+  facts = json.loads(decoder.__getstate__()) if decoder is not None else {}
+  return [step["type"] for step in facts.get("decoders", [facts] if facts else [])]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entrolab.tasks import spelling
 from entrolab.tasks.task import Task, Tokenizer
 from entrolab.typing import Bool, Int
 from entrolab.verify import vote
@@ -46,15 +47,16 @@ def cluster(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.nd
 
 
 def think_end(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, " B"]:
-  """Position of the first token that ends the thinking (task.think_end); -1 without one."""
-  ends = _containing(task.think_end, tokenizer, responses)
+  """Position of the token at which the decoded text first has task.think_end; -1 without one."""
+  ends = spelling.ends(task.think_end, tokenizer, responses.tokens, responses.mask)
   return np.where(ends.any(1), ends.argmax(1), -1).astype(np.int32)
 
 
 def phase(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np.ndarray, "B T"]:
-  """The step of every token, from 0; a token with task.step_end in it is the last one of its step.
-  """
-  ended = np.cumsum(_containing(task.step_end, tokenizer, responses), axis=1)
+  """The step of every token, from 0; one at which the decoded text has task.step_end is the last
+  of its step."""
+  ends = spelling.ends(task.step_end, tokenizer, responses.tokens, responses.mask)
+  ended = np.cumsum(ends, axis=1)
   return np.pad(ended[:, :-1], ((0, 0), (1, 0))).astype(np.int32)
 
 
@@ -62,12 +64,6 @@ def trajectory(task: Task, tokenizer: Tokenizer, responses: Responses) -> Int[np
   """A different id for every row, its place in the batch: each row is one trajectory."""
   del task, tokenizer
   return responses.places.astype(np.int32)
-
-
-def _containing(text: str, tokenizer: Tokenizer, responses: Responses) -> Bool[np.ndarray, "B T"]:
-  """Which of the drawn tokens, decoded alone, contain `text`."""
-  ids = [token for token in np.unique(responses.tokens) if text in tokenizer.decode([int(token)])]
-  return np.isin(responses.tokens, np.asarray(ids, responses.tokens.dtype)) & responses.mask
 
 
 FILLERS: dict[str, Filler] = {

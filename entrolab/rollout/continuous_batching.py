@@ -25,6 +25,7 @@ from entrolab.rollout import decode
 from entrolab.rollout.compilations import counted
 from entrolab.rollout.decode import Decoding, Samples
 from entrolab.rollout.draw import DrawnToken
+from entrolab.tasks.automaton import START
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 IDLE = 16  # slots are filled again when one in so many is idle
@@ -41,7 +42,8 @@ class _Slots:
   row: Int[Array, " S"]  # the row in the slot
   birth: Int[Array, " S"]  # the tick of its first token
   length: Int[Array, " S"]  # its tokens so far
-  stopped: Bool[Array, " S"]  # whether it was ended by a stop token
+  spelled: Int[Array, " S"]  # what it spells so far, for `Decoding.advanced`
+  stopped: Bool[Array, " S"]  # whether it was ended by a stop token or a stop string
   idle: Bool[Array, " S"]  # whether it has ended, or no row was ever here
   hidden: Float[Array, "S D"]  # the state that its next token is drawn from
   cache: transformer.Cache  # L places of its prompt, T of the ring
@@ -73,7 +75,7 @@ class _Outputs(NamedTuple):
   """The tokens of all B rows so far, each from its first token on."""
   drawn: DrawnToken  # [B, T]
   length: Int[Array, " B"]  # tokens of a row so far; behind them `drawn` is meaningless
-  stopped: Bool[Array, " B"]  # whether a stop token has ended it
+  stopped: Bool[Array, " B"]  # whether a stop token or a stop string has ended it
 
 
 def sizes(slots: int) -> list[int]:
@@ -124,7 +126,8 @@ def _filled(slots: _Slots, queue: _Queue) -> _Slots:
   valid = jnp.where(new[:, None], fresh, cache.valid)
   return dataclasses.replace(
       slots, queued=slots.queued + count, row=row, birth=jnp.where(new, slots.clock, slots.birth),
-      length=jnp.where(new, 0, slots.length), stopped=slots.stopped & ~new, idle=idle & ~new,
+      length=jnp.where(new, 0, slots.length), spelled=jnp.where(new, START, slots.spelled),
+      stopped=slots.stopped & ~new, idle=idle & ~new,
       hidden=jnp.where(new[:, None], queue.hidden[prompt], slots.hidden),
       cache=dataclasses.replace(cache, valid=valid))
 
@@ -143,7 +146,8 @@ def _compacted(slots: _Slots, size: int) -> _Slots:
   # keys and values keep their shape, of which the first rows are in use: cut, they would be copied
   return dataclasses.replace(
       slots, row=take(slots.row), birth=take(slots.birth), length=take(slots.length),
-      stopped=take(slots.stopped), idle=take(slots.idle), hidden=take(slots.hidden),
+      spelled=take(slots.spelled), stopped=take(slots.stopped), idle=take(slots.idle),
+      hidden=take(slots.hidden),
       ring=jax.tree.map(take, slots.ring),
       cache=dataclasses.replace(cache, valid=take(cache.valid)))
 
@@ -171,10 +175,11 @@ def _decoded(config: transformer.Config, params: Any, slots: _Slots, queue: _Que
     hidden, cache = transformer.extend(
         config, params, drawn.token[:, None], (offset + s.length)[:, None], live[:, None],
         s.cache, start + at)
-    stopped = live & decoding.ends(drawn.token)
+    ends, spelled = decoding.advanced(drawn.token, s.spelled)
+    stopped = live & ends
     length = s.length + live.astype(jnp.int32)
     return dataclasses.replace(
-        s, clock=s.clock + 1, length=length, stopped=s.stopped | stopped,
+        s, clock=s.clock + 1, length=length, spelled=spelled, stopped=s.stopped | stopped,
         idle=s.idle | stopped | (length >= max_tokens), hidden=hidden[:, 0], cache=cache,
         ring=jax.tree.map(put, s.ring, drawn))
 
@@ -196,7 +201,8 @@ def _empty(config: transformer.Config, queue: _Queue, slots: int, max_tokens: in
   # slot s names row s at first: the first flush writes zeros over zeros, of distinct rows
   return out, _Slots(
       clock=zeros(), queued=zeros(), row=jnp.arange(slots, dtype=jnp.int32), birth=zeros(slots),
-      length=zeros(slots), stopped=jnp.zeros(slots, bool), idle=jnp.ones(slots, bool),
+      length=zeros(slots), spelled=zeros(slots) + START,
+      stopped=jnp.zeros(slots, bool), idle=jnp.ones(slots, bool),
       hidden=jnp.zeros((slots, queue.hidden.shape[1]), queue.hidden.dtype),
       cache=transformer.empty_cache(config, slots, places), ring=tokens(slots))
 
@@ -276,7 +282,8 @@ def sample(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
     # length; "tensor" is left to the compiler, as in `decode.sample`
     of_rows, whole = P(sharding.ROWS), P()
     specs: Any = dataclasses.replace(decoding, temperature=of_rows, top_p=of_rows, top_k=of_rows,
-                                     stop_ids=whole, pad_id=whole)
+                                     stop_ids=whole, pad_id=whole,
+                                     stops=jax.tree.map(lambda x: whole, decoding.stops))
     run = jax.shard_map(run, mesh=mesh, in_specs=(whole, of_rows, of_rows, of_rows, specs),
                         out_specs=of_rows, axis_names={*sharding.ROWS}, check_vma=False)
   out = run(params, prompt, prompt_mask, keys, decoding)

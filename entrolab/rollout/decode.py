@@ -20,6 +20,7 @@ from entrolab.batch import UNFILLED
 from entrolab.models import transformer
 from entrolab.rollout.compilations import counted
 from entrolab.rollout.draw import DrawnToken, draw
+from entrolab.tasks.automaton import START, Table
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 
@@ -35,17 +36,19 @@ class Decoding:
   top_k: Int[Array, "*B"]  # how many of the likeliest tokens may be drawn; 0: all
   stop_ids: Int[Array, " s"]  # any of them ends a row and belongs to it; -1 matches none
   pad_id: Int[Array, ""]  # stands where a row has no token
+  # finds the strings that end a row and that no single token need contain; None: there are none
+  stops: Table | None = None
 
   @classmethod
   def of(cls, temperature: Any = 1.0, top_p: Any = 1.0, top_k: Any = 0, stop_ids: Any = (-1,),
-         pad_id: Any = 0) -> "Decoding":
+         pad_id: Any = 0, stops: Table | None = None) -> "Decoding":
     """Of scalars or arrays, in the types that every program expects."""
     def typed(x: Any, kind: Any) -> Any:
       # arrays that are on devices already stay there
       return x if isinstance(x, jax.Array) else np.asarray(x, kind)
 
     return cls(typed(temperature, np.float32), typed(top_p, np.float32), typed(top_k, np.int32),
-               typed(stop_ids, np.int32), typed(pad_id, np.int32))
+               typed(stop_ids, np.int32), typed(pad_id, np.int32), stops)
 
   def spread(self, rows: int) -> "Decoding":
     """The same with temperature, top_p and top_k for each of `rows` rows."""
@@ -59,8 +62,20 @@ class Decoding:
                                top_k=self.top_k[rows])
 
   def ends(self, token: Int[Array, " B"]) -> Bool[Array, " B"]:
-    """Which of these tokens end their row."""
+    """Which of these tokens end their row, whatever came before them."""
     return (token[:, None] == self.stop_ids[None]).any(1)
+
+  def advanced(self, token: Int[Array, " B"], spelled: Int[Array, " B"]
+               ) -> tuple[Bool[Array, " B"], Int[Array, " B"]]:
+    """(which of these tokens end their row, what the rows spell with them).
+
+    spelled: what they spelled before, the state of `stops`; START before a first token.
+    """
+    ended = self.ends(token)
+    if self.stops is None:
+      return ended, spelled
+    moved = jnp.asarray(self.stops.step)[spelled, jnp.asarray(self.stops.column)[token]]
+    return ended | (moved % 2 == 1), moved // 2
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +84,7 @@ class Trunk:
   """B rows that may be cut and continued by `resume`."""
   cache: transformer.Cache  # of the prompts, L places, and of the T response positions
   hidden: Float[Array, "B T D"]  # the state that each token was drawn from
+  spelled: Int[Array, "B T"]  # what the row spelled before it, for `Decoding.advanced`
   offset: Int[Array, " B"]  # tokens of each prompt
 
 
@@ -78,7 +94,7 @@ class Samples:
   """B = P x G responses of T positions."""
   tokens: Int[Array, "B T"]  # pad off the mask
   mask: Bool[Array, "B T"]  # a response up to its stop token, included
-  finished: Bool[Array, " B"]  # ended by a stop token
+  finished: Bool[Array, " B"]  # ended by a stop token or a stop string
   steps: Int[Array, ""] | int  # positions that were decoded
   # nats, 0 off the mask; not filled where responses were given, not drawn
   logp: Float[Array, "B T"] = UNFILLED  # of the token under the policy
@@ -93,6 +109,7 @@ class Prefix(NamedTuple):
   hidden: Float[Array, "B D"]  # the state of the last token, which the next one is drawn from
   cache: transformer.Cache  # of the tokens so far, with room for those to come
   offset: Int[Array, " B"]  # tokens so far: the position of the next one in its context
+  spelled: Int[Array, " B"]  # what the response spells so far, for `Decoding.advanced`
 
 
 def _repeated(cache: transformer.Cache, copies: int, room: int) -> transformer.Cache:
@@ -117,7 +134,8 @@ def prefill(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   hidden, cache = transformer.extend(config, params, prompt, positions, prompt_mask, cache, 0)
   # prompts are padded on the left, so that the last column is the last token of every prompt
   offset = jnp.repeat(prompt_mask.sum(1).astype(jnp.int32), samples)
-  return Prefix(jnp.repeat(hidden[:, -1], samples, 0), _repeated(cache, samples, room), offset)
+  return Prefix(jnp.repeat(hidden[:, -1], samples, 0), _repeated(cache, samples, room), offset,
+                jnp.full_like(offset, START))
 
 
 def next_token(config: transformer.Config, params: Any, hidden: Float[Array, "B D"],
@@ -141,22 +159,25 @@ class _Loop(NamedTuple):
   position: Int[Array, ""]  # of the token that is drawn next
   hidden: Float[Array, "B D"]  # the state that it is drawn from
   cache: transformer.Cache  # of prompt and response so far
-  ended: Bool[Array, " B"]  # rows with a stop token
+  ended: Bool[Array, " B"]  # rows with a stop token or a stop string
+  spelled: Int[Array, " B"]  # what they spell, for `Decoding.advanced`
   drawn: DrawnToken  # [B, T], up to this position
   mask: Bool[Array, "B T"]  # tokens of rows that had not ended before them
-  states: Float[Array, "B T D"] | None  # for a `Trunk`
+  # for a `Trunk`: its `hidden` and `spelled`
+  states: tuple[Float[Array, "B T D"], Int[Array, "B T"]] | None
 
 
 def _first_state(prefix: Prefix, decoding: Decoding, max_tokens: int, keep: bool) -> _Loop:
   """The loop before the first token."""
   rows, width = prefix.hidden.shape
   zeros = lambda dtype: jnp.zeros((rows, max_tokens), dtype)
+  states = (jnp.zeros((rows, max_tokens, width), prefix.hidden.dtype), zeros(jnp.int32))
   statistics = {name: zeros(jnp.float32) for name in DrawnToken._fields if name != "token"}
   return _Loop(
       position=jnp.zeros((), jnp.int32), hidden=prefix.hidden, cache=prefix.cache,
-      ended=jnp.zeros(rows, bool), mask=zeros(bool),
+      ended=jnp.zeros(rows, bool), spelled=prefix.spelled, mask=zeros(bool),
       drawn=DrawnToken(token=zeros(jnp.int32) + decoding.pad_id, **statistics),
-      states=jnp.zeros((rows, max_tokens, width), prefix.hidden.dtype) if keep else None)
+      states=states if keep else None)
 
 
 def _decoded(config: transformer.Config, params: Any, prefix: Prefix, keys: Key[Array, " B"],
@@ -170,15 +191,17 @@ def _decoded(config: transformer.Config, params: Any, prefix: Prefix, keys: Key[
     t = loop.position
     states = loop.states
     if states is not None:
-      states = jax.lax.dynamic_update_slice(states, loop.hidden[:, None], (0, t, 0))
+      hidden, spelled = states
+      states = (jax.lax.dynamic_update_slice(hidden, loop.hidden[:, None], (0, t, 0)),
+                put(spelled, loop.spelled, t))
     drawn, _ = next_token(config, params, loop.hidden, keys, t, decoding, loop.ended)
     # rows that have ended are decoded along with the others; their pads are not valid in the cache
     hidden, cache = transformer.extend(
         config, params, drawn.token[:, None], (prefix.offset + t)[:, None], ~loop.ended[:, None],
         loop.cache, start + t)
+    ends, spelled = decoding.advanced(drawn.token, loop.spelled)
     return _Loop(
-        position=t + 1, hidden=hidden[:, 0], cache=cache,
-        ended=loop.ended | decoding.ends(drawn.token),
+        position=t + 1, hidden=hidden[:, 0], cache=cache, ended=loop.ended | ends, spelled=spelled,
         drawn=jax.tree.map(lambda column, new: put(column, new, t), loop.drawn, drawn),
         mask=put(loop.mask, ~loop.ended, t), states=states)
 
@@ -188,7 +211,7 @@ def _decoded(config: transformer.Config, params: Any, prefix: Prefix, keys: Key[
       tokens=out.drawn.token, mask=out.mask, logp=out.drawn.logp, entropy=out.drawn.entropy,
       sampled_logp=out.drawn.sampled_logp, sampled_entropy=out.drawn.sampled_entropy,
       finished=out.ended, steps=out.position,
-      trunk=None if out.states is None else Trunk(out.cache, out.states, prefix.offset))
+      trunk=None if out.states is None else Trunk(out.cache, *out.states, prefix.offset))
 
 
 @counted
@@ -212,13 +235,14 @@ def resume(config: transformer.Config, params: Any, trunk: Trunk, cut: Int[Array
 
   Nothing of the prefix is computed again: its places in the cache are copied, those of later tokens
   are never attended to, and the first draw is from the state that the token at `cut` was drawn
-  from.
+  from. A stop string may begin in the prefix.
   """
   places = trunk.cache.valid.shape[1]
   start = places - trunk.hidden.shape[1]  # where the responses begin
   shared = jnp.arange(places)[None] < (start + cut)[:, None]
   cache = dataclasses.replace(trunk.cache, valid=trunk.cache.valid & shared)
   hidden = jnp.take_along_axis(trunk.hidden, cut[:, None, None], axis=1)[:, 0]
+  spelled = jnp.take_along_axis(trunk.spelled, cut[:, None], axis=1)[:, 0]
   prefix = Prefix(jnp.repeat(hidden, copies, 0), _repeated(cache, copies, max_tokens),
-                  jnp.repeat(trunk.offset + cut, copies))
+                  jnp.repeat(trunk.offset + cut, copies), jnp.repeat(spelled, copies))
   return _decoded(config, params, prefix, keys, decoding, max_tokens, keep=False)

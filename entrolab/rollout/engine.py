@@ -17,8 +17,9 @@ from entrolab.models.transformer import Config
 from entrolab.rollout import columns, continuous_batching, decode
 from entrolab.rollout.decode import Decoding, Samples
 from entrolab.rollout.strategy import Drawn, Prompted, Request, Rollout, Sampling, Strategy
-from entrolab.tasks.prompts import padded, stop_ids
-from entrolab.tasks.task import Example, Task, Tokenizer
+from entrolab.tasks import spelling
+from entrolab.tasks.prompts import padded
+from entrolab.tasks.task import Example, Task, Tokenizer, check_sizes, opened, within
 from entrolab.typing import Array, Bool, Float, Key
 from entrolab.verify import RIGHT, WRONG, Verdict, codes
 
@@ -57,7 +58,9 @@ class Engine:
                names: Sequence[str] = ()):
     self.config, self.tokenizer, self.task, self.mesh = config, tokenizer, task, mesh
     self.groups = row_groups.of(mesh)
-    self.stop_ids = np.asarray(stop_ids(task, tokenizer), np.int32)
+    check_sizes(tokenizer, config.vocab_size)
+    found, self.stops = spelling.stops(task.stop, tokenizer, config.vocab_size)
+    self.stop_ids = np.asarray(tuple(dict.fromkeys((*tokenizer.stop_ids, *found))), np.int32)
     self.fillers = columns.fillers(names)
 
   def answer(self, request: Request) -> Rollout:
@@ -82,7 +85,11 @@ class Engine:
   def prompted(self, examples: Sequence[Example]) -> Prompted:
     """Examples with their prompts, on the mesh."""
     # always of max_prompt positions, so that no batch compiles the sampler again
-    prompts = [self.task.prompt(example, self.tokenizer) for example in examples]
+    prompts = []
+    for example in examples:
+      ids = opened(self.tokenizer, self.task.prompt(example, self.tokenizer))
+      within(ids, self.config.vocab_size, f"the prompt of example {example.id}")
+      prompts.append(ids)
     tokens, mask = padded(prompts, self.task.max_prompt, self.tokenizer.pad_id)
     ids = np.asarray([example.id for example in examples], np.int32)
     return Prompted(list(examples), *self.place((tokens, mask, ids)))
@@ -116,9 +123,11 @@ class Engine:
     return continuous_batching.sample(*args, slots=sampling.slots, mesh=self.mesh, **size)
 
   def decoding(self, sampling: Sampling, temperature: Float[Array, " B"] | None = None) -> Decoding:
-    """How tokens are drawn, with the task's stop tokens and the tokenizer's pad."""
+    """How tokens are drawn, with the task's stop strings and the tokenizer's stop tokens and pad.
+    """
     return Decoding.of(sampling.temperature if temperature is None else temperature,
-                       sampling.top_p, sampling.top_k, self.stop_ids, self.tokenizer.pad_id)
+                       sampling.top_p, sampling.top_k, self.stop_ids, self.tokenizer.pad_id,
+                       self.stops)
 
   def rows(self, drawn: Drawn) -> Batch:
     """The columns that need no verdict."""

@@ -27,7 +27,7 @@ from entrolab.environments import BETWEEN, judge
 from entrolab.rollout import turns
 from entrolab.rollout.engine import Engine, row_keys
 from entrolab.rollout.strategy import Prompted, Rollout, Sampling
-from entrolab.tasks.task import Example
+from entrolab.tasks.task import Example, within
 from entrolab.typing import Array, Bool, Float, Int, Key
 from entrolab.verify import codes
 
@@ -191,6 +191,7 @@ class Episodes(Engine):
         episode.ending = DONE if done else TURNS  # what it would observe now is read by nobody
         continue
       ids = self.tokenizer.encode(self.form.frame.replace("{}", observation))
+      within(ids, self.config.vocab_size, f"the observation {observation[:60]!r}")
       episode.unread = ids[:self.environment.max_observation]
       episode.cut_observations += len(ids) > len(episode.unread)
       if episode.length + len(episode.unread) >= max_tokens:  # no room for a token of an action

@@ -8,7 +8,7 @@ import numpy as np
 from entrolab.rollout.decode import Samples
 from entrolab.rollout.engine import Engine, SingleTurn, row_keys
 from entrolab.rollout.strategy import Drawn, Feature, Request, Rollout
-from entrolab.tasks.task import Example
+from entrolab.tasks.task import Example, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class SFT(SingleTurn):
     mask = np.zeros((len(texts), max_tokens), bool)
     for row, (text, example) in enumerate(zip(texts, examples, strict=True)):
       ids = [*engine.tokenizer.encode(text), int(engine.stop_ids[0])]
+      within(ids, engine.config.vocab_size, f"the solution of example {example.id}")
       if len(ids) > max_tokens:
         raise ValueError(f"the solution of example {example.id} has {len(ids)} tokens with its "
                          f"stop token, and sampling.max_tokens={max_tokens}")

@@ -18,6 +18,7 @@ from entrolab.models import transformer
 from entrolab.rollout import decode
 from entrolab.rollout.compilations import counted
 from entrolab.rollout.decode import Decoding
+from entrolab.tasks.automaton import START
 from entrolab.typing import Array, Bool, Float, Int, Key
 
 STATISTICS = ("logp", "entropy", "sampled_logp")  # of `DrawnToken`, which rows keep
@@ -37,6 +38,7 @@ class Rows:
   entropy: Float[Array, "B T"]  # of the policy, nats
   sampled_logp: Float[Array, "B T"]  # under the distribution drawn from, nats
   at: Int[Array, " B"]  # tokens so far, and so the place of the next one
+  spelled: Int[Array, " B"]  # what the action under way spells, for `Decoding.advanced`
   hidden: Float[Array, "B D"]  # the state that the next token is drawn from
   offset: Int[Array, " B"]  # tokens of the prompt
   cache: transformer.Cache  # places: L of the prompt, T of the response, W to write in
@@ -55,7 +57,7 @@ class NewTokens(NamedTuple):
   """What a call drew, in at most C steps."""
   tokens: Int[Array, "B C"]  # zero off the mask
   mask: Bool[Array, "B C"]  # real tokens come first
-  stopped: Bool[Array, " B"]  # whether a stop token ended them
+  stopped: Bool[Array, " B"]  # whether a stop token or a stop string ended them
   steps: Int[Array, ""]  # positions that were decoded
 
 
@@ -72,8 +74,8 @@ def prefill(config: transformer.Config, params: Any, prompt: Int[Array, "P L"],
   prefix = decode.prefill(config, params, prompt, prompt_mask, samples, max_tokens + width)
   empty = lambda dtype: jnp.zeros((rows, max_tokens), dtype)
   return Rows(tokens=empty(jnp.int32) + pad_id, present=empty(bool), mask=empty(bool),
-              phase=empty(jnp.int32), at=jnp.zeros(rows, jnp.int32), hidden=prefix.hidden,
-              offset=prefix.offset, cache=prefix.cache,
+              phase=empty(jnp.int32), at=jnp.zeros(rows, jnp.int32), spelled=prefix.spelled,
+              hidden=prefix.hidden, offset=prefix.offset, cache=prefix.cache,
               **{name: empty(jnp.float32) for name in STATISTICS})
 
 
@@ -118,7 +120,7 @@ class _Loop(NamedTuple):
   going: Bool[Array, " B"]  # which rows still draw
   tokens: Int[Array, "B C"]  # drawn in this call
   mask: Bool[Array, "B C"]  # which of them are real
-  stopped: Bool[Array, " B"]  # whether a stop token ended them
+  stopped: Bool[Array, " B"]  # whether a stop token or a stop string ended them
   measured: Float[Array, " B"]  # the sum of `Measure` so far
 
 
@@ -142,7 +144,9 @@ def act(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, " 
                for name in STATISTICS}
     rows = dataclasses.replace(rows, mask=_put(rows.mask, place, going[:, None]), **columns)
     rows = append(config, params, rows, drawn.token[:, None], going[:, None], turn.number, width)
-    stopped = going & decoding.ends(drawn.token)
+    ends, spelled = decoding.advanced(drawn.token, rows.spelled)
+    rows = dataclasses.replace(rows, spelled=jnp.where(going, spelled, rows.spelled))
+    stopped = going & ends
     full = (turn.so_far + t + 1 >= action) | (rows.at >= length)
     put = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, t))
     return _Loop(
@@ -151,8 +155,11 @@ def act(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array, " 
         stopped=loop.stopped | stopped,
         measured=loop.measured + measure(t, logits, going) if measure else loop.measured)
 
+  # an action that earlier calls began goes on spelling what they did
+  spelled = jnp.where(turn.so_far > 0, rows.spelled, START)
   start = _Loop(
-      step=jnp.zeros((), jnp.int32), rows=rows, going=turn.acting & (rows.at < length),
+      step=jnp.zeros((), jnp.int32), rows=dataclasses.replace(rows, spelled=spelled),
+      going=turn.acting & (rows.at < length),
       tokens=jnp.zeros((count, chunk), jnp.int32), mask=jnp.zeros((count, chunk), bool),
       stopped=jnp.zeros(count, bool), measured=jnp.zeros(count, jnp.float32))
   out = jax.lax.while_loop(lambda loop: (loop.step < chunk) & loop.going.any(), step, start)
@@ -165,8 +172,9 @@ def advance(config: transformer.Config, params: Any, rows: Rows, keys: Key[Array
             decoding: Decoding, *, chunk: int, action: int) -> tuple[Rows, NewTokens]:
   """Appends what was observed, then draws at most `chunk` tokens of the rows that act.
 
-  An action ends with a stop token, which belongs to it, at `action` tokens, those of earlier calls
-  included, or at the end of the response. decoding: temperature, top_p and top_k are scalars.
+  An action ends with a stop token or string, which belongs to it, at `action` tokens, those of
+  earlier calls included, or at the end of the response. decoding: temperature, top_p and top_k are
+  scalars.
   """
   width = turn.observation.shape[1]
   rows = append(config, params, rows, turn.observation, turn.present, turn.number, width)

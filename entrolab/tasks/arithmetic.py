@@ -7,16 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from entrolab.tasks.task import (
-    Distinct,
-    Example,
-    Lazy,
-    Task,
-    drawn,
-    held_out,
-    operands,
-    part_of,
-)
+from entrolab.tasks.task import Example, Lazy, Task, held_out, opened, part_of
 from entrolab.verify import Verdict, exact
 
 Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4", "add2",
@@ -28,9 +19,8 @@ class Arithmetic(Task):
   """Solved lines such as `3 + 4 = 7`, then a question up to ` =`. The response ends at a newline;
   its first integer must be the answer.
 
-  One question in five, by its operands in sorted order, is for evaluation; the solved lines come
-  from the others, and none has the operands of the question. Raises ValueError for another kind, or
-  shots out of range.
+  One question in five is for evaluation; the solved lines come from the others. Raises ValueError
+  for another kind, or shots out of range.
   """
   # numbers of one digit: add (a + b), multiply (a * b, 2 to 9), sum3, sum4; of two digits: times
   # (b of one digit), mod (b of one digit), add2, subtract2; max (of four numbers below 100), count
@@ -47,11 +37,10 @@ class Arithmetic(Task):
       raise ValueError(f"shots={self.shots}: 0 to 16")
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """A million prompts for training with each seed; the distinct questions of evaluation."""
-    if part_of(split):
-      return Distinct(lambda i: self._make(1, 0, i), self.question,
-                      f"{self!r}.examples({split!r})")
-    return Lazy(2**20, lambda i: self._make(0, seed, i), f"{self!r}.examples({split!r}, {seed})")
+    """A million prompts for each (split, seed)."""
+    part = part_of(split)
+    return Lazy(2**20, lambda i: self._make(part, seed, i),
+                f"{self!r}.examples({split!r}, {seed})")
 
   def _make(self, part: int, seed: int, index: int) -> Example:
     rng = np.random.default_rng([seed, part, index])
@@ -66,22 +55,15 @@ class Arithmetic(Task):
 
   def _question(self, rng: np.random.Generator, evaluation: bool, taken: tuple[str, ...]
                 ) -> tuple[str, str]:
-    """(question, answer) of the evaluation or training part, with other operands than `taken`."""
-    avoided = {operands(question) for question in taken}
-
-    def wanted(pair: tuple[str, str]) -> bool:
-      text = operands(pair[0])
-      return held_out(text, 5) == evaluation and text not in avoided
-
-    return drawn(lambda: question_of(self.kind, rng), wanted, repr(self))
-
-  def question(self, example: Example) -> str:
-    """The operands of the last line in sorted order: what is held out."""
-    return operands(example.prompt.rpartition("\n")[2].removesuffix(" ="))
+    """(question, answer) of the evaluation or training part, not among `taken`."""
+    while True:
+      question, answer = question_of(self.kind, rng)
+      if held_out(question, 5) == evaluation and question not in taken:
+        return question, answer
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the solved lines and the question."""
-    return tokenizer.encode(example.prompt)
+    return opened(tokenizer, tokenizer.encode(example.prompt))
 
   def key(self, text: str) -> str | None:
     """The first integer: what a vote compares."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entrolab.tasks.task import Example, Lazy, Task, held_out, part_of
+from entrolab.tasks.task import Example, Lazy, Task, held_out, opened, part_of
 from entrolab.verify import Verdict, countdown
 
 
@@ -83,7 +83,7 @@ class Countdown(Task):
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the problem."""
-    return tokenizer.encode(example.prompt)
+    return opened(tokenizer, tokenizer.encode(example.prompt))
 
   def solution(self, example: Example) -> str:
     """The chain that the problem was made from; others may be right too."""

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from entrolab.tasks.task import Example, Lazy, Task, part_of
+from entrolab.tasks.task import Example, Lazy, Task, opened, part_of
 from entrolab.verify import Verdict
 
 
@@ -37,7 +37,8 @@ class ReasoningGym(Task):
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the question in the chat format."""
-    return tokenizer.encode(tokenizer.chat([{"role": "user", "content": example.prompt}]))
+    text = tokenizer.chat([{"role": "user", "content": example.prompt}])
+    return opened(tokenizer, tokenizer.encode(text))
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """By the generator's scorer, on the last <answer>...</answer>, else on the whole response.

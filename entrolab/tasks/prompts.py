@@ -1,6 +1,5 @@
 """Prompts in a deterministic order: Grain over any task, left padding, and stop tokens."""
 
-import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from entrolab.tasks.task import Example, Lazy, Task, Tokenizer
+from entrolab.tasks import spelling
+from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, opened
 
 
 def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
@@ -20,7 +20,7 @@ def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
   source = task.examples(split, seed)
   if not source.listed:
     return source
-  length = lambda at: len(task.prompt(source[at], tokenizer))
+  length = lambda at: len(opened(tokenizer, task.prompt(source[at], tokenizer)))
   fits = [at for at in range(len(source)) if 0 < length(at) <= task.max_prompt]
   if not fits:
     raise ValueError(f"{source!r}: none of {len(source)} prompts has at most "
@@ -110,21 +110,10 @@ def padded(prompts: Sequence[Sequence[int]], length: int, pad_id: int
 
 
 def stop_ids(task: Task, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The tokenizer's stop tokens, and every token whose text contains a stop string of the task.
+  """The tokenizer's stop tokens, and every token that alone ends a stop string of the task.
 
-  A longer token that contains it counts as well: the sampler sees tokens, not text. Raises
-  ValueError for a stop string that no token contains.
+  Strings that several tokens spell are found by `spelling.stops`. Raises ValueError for a stop
+  string that no tokens spell.
   """
-  found = list(tokenizer.stop_ids)
-  for text in task.stop:
-    ids = [at for at, piece in enumerate(_pieces(tokenizer)) if text in piece]
-    if not ids:
-      raise ValueError(f"no token of {tokenizer.name} contains the stop string {text!r}")
-    found += ids
-  return tuple(dict.fromkeys(found))
-
-
-@functools.lru_cache(maxsize=2)
-def _pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
-  """The text of every token."""
-  return tuple(tokenizer.decode([at]) for at in range(tokenizer.vocab_size))
+  found, _ = spelling.stops(task.stop, tokenizer, tokenizer.vocab_size)
+  return tuple(dict.fromkeys((*tokenizer.stop_ids, *found)))

@@ -2,18 +2,15 @@
 
 A task is a frozen dataclass. Its repr is the same in every process, because a checkpoint names its
 data by it.
-
-Evaluation does not train on itself: what makes a problem (`Task.question`, such as its operands in
-sorted order) decides whether it is for training or for evaluation, the same for every seed; no
-problem is twice in an evaluation, and every seed has the same evaluation problems.
 """
 
 import dataclasses
+import functools
 import operator
 import types
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,9 +18,6 @@ from entrolab.typing import name_of
 from entrolab.verify import Verdict, vote
 
 SPLITS = ("train", "eval")
-DRAWS = 4096  # of an evaluation, among which its distinct problems are found
-TRIES = 100_000  # draws in search of a problem of one part
-T = TypeVar("T")
 _NAMED = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
 
 
@@ -41,13 +35,11 @@ class Lazy(Sequence):
 
   name: its repr, the same in every process.
   listed: whether they are rows of a finite list, whose prompts may be longer than the task allows.
-  left_out: reason -> how many rows of the source are not among the examples for that reason.
   """
 
   def __init__(self, size: int, make: Callable[[int], Example], name: str, *,
-               listed: bool = False, left_out: Mapping[str, int] | None = None) -> None:
+               listed: bool = False) -> None:
     self.size, self.make, self.name, self.listed = size, make, name, listed
-    self.left_out = {reason: count for reason, count in (left_out or {}).items() if count}
 
   def __len__(self) -> int:
     return self.size
@@ -62,42 +54,6 @@ class Lazy(Sequence):
     return self.name
 
 
-class Distinct(Lazy):
-  """The distinct problems of `draw(0), draw(1), ...`, DRAWS of them, each where it comes first.
-
-  question: what makes two examples the same problem, as `Task.question`. Draws are made as far as
-  an index asks for; only the length needs all of them.
-  """
-
-  def __init__(self, draw: Callable[[int], Example], question: Callable[[Example], str],
-               name: str) -> None:
-    super().__init__(DRAWS, self._found, name)
-    self._draw, self._question = draw, question
-    self._examples: dict[str, Example] = {}  # by their question, in the order of the draws
-    self._order: list[str] = []  # the questions
-    self._drawn = 0  # draws so far
-
-  def _until(self, count: int) -> None:
-    """Draws until `count` problems are found or no draw is left."""
-    while len(self._order) < count and self._drawn < DRAWS:
-      example = self._draw(self._drawn)
-      self._drawn += 1
-      question = self._question(example)
-      if question not in self._examples:
-        self._examples[question] = example
-        self._order.append(question)
-
-  def _found(self, at: int) -> Example:
-    self._until(at + 1)
-    if at >= len(self._order):
-      raise IndexError(f"{self.name}: example {at} of {len(self._order)} distinct problems")
-    return self._examples[self._order[at]]
-
-  def __len__(self) -> int:
-    self._until(DRAWS)
-    return len(self._order)
-
-
 def part_of(split: str) -> int:
   """0 for train, 1 for eval. Raises ValueError for another split."""
   if split not in SPLITS:
@@ -106,25 +62,8 @@ def part_of(split: str) -> int:
 
 
 def held_out(text: str, one_in: int) -> bool:
-  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed.
-
-  The text must be the same for all forms of a problem, as that of `operands` is.
-  """
+  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed."""
   return zlib.crc32(text.encode()) % one_in == 0
-
-
-def operands(text: str) -> str:
-  """The words of a text in sorted order: the same for 3 + 7 and 7 + 3."""
-  return " ".join(sorted(text.replace(",", " ").split()))
-
-
-def drawn(draw: Callable[[], T], wanted: Callable[[T], bool], what: str) -> T:
-  """The first draw that is wanted. Raises ValueError, naming `what`, where TRIES have none."""
-  for _ in range(TRIES):
-    found = draw()
-    if wanted(found):
-      return found
-  raise ValueError(f"{what}: no such problem in {TRIES} draws; a larger range of problems has some")
 
 
 def stable_repr(self: Any) -> str:
@@ -149,7 +88,7 @@ class Tokenizer(Protocol):
   stop_ids: tuple[int, ...]  # tokens that end a response
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text; no special token is added."""
+    """Token ids of a text; no special token is added: `opened` begins a sequence."""
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -161,6 +100,45 @@ class Tokenizer(Protocol):
     ...
 
 
+@functools.singledispatch
+def opening(tokenizer: Any) -> tuple[int, ...]:
+  """The ids that every sequence of a tokenizer begins with: none, for one that registers none."""
+  del tokenizer
+  return ()
+
+
+def opened(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+  """The ids of a prompt with those that every sequence begins with in front, exactly once.
+
+  A chat template may have written them already.
+  """
+  first = opening(tokenizer)
+  return list(ids) if tuple(ids[:len(first)]) == first else [*first, *ids]
+
+
+def within(ids: Sequence[int], size: int, what: str) -> None:
+  """Raises ValueError for an id without a row in an embedding of `size` rows, where a look-up would
+  give another token's row. what: where the ids come from, for the message."""
+  for at, token in enumerate(ids):
+    if not 0 <= token < size:
+      raise ValueError(f"{what}: token id {token!r} at place {at} has no row in the model's "
+                       f"embedding of {size} rows; choices: 0 to {size - 1}")
+
+
+def check_sizes(tokenizer: Tokenizer, size: int) -> None:
+  """Raises ValueError for a tokenizer that has tokens beyond an embedding of `size` rows.
+
+  A larger embedding is right: models are padded to round sizes.
+  """
+  if tokenizer.vocab_size > size:
+    raise ValueError(f"tokenizer {tokenizer.name} has ids up to {tokenizer.vocab_size - 1}, and "
+                     f"the model's embedding has {size} rows; take the tokenizer of this model, or "
+                     "resize the embedding for added tokens")
+  special = (*tokenizer.stop_ids, tokenizer.pad_id, *opening(tokenizer))
+  # -1 matches no token: a tokenizer without an end may name it
+  within([at for at in special if at != -1], size, f"tokenizer {tokenizer.name}, special tokens")
+
+
 class Task(Protocol):
   """A source of problems with their prompts and the verdicts on responses.
 
@@ -168,8 +146,8 @@ class Task(Protocol):
   and `verify`. The other members are optional: they have the defaults below.
   """
   stop: tuple[str, ...] = ()  # strings that end a response, besides the tokenizer's stop tokens
-  think_end: str = "</think>"  # a token with this text ends the thinking part of a response
-  step_end: str = "\n"  # a token with this text is the last one of its step
+  think_end: str = "</think>"  # ends the thinking part of a response
+  step_end: str = "\n"  # ends a step of a response
 
   @property
   def max_prompt(self) -> int:
@@ -177,10 +155,7 @@ class Task(Protocol):
     ...
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The examples of a split, "train" or "eval"; those of "eval" are the same for every seed.
-
-    The two share no problem, by `question`. Raises ValueError for another split.
-    """
+    """The examples of a split, "train" or "eval". Raises ValueError for another split."""
     ...
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
@@ -199,18 +174,6 @@ class Task(Protocol):
   def key(self, text: str) -> str | None:
     """The text by which a vote compares responses; None for a response without an answer."""
     return vote.key(text)
-
-  def question(self, example: Example) -> str:
-    """What makes two examples the same problem: the words of the prompt in sorted order, and the
-    answer. An evaluation has every question once; intervals count questions, not rows."""
-    return f"{operands(example.prompt)} -> {example.answer}"
-
-  def identity(self) -> str:
-    """A sha256 of the content that the task reads; empty where it is a function of its fields.
-
-    A checkpoint names its data by the repr of the task, which says nothing of the rows of a file.
-    """
-    return ""
 
   def solution(self, example: Example) -> str:
     """A right response, for supervised fine-tuning. Raises TypeError where the task has none."""

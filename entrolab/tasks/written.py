@@ -7,7 +7,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, part_of, stable_repr
+from entrolab.tasks.task import (
+    Example,
+    Lazy,
+    Task,
+    Tokenizer,
+    opened,
+    part_of,
+    stable_repr,
+)
 from entrolab.verify import Verdict
 from entrolab.verify import math as mathematics
 
@@ -104,7 +112,7 @@ class _Formatted(Task, Protocol):
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the formatted problem."""
-    return tokenizer.encode(self.format(example.prompt, tokenizer))
+    return opened(tokenizer, tokenizer.encode(self.format(example.prompt, tokenizer)))
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """By the task's verifier, against the answers."""
