@@ -132,19 +132,17 @@ def _(tokenizer: Tokenizer, ids: Sequence[int]) -> Pieces:
   """Of byte-level BPE the bytes themselves; of others by decoding, and tokens that stand for a byte
   as that byte."""
   kinds = _decoders(tokenizer.inner.backend_tokenizer.decoder)
-  names = [None if at in tokenizer.skip else name for at, name
-           in zip(ids, tokenizer.inner.convert_ids_to_tokens(list(ids)), strict=True)]
   if kinds == ["ByteLevel"]:
-    bytes_ = [byte_level(name) for name in names]
+    names = tokenizer.inner.convert_ids_to_tokens(list(ids))
+    bytes_ = [b"" if at in tokenizer.skip else byte_level(name)
+              for at, name in zip(ids, names, strict=True)]
     return Pieces(bytes_, [bytes_])
-  found = spelling.decoded(tokenizer, ids)
+  known = {}
   if "ByteFallback" in kinds:
-    for at, name in enumerate(names):
-      byte = re.fullmatch("<0x([0-9A-F]{2})>", name or "")
-      if byte is not None:
-        for texts in (found.first, *found.later):
-          texts[at] = bytes.fromhex(byte[1])
-  return found
+    found = {at: re.fullmatch("<0x([0-9A-F]{2})>", name)
+             for name, at in tokenizer.inner.get_vocab().items()}
+    known = {at: bytes.fromhex(byte[1]) for at, byte in found.items() if byte is not None}
+  return spelling.decoded(tokenizer, ids, known)
 
 
 def _decoders(decoder: Any) -> list[str]:

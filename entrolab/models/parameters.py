@@ -81,7 +81,7 @@ class Config:
   tied: bool = True  # the embedding is the output matrix too
   qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
   qk_norm: bool = False  # norms of queries and keys (Qwen3)
-  max_length: int = 2048  # tokens; stated in checkpoints, not enforced here
+  max_length: int = 2048  # tokens; `explain.lengths` says where a run goes beyond them
   dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
   remat: Remat = "none"  # what a backward pass computes again, see `transformer.REMAT`
   layout: Layout | None = None  # mesh axes of rows and heads; None: the compiler places all

@@ -146,6 +146,11 @@ class Cure(SingleTurn):
     return {**super().unsupported, "slots": "a slot does not keep the cache of a row that has ended"
             ", from which branches go on; set sampling.slots=0"}
 
+  def positions(self, prompt: int, response: int) -> int:
+    """Those of a continuation: it has as many new tokens as a response, behind a prefix."""
+    # `decode.resume` goes on behind the whole prefix, also where not all of it fits into the prompt
+    return prompt + (2 * response - 1 if self.branches else response)
+
   @property
   def samples(self) -> int:
     """Rows of a group."""

@@ -76,6 +76,10 @@ class Replay(Strategy):
     """Groups of new rows, as of `inner`."""
     return self.inner.groups(prompts)
 
+  def positions(self, prompt: int, response: int) -> int:
+    """Positions of a row at most, as of `inner`."""
+    return self.inner.positions(prompt, response)
+
   def further_rows(self, samples: int, updates: int, micro: int) -> int:
     """Rows that every update has for a replay.
 

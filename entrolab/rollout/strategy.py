@@ -129,6 +129,10 @@ class Strategy(Protocol):
     """Groups in the batch of a step of `prompts` prompts."""
     return prompts
 
+  def positions(self, prompt: int, response: int) -> int:
+    """Positions of a row at most, where a prompt and a response have these numbers of tokens."""
+    return prompt + response
+
   def dispatch(self, engine: Any, request: Request) -> Drawn:
     """The rows of one step, not verified; returns while the devices draw them.
 

@@ -49,6 +49,10 @@ class Switch(Strategy):
     """Groups in the batch of a step of `prompts` prompts, of both."""
     return self._same("groups", self.first.groups(prompts), self.then.groups(prompts))
 
+  def positions(self, prompt: int, response: int) -> int:
+    """Positions of a row at most, of the longer of both."""
+    return max(self.first.positions(prompt, response), self.then.positions(prompt, response))
+
   def dispatch(self, engine: Any, request: Request) -> Drawn:
     """The rows of one step, not verified."""
     return self._at(request.step).dispatch(engine, request)

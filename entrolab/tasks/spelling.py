@@ -5,7 +5,7 @@ automaton over the bytes of the text (`automaton`), where rows are drawn and on 
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,33 +22,34 @@ CUT = "\N{REPLACEMENT CHARACTER}"  # stands in decoded text for bytes that are n
 def pieces(tokenizer: Any, ids: Sequence[int]) -> Pieces:
   """The pieces of these tokens: as `decoded` finds them, for a tokenizer that registers no way of
   its own. One whose tokens are known as bytes does."""
-  return decoded(tokenizer, ids)
+  return decoded(tokenizer, ids, {})
 
 
-def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> Pieces:
+def decoded(tokenizer: Tokenizer, ids: Sequence[int], known: Mapping[int, bytes]) -> Pieces:
   """The pieces of these tokens, by decoding them alone and behind others.
 
-  Raises ValueError where a token changes the text before it.
+  known: pieces that decoding does not tell, such as bytes that are no whole character. Raises
+  ValueError where a token changes the text before it.
   """
-  decode, first = tokenizer.decode, [tokenizer.decode([at]) for at in ids]
-  later = []
-  for anchor in _anchors(tokenizer):
-    before = decode([anchor])
-    both = [decode([anchor, at]) for at in ids]
-    changed = [at for at, text in zip(ids, both, strict=True) if not text.startswith(before)]
-    if changed:
-      raise ValueError(f"{tokenizer.name}: token {changed[0]} changes the text {before!r} before "
-                       "it, so that no string can be looked for while tokens are drawn")
-    later.append([text[len(before):] for text in both])
-  written = lambda texts: [text.encode("utf-8", "surrogatepass") for text in texts]
-  return Pieces(written(first), [written(texts) for texts in later or [first]])
+  def added(before: list[int]) -> list[bytes]:
+    start, found = tokenizer.decode(before) if before else "", []
+    for at in ids:
+      text = start if at in known else tokenizer.decode([*before, at])
+      if not text.startswith(start):
+        raise ValueError(f"{tokenizer.name}: token {at} changes the text {start!r} before it, so "
+                         "that no string can be looked for while tokens are drawn")
+      found.append(known.get(at, text[len(start):].encode("utf-8", "surrogatepass")))
+    return found
+
+  first = added([])
+  return Pieces(first, [added([anchor]) for anchor in _anchors(tokenizer, known)] or [first])
 
 
-def _anchors(tokenizer: Tokenizer) -> list[int]:
+def _anchors(tokenizer: Tokenizer, known: Mapping[int, bytes]) -> list[int]:
   """A token that ends in a letter, one in a digit and one in another sign; fewer if there are."""
   found: dict[str, int] = {}
   for at in range(min(tokenizer.vocab_size, SAMPLE)):
-    text = tokenizer.decode([at])
+    text = "" if at in known else tokenizer.decode([at])
     if text and CUT not in text and not text[-1].isspace():
       kind = "letter" if text[-1].isalpha() else "digit" if text[-1].isdigit() else "sign"
       found.setdefault(kind, at)

@@ -108,6 +108,19 @@ def warnings(experiment: Experiment) -> list[str]:
   return found
 
 
+def lengths(experiment: Experiment, config: Config) -> list[str]:
+  """A sentence about rows that may be longer than the model's positions."""
+  prompt, response = experiment.task.max_prompt, experiment.sampling.max_tokens
+  most, longest = experiment.rollout.positions(prompt, response), config.max_length
+  if most <= longest:
+    return []
+  fits = next((n for n in range(response, 0, -1)
+               if experiment.rollout.positions(prompt, n) <= longest), 0)
+  mend = f"set sampling.max_tokens={fits} or less" if fits else "set a shorter task.max_prompt"
+  return [f"prompts of {prompt} and responses of {response} tokens are up to {most} positions, and "
+          f"the model was made for max_length={longest}: what lies beyond is extrapolated; {mend}"]
+
+
 def acts(objective: Objective) -> str:
   """Where the objective acts beyond its rewards and its surrogate, as method/tokens_changed counts
   it."""
@@ -146,7 +159,8 @@ def plan(experiment: Experiment, config: Config) -> str:
   lines.append(acts(experiment.objective))
   if experiment.taken:
     lines += ["hyper-parameters of the recipe:", *(f"  {taken}" for taken in experiment.taken)]
-  lines += [f"note: {sentence}" for sentence in warnings(experiment)]
+  notes = [*warnings(experiment), *lengths(experiment, config)]
+  lines += [f"note: {sentence}" for sentence in notes]
   return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
                   "the mesh": dict(lab.mesh.shape), "the data": lab.data.name,
                   "the content of the data": experiment.task.identity()})
   print(explain.batch_sentence(experiment), flush=True)
-  for sentence in explain.warnings(experiment):
+  for sentence in (*explain.warnings(experiment), *explain.lengths(experiment, lab.config)):
     print(f"note: {sentence}", flush=True)
 
   saved = checkpoint.Checkpoints(folder / "checkpoints", experiment.saving)
