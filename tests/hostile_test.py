@@ -15,8 +15,8 @@ import pytest
 from entrolab.verify import codes, math, unknown_share
 from entrolab.verify.canonical import MAX_CHARACTERS, canonical
 from entrolab.verify.extract import extract
-from entrolab.verify.symbolic import worker
 from entrolab.verify.symbolic.pool import Pool
+from entrolab.verify.workers import worker
 from tests.hostile_corpus import box, corpus
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -148,27 +148,27 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_wait(monkeypatch):
 
 
 WORK = """
-import os, signal, sys, time
-from entrolab.verify.symbolic import worker
-def work(kind):
+import os, sys, time, types
+from entrolab.verify.workers import worker
+def work(prepared, kind):
   if kind == "memory": bytearray(1 << 30)
-  if kind == "segfault": os.kill(os.getpid(), signal.SIGSEGV)
+  if kind == "segfault": import ctypes; ctypes.string_at(0)
   if kind == "leave": os._exit(0)
   if kind == "sleep": time.sleep(60)
   if kind == "write":
     with open(sys.argv[1], "w") as file: file.write("x")
-  if kind == "recurse": work(kind)
-  return "right", kind
-worker.supervise(0, 1, 1 << 29, work)
+  if kind == "recurse": work(prepared, kind)
+  return kind, False
+service = types.SimpleNamespace(prepare=lambda context: None, work=work)
+worker.supervise(0, 1, 1 << 29, service)
 """
 
 
 def test_a_worker_survives_whatever_a_comparison_does(tmp_path):
-  reasons = {"memory": "comparison raised MemoryError", "fine": "fine",
-             "segfault": "the comparing process ended by signal 11",
-             "leave": "the comparing process ended by signal 0",
-             "sleep": "over the deadline of 0.3 s", "recurse": "comparison raised RecursionError",
-             "write": "comparison raised OSError"}
+  reasons = {"memory": "it raised MemoryError", "fine": "",
+             "segfault": "the process ended by signal 11", "leave": "the process ended by signal 0",
+             "sleep": "over the deadline of 0.3 s", "recurse": "it raised RecursionError",
+             "write": "it raised PermissionError"}
   process = subprocess.Popen([sys.executable, "-c", WORK, str(tmp_path / "file")], cwd=ROOT,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert process.stdin and process.stdout
@@ -178,8 +178,8 @@ def test_a_worker_survives_whatever_a_comparison_does(tmp_path):
     for kind in [*reasons, *reasons, "fine"]:
       worker.send(outbox, {"job": [kind], "seconds": 0.3 if kind == "sleep" else 20.0})
       answer = worker.receive(inbox)
-      assert answer and answer["why"] == reasons[kind]
-      assert answer["status"] == ("right" if kind == "fine" else "unknown")
+      assert answer and answer["lost"] == reasons[kind]
+      assert answer["value"] == ("fine" if kind == "fine" else None)
     process.stdin.close()
     assert process.wait(timeout=5) == 0
 

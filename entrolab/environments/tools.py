@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from entrolab.environments import OfTask, reward_of
 from entrolab.tasks.task import Example, Step, Task, stable_repr
-from entrolab.verify.sandbox import inside
+from entrolab.verify.sandbox import values
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
 
 ERROR = "error: "  # begins what is shown of a program that failed
@@ -94,12 +94,12 @@ class Python:
     lines = text.encode(errors="replace").decode().split("\n")
     source = f"LINES = {lines!r}\nMOST = {self.max_characters}\n{_DRIVER}"
     orders = {"role": "program", "text": source, "inbox": calls, "outbox": to_answers}
-    run = Run([], answers, inside.MAX_MESSAGE)
+    run = Run([], answers, values.MAX_MESSAGE)
     try:
       run.processes.append(box.start(orders, subprocess.DEVNULL, (calls, to_answers)))
       with contextlib.suppress(BrokenPipeError):  # it may have ended already
-        os.write(to_calls, inside.packed({"call": "answer", "args": [],
-                                          "named": inside.plain({})}))
+        os.write(to_calls, values.packed({"call": "answer", "args": [],
+                                          "named": values.plain({})}))
     except BaseException:
       run.end()
       raise
@@ -116,7 +116,7 @@ class Python:
     """
     try:
       message = json.loads(data.partition(b"\n")[0])
-      output, failed = inside.rebuilt(message["value"])
+      output, failed = values.rebuilt(message["value"])
       output, failed = (str(x).encode(errors="replace").decode() for x in (output, failed))
     except Exception:  # whatever the process sent
       return f"{ERROR}the program ended early"

@@ -1,12 +1,22 @@
-"""The generators of reasoning-gym, with the scorers of that library."""
+"""The generators of reasoning-gym, with the scorers of that library.
+
+Problems are made and answers scored in confined workers alone (`verify.reasoning`).
+"""
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from entrolab.tasks.task import Example, Lazy, Task, opened, part_of
 from entrolab.verify import Verdict
+from entrolab.verify.sandbox import values
+from entrolab.verify.workers import pool
+
+MAX_CHARACTERS = 100_000  # of an answer
+SECONDS = 5.0  # in which an answer must be scored
+MAKE_SECONDS = 120.0  # in which a problem must be made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +25,8 @@ class ReasoningGym(Task):
 
   Training and evaluation have different seeds; a generator of few problems may still give both the
   same one. Raises ValueError for game_of_life_halting, whose scorer rewards meaningless text;
-  `examples` raises what the generator raises for its options.
+  `examples` raises RuntimeError with what the generator says of its options, ImportError without
+  the library.
   """
   name: str  # of the generator
   size: int = 5000  # examples of a split
@@ -30,9 +41,10 @@ class ReasoningGym(Task):
 
   def examples(self, split: str, seed: int) -> Lazy:
     """`size` rows, deterministic in (seed, split)."""
-    data = _gym(self.name, self.size, 2 * seed + part_of(split), self.options)
     source = f"{self.name}/{split}/{seed}"
-    make = lambda i: Example(i, data[i]["question"], str(data[i]["answer"]), source)
+    context = self._context(source, None)
+    _problem(json.dumps(context), 0)  # the options are checked here, not when a row is drawn
+    make = lambda i: Example(i, *_problem(json.dumps(context), i), source)
     return Lazy(self.size, make, f"{self!r}.examples({split!r}, {seed})", listed=True)
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
@@ -43,28 +55,49 @@ class ReasoningGym(Task):
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """By the generator's scorer, on the last <answer>...</answer>, else on the whole response.
 
-    Where the scorer raises, the response is wrong, with the exception's name as the reason.
+    Where the scorer raises, the response is wrong, with the exception's name as the reason. It is
+    unknown where the scorer takes more time or memory than it may, where it ends its process,
+    where its score is not finite, and where the generator makes another problem of the example than
+    before. Raises SandboxError where the scorer cannot be confined.
     """
-    verdicts = []
-    for text, example in zip(texts, examples, strict=True):
-      # the source names split and seed, so that a verdict needs no state of this object
-      split, seed = example.source.split("/")[1:]
-      data = _gym(self.name, self.size, 2 * int(seed) + part_of(split), self.options)
+    verdicts: dict[int, Verdict] = {}  # by row
+    # the rows of each (source, problem, reference, answer)
+    jobs: dict[tuple[str, int, str, str], list[int]] = {}
+    for row, (text, example) in enumerate(zip(texts, examples, strict=True)):
       answer = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
-      try:
-        score = float(data.score_answer(answer, data[example.id]))
-      except Exception as error:  # the library has a hundred scorers, which fail in many ways
-        verdicts.append(Verdict("wrong", f"the scorer raised {type(error).__name__}"))
-        continue
-      verdicts.append(Verdict("right" if score >= 0.99 else "wrong", f"score {score:.2f}"))
-    return verdicts
+      if len(answer) > MAX_CHARACTERS:
+        why = f"an answer of {len(answer)} characters, at most {MAX_CHARACTERS} are scored"
+        verdicts[row] = Verdict("unknown", why)
+      else:
+        job = example.source, example.id, example.answer, answer
+        jobs.setdefault(job, []).append(row)
+    # the rows of a group stand together: a worker prepares a problem once for all of them
+    asked = [pool.Job(self._context(source, problem), (answer, reference))
+             for source, problem, reference, answer in jobs]
+    for rows, result in zip(jobs.values(), workers().run(asked, seconds=SECONDS), strict=True):
+      verdict = Verdict("unknown", result.lost) if result.lost else Verdict(*result.value)
+      verdicts.update(dict.fromkeys(rows, verdict))
+    return [verdicts[row] for row in range(len(texts))]
+
+  def _context(self, source: str, problem: int | None) -> list:
+    """What `reasoning.prepare` makes a problem from."""
+    # the source names split and seed, so that a verdict needs no state of this object
+    split, seed = source.split("/")[1:]
+    options = values.plain(self.options)
+    return [self.name, self.size, 2 * int(seed) + part_of(split), options, problem]
 
 
-@functools.lru_cache(maxsize=8)
-def _gym(name: str, size: int, seed: int, options: tuple[tuple[str, Any], ...]):
-  """A data set of reasoning-gym. Raises ImportError without the library."""
-  try:
-    import reasoning_gym
-  except ImportError as error:
-    raise ImportError("reasoning-gym tasks need `pip install 'entrolab[tasks]'`") from error
-  return reasoning_gym.create_dataset(name, size=size, seed=seed, **dict(options))
+def workers() -> pool.Pool:
+  """The workers of this process that make problems and score."""
+  return pool.shared("entrolab.verify.reasoning", batch_seconds=600.0, grace=120.0)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _problem(context: str, index: int) -> tuple[str, str]:
+  """(question, answer) of a problem. Raises RuntimeError where the generator does not make it."""
+  job = pool.Job(json.loads(context), (index,))
+  result, = workers().run([job], seconds=MAKE_SECONDS, batch_seconds=2 * MAKE_SECONDS)
+  if result.lost:
+    raise RuntimeError(f"problem {index} of {context}: {result.lost}")
+  question, answer = result.value
+  return question, answer

@@ -194,8 +194,12 @@ def _functions(box: Sandbox, task: Functions, source: str) -> Steps:
     return Verdict("unknown", fault), score
   if score.passed == total:
     return Verdict("right", f"{total} tests passed"), score
-  failures = (str(message["why"])[:MAX_REASON] for message in messages if message.get("why"))
-  return Verdict("wrong", f"{score.passed} of {total} tests passed; {next(failures, '')}"), score
+  # a test that failed for certain decides, whatever could not cross in another one
+  failed = [message for message in messages if message.get("passed") is False]
+  decided = [message for message in failed if not message.get("undecided")]
+  why = str(next(iter(decided or failed), {}).get("why", ""))[:MAX_REASON]
+  status = "unknown" if failed and not decided else "wrong"
+  return Verdict(status, f"{score.passed} of {total} tests passed; {why}"), score
 
 
 def _same(output: bytes, expected: str) -> bool:

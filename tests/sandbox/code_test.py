@@ -10,7 +10,7 @@ import pytest
 
 from entrolab.verify import code, codes
 from entrolab.verify.code import Case, Command, Functions, Score, reward
-from entrolab.verify.sandbox import inside
+from entrolab.verify.sandbox import values
 from entrolab.verify.sandbox.outside import Limits, Sandbox, SandboxError
 from tests.sandbox.programs import DOUBLE, verdicts, with_limits
 
@@ -118,11 +118,11 @@ def test_values_survive_the_crossing():
   for _ in range(5000):
     deep = [deep]
   with pytest.raises(RecursionError):
-    inside.plain(deep)
+    values.plain(deep)
   with pytest.raises(TypeError, match="function is no plain data"):
-    inside.plain({"a": [len, lambda: 0][1]})
+    values.plain({"a": [len, lambda: 0][1]})
   value = {"x": [(1, 2.5), {3}, b"\x00", 1 << 70, None]}
-  assert inside.rebuilt(json.loads(json.dumps(inside.plain(value)))) == value
+  assert values.rebuilt(json.loads(json.dumps(values.plain(value)))) == value
 
 
 SHELL = Command(("sh", "{file}"), (Case("twice 3", "6"), Case("twice 21", "42\n"),

@@ -7,36 +7,23 @@ program   runs the source of an answer and serves calls of its functions
 judge     has the tests and a secret, calls those functions, reports each test under the secret
 command   becomes any interpreter, with the answer in a file
 
-Program and judge are processes in two sandboxes with two pipes between them. What crosses is JSON
-of plain data, from which the reader builds new values: an `__eq__` that the program defines stays
-in its process, and so do frames, objects, builtins and exit codes. The program receives the
-arguments of a call, never the expected result.
+The roles of Python are in `roles`, what crosses between them in `values`.
 
 Confinement is: rlimits; Landlock where no namespace hides the files (the process can write no file,
 read only the interpreter, and neither trace nor signal others); another user id when started by
 root; no new privileges; a seccomp filter for x86_64 and aarch64.
 """
 
-import builtins
-import contextlib
 import ctypes
 import errno
-import importlib
-import itertools
+import importlib.util
 import json
 import os
-import re
 import resource
 import signal
 import struct
 import sys
-import types
-from collections.abc import Callable, Iterator
-from importlib.machinery import SourceFileLoader
 from typing import Any
-
-MAX_MESSAGE = 1 << 20  # bytes of a message between judge and program
-MAX_REASON = 200  # characters of what the program reports about itself
 
 
 class _Filter(ctypes.Structure):
@@ -87,28 +74,46 @@ def _landlock(read: list[str]) -> None:
   os.close(rules_fd)
 
 
-# Modules that an answer names are imported before the process gives up its user id: an interpreter
-# of root may lie where no other user can read it.
-_KNOWN = """abc array ast asyncio base64 bisect binascii calendar cmath codecs collections
-contextlib copy csv ctypes dataclasses datetime decimal difflib enum fnmatch fractions functools
-glob hashlib heapq html inspect io itertools json keyword locale logging math numbers operator os
-pathlib platform pprint queue random re secrets sched shlex shutil signal socket statistics string
-struct subprocess sys tempfile textwrap threading time timeit tokenize traceback types typing
-unicodedata urllib uuid warnings weakref zlib""".split()
-_HIDDEN = {"datetime": ("_strptime",), "time": ("_strptime",), "urllib": ("urllib.parse",),
-           "collections": ("collections.abc", "heapq"), "codecs": ("encodings.rot_13",)}
+class _Capabilities(ctypes.Structure):
+  """`struct __user_cap_data_struct`, of which there are two for 64 capabilities."""
+  _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32),
+              ("inheritable", ctypes.c_uint32)]
 
 
-def _preload(text: str) -> None:
-  """Imports the modules of the standard library that `text` names, and those they import late."""
-  words = set(re.findall(r"[a-z_0-9]+", text))
-  for module in _KNOWN:
-    if module in words:
-      for name in (module, *_HIDDEN.get(module, ())):
-        with contextlib.suppress(ImportError):
-          importlib.import_module(name)
-  if "random" in words:  # the same program gets the same verdict
-    importlib.import_module("random").seed(0)
+READ_ANYWHERE, PASS_ANYWHERE = 2, 1  # CAP_DAC_READ_SEARCH; CAP_DAC_OVERRIDE, which writes as well
+
+
+def _become(user: int, alone: bool) -> None:
+  """Takes a user id, and of root's powers keeps that of reading files, over `execve` too.
+
+  An interpreter of root may lie where no other user can read it, and its library is imported when
+  it is needed. What may be read is decided by the namespace or by Landlock; only where Landlock
+  refuses every write (`alone`) may the power be the one that writes as well.
+  """
+  head = (ctypes.c_uint32 * 2)(0x20080522, 0)
+  held = (_Capabilities * 2)()
+  if _libc.capget(head, held):
+    raise OSError(ctypes.get_errno(), "capget")
+  choices = (READ_ANYWHERE, PASS_ANYWHERE) if alone else (READ_ANYWHERE,)
+  kept = next((bit for bit in choices if held[0].permitted >> bit & 1), None)
+  _control("PR_SET_KEEPCAPS", 8, 1)
+  os.setgroups([])
+  os.setresgid(*[user] * 3)
+  os.setresuid(*[user] * 3)
+  bits = 0 if kept is None else 1 << kept
+  held[0] = _Capabilities(bits, bits, bits)
+  held[1] = _Capabilities(0, 0, 0)
+  if _libc.capset(head, held):
+    raise OSError(ctypes.get_errno(), "capset")
+  if kept is not None and _libc.prctl(47, 2, ctypes.c_ulong(kept), ctypes.c_ulong(0),
+                                      ctypes.c_ulong(0)):
+    raise OSError(ctypes.get_errno(), "prctl PR_CAP_AMBIENT_RAISE")
+
+
+def install(code: bytes) -> None:
+  """Installs a filter of `seccomp.program`, which nothing can take away again. Raises OSError."""
+  _control("PR_SET_NO_NEW_PRIVS", 38, 1)
+  _control("PR_SET_SECCOMP", 22, 2, _Filter(len(code) // 8, code))
 
 
 def _confine(orders: dict[str, Any]) -> None:
@@ -119,250 +124,15 @@ def _confine(orders: dict[str, Any]) -> None:
     lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (lower, lower))
   sys.path += orders["path"]
-  if orders["role"] != "command":
-    _preload(orders["text"])
   if orders["alone"]:
     _landlock(orders["read"])
   if orders["user"]:  # after Landlock: that user may not be able to open every path of its rules
-    os.setgroups([])
-    os.setresgid(*[orders["user"]] * 3)
-    os.setresuid(*[orders["user"]] * 3)
+    _become(orders["user"], orders["alone"])
   if orders["alone"]:
     _control("PR_SET_PDEATHSIG", 1, signal.SIGKILL)  # a change of user id clears it: so after that
     if os.getppid() != orders["parent"]:  # it ended before the signal was set
       raise OSError(errno.ESRCH, "the parent is gone")
-  _control("PR_SET_NO_NEW_PRIVS", 38, 1)
-  code = bytes.fromhex(orders["filter"])
-  _control("PR_SET_SECCOMP", 22, 2, _Filter(len(code) // 8, code))
-
-
-class NoAnswer(BaseException):
-  """The program cannot answer this call. No `except Exception` of a test catches it."""
-
-
-class NotPlain(BaseException):
-  """A test passes an argument that cannot cross to the program."""
-
-
-class Raised(Exception):
-  """An exception of the program that is of no builtin class."""
-
-
-def plain(value: Any) -> Any:
-  """Plain data as JSON that preserves its type; subclasses become their base. Raises TypeError for
-  other values."""
-  if value is None or isinstance(value, bool | str | float):
-    return value
-  if isinstance(value, int):
-    return int(value) if abs(value) < 1 << 63 else {"int": hex(value)}
-  if isinstance(value, list):
-    return [plain(item) for item in value]
-  if isinstance(value, dict):
-    return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
-  for kind in (tuple, set, frozenset):
-    if isinstance(value, kind):
-      return {kind.__name__: [plain(item) for item in value]}
-  if isinstance(value, bytes | bytearray):
-    return {type(value).__name__: value.hex()}
-  if isinstance(value, complex):
-    return {"complex": [value.real, value.imag]}
-  if isinstance(value, range):
-    return {"range": [value.start, value.stop, value.step]}
-  if isinstance(value, Iterator):  # perhaps endless; MAX_MESSAGE items are too long to cross
-    return {"iter": [plain(item) for item in itertools.islice(value, MAX_MESSAGE)]}
-  raise TypeError(f"{type(value).__name__} is no plain data")
-
-
-_REBUILD = {"int": lambda x: int(x, 16), "tuple": lambda x: tuple(map(rebuilt, x)),
-            "dict": lambda x: {rebuilt(key): rebuilt(item) for key, item in x},
-            "set": lambda x: set(map(rebuilt, x)), "iter": lambda x: iter([*map(rebuilt, x)]),
-            "frozenset": lambda x: frozenset(map(rebuilt, x)), "bytes": bytes.fromhex,
-            "bytearray": bytearray.fromhex, "complex": lambda x: complex(*x),
-            "range": lambda x: range(*x)}
-
-
-def rebuilt(value: Any) -> Any:
-  """The value that `plain` encoded."""
-  if isinstance(value, list):
-    return [rebuilt(item) for item in value]
-  if isinstance(value, dict):
-    (kind, inner), = value.items()
-    return _REBUILD[kind](inner)
-  return value
-
-
-def packed(message: dict[str, Any]) -> bytes:
-  """A message as a line. Raises ValueError over MAX_MESSAGE bytes."""
-  line = json.dumps(message).encode() + b"\n"
-  if len(line) > MAX_MESSAGE:
-    raise ValueError(f"{len(line)} bytes, at most {MAX_MESSAGE} can cross")
-  return line
-
-
-class Channel:
-  """Lines of JSON over two pipes, of bounded length."""
-
-  def __init__(self, inbox: int, outbox: int) -> None:
-    self.inbox, self.outbox = inbox, outbox
-    self.buffer = bytearray()  # read, but not yet a whole line
-
-  def write(self, line: bytes) -> None:
-    """Writes a line that `packed` made."""
-    while line:
-      line = line[os.write(self.outbox, line):]
-
-  def receive(self) -> dict[str, Any] | None:
-    """Reads a message; None when the other side has ended or its line is too long."""
-    while b"\n" not in self.buffer:
-      part = os.read(self.inbox, 1 << 16)
-      self.buffer += part
-      if not part or len(self.buffer) > MAX_MESSAGE:
-        return None
-    line, _, self.buffer = self.buffer.partition(b"\n")
-    return json.loads(line)
-
-
-class _Text(SourceFileLoader):
-  """A module loader whose source is a string."""
-
-  def __init__(self, name: str, text: str) -> None:
-    super().__init__(name, f"<{name}>")
-    self.text = text
-
-  def get_code(self, fullname: str) -> types.CodeType:
-    return self.source_to_code(self.text, self.path)
-
-
-def _module(name: str) -> types.ModuleType:
-  return sys.modules.setdefault(name, types.ModuleType(name))
-
-
-def _described(error: BaseException) -> str:
-  """Class and text of an exception."""
-  try:
-    return f"{type(error).__name__}: {error}"[:160].rstrip(": ")
-  except Exception:  # its __str__ may be the program's code
-    return type(error).__name__[:160]
-
-
-def program(source: str, channel: Channel) -> None:
-  """Runs the source and serves calls of its functions.
-
-  {call, args, named} -> {value} | {raised, text} | {none: why}
-  """
-  module, broken = _module("solution"), ""
-  try:
-    _Text("solution", source).exec_module(module)
-  except BaseException as error:  # also SystemExit
-    broken = f"the program raises {_described(error)}"
-  while (call := channel.receive()) is not None:
-    function = vars(module).get(call["call"])
-    if broken or function is None:
-      channel.write(packed({"none": broken or f"the program defines no {call['call']}"}))
-      continue
-    try:
-      value = function(*rebuilt(call["args"]), **rebuilt(call["named"]))
-    except Exception as error:
-      text = _described(error).partition(": ")[2]
-      channel.write(packed({"raised": type(error).__name__, "text": text}))
-      continue
-    except BaseException as error:
-      channel.write(packed({"none": f"{call['call']} raises {_described(error)}"}))
-      continue
-    try:
-      channel.write(packed({"value": plain(value)}))
-    except Exception as error:
-      channel.write(packed({"none": f"{call['call']} returns no plain data ({_described(error)})"}))
-
-
-class _Remote:
-  """The program as the tests see it: functions by name."""
-
-  def __init__(self, channel: Channel) -> None:
-    self.channel = channel
-    self.gone = ""  # why the program answers no further call
-    self.lost = ""  # why a call of the current test was not answered
-    self.last: Exception | None = None  # the last exception that the program raised
-
-  def call(self, name: str, args: tuple, named: dict[str, Any]) -> Any:
-    """Calls a function of the program: returns its value or raises its exception."""
-    try:
-      request = packed({"call": name, "args": plain(list(args)), "named": plain(named)})
-    except (TypeError, ValueError, RecursionError) as error:
-      raise NotPlain(f"arguments of {name}: {_described(error)}") from None
-    # The reply is whatever the program wrote to its pipe: every way in which it may be malformed
-    # ends here, and no value in it has a class that the program defined.
-    try:
-      reply = self._send(request)
-      if "value" in reply:
-        return rebuilt(reply["value"])
-      self.lost = str(reply.get("none", ""))[:MAX_REASON]
-      self.last = _exception(str(reply.get("raised")), str(reply.get("text"))[:MAX_REASON])
-    except EOFError as error:
-      self.lost = self.gone = str(error)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
-      self.lost = self.gone = "the program sent no proper answer"
-    if self.lost:
-      raise NoAnswer(self.lost)
-    assert self.last
-    raise self.last
-
-  def _send(self, request: bytes) -> dict[str, Any]:
-    """The reply to a request. Raises EOFError when the program has ended."""
-    if self.gone:
-      raise EOFError(self.gone)
-    with contextlib.suppress(BrokenPipeError):
-      self.channel.write(request)
-      reply = self.channel.receive()
-      if reply is not None:
-        return reply
-    raise EOFError("the program ended early")
-
-
-def _exception(name: str, text: str) -> Exception:
-  """A builtin exception by its name, or `Raised`."""
-  kind = vars(builtins).get(name)
-  silent = name in ("StopIteration", "StopAsyncIteration")  # would end a loop of the test early
-  if isinstance(kind, type) and issubclass(kind, Exception) and not silent:
-    with contextlib.suppress(TypeError):
-      return kind(text)
-  return Raised(f"{name}: {text}")
-
-
-def judge(orders: dict[str, Any], channel: Channel, report: Callable[..., None]) -> None:
-  """Runs setup and tests.
-
-  Reports {passed, why, gone} for each test, {unknown: why} where a test is at fault, and {end}
-  after the last one, without which no answer is right.
-  """
-  module, remote = _module("tests"), _Remote(channel)
-  try:
-    _Text("tests", orders["setup"]).exec_module(module)
-  except Exception as error:
-    return report(unknown=f"the tests' setup raises {_described(error)}")
-  for name in orders["names"]:
-    vars(module)[name] = lambda *args, _name=name, **named: remote.call(_name, args, named)
-  for number, text in enumerate(orders["tests"], 1):
-    loader = _Text("tests", text)
-    why = remote.lost = ""
-    try:
-      loader.get_code("tests")
-    except (SyntaxError, ValueError) as error:
-      return report(unknown=f"test {number} is no Python: {_described(error)}")
-    try:
-      loader.exec_module(module)
-    except NotPlain as error:
-      return report(unknown=f"test {number}: {error}")
-    except (NameError, ImportError) as error:
-      if error is not remote.last:  # raised by the test, not by the program
-        return report(unknown=f"test {number} raises {_described(error)}")
-      why = _described(error)
-    except BaseException as error:  # whatever a test raises, it has not passed
-      why = _described(error)
-    why = remote.lost or why  # also where a bare `except` of the test caught NoAnswer
-    report(passed=not why, why=why and f"test {number}: {why}", gone=bool(remote.gone))
-  report(end=True)
-  return None
+  install(bytes.fromhex(orders["filter"]))
 
 
 def _command(orders: dict[str, Any], status: int) -> None:
@@ -376,8 +146,20 @@ def _command(orders: dict[str, Any], status: int) -> None:
     os.write(status, f"failed: cannot run {orders['argv'][0]}: {error.strerror}".encode())
 
 
+def _beside(name: str) -> Any:
+  """A module beside this file, by its path: in a sandbox there is no package to import it from."""
+  full = f"entrolab.verify.sandbox.{name}"
+  path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+  spec = importlib.util.spec_from_file_location(full, path)
+  assert spec and spec.loader
+  module = sys.modules[full] = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
 def main() -> int:
   """Reads the orders from descriptor 0, confines this process, then takes its role."""
+  values, roles = _beside("values"), _beside("roles")
   status = os.dup(2)
   quiet = os.open(os.devnull, os.O_RDWR)
   with open(0, "rb", closefd=False) as file:
@@ -398,17 +180,20 @@ def main() -> int:
     _command(orders, status)
     return 1
   os.close(status)
-  channel = Channel(orders["inbox"], orders["outbox"])
+  if "random" in orders["text"]:  # the same program gets the same verdict
+    importlib.import_module("random").seed(0)
+  channel = values.Channel(orders["inbox"], orders["outbox"])
   if orders["role"] == "program":
-    program(orders["text"], channel)
+    roles.program(orders["text"], channel)
     return 0
   output = os.dup(1)
   os.dup2(quiet, 1)  # what tests print is no report
 
   def report(**message: Any) -> None:
-    Channel(-1, output).write(packed({"secret": orders["secret"], **message}))
+    line = values.packed({"secret": orders["secret"], **message})
+    values.Channel(-1, output).write(line)
 
-  judge(orders, channel, report)
+  roles.judge(orders, channel, report)
   return 0
 
 

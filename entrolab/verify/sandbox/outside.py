@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from entrolab.verify.sandbox import inside, seccomp
+from entrolab.verify.sandbox import inside, roles, seccomp, values
 
 Kind = Literal["bwrap", "seccomp"]
 KINDS: tuple[Kind, ...] = ("bwrap", "seccomp")
@@ -60,6 +60,13 @@ def _unused_user_id() -> int:
     ranges = [row.split() for row in file]
   top = min(max(int(first) + int(count) for first, _, count in ranges), 1 << 31)
   return top - 2 - secrets.randbelow(min(1 << 20, top // 16))
+
+
+def _has_capability(number: int) -> bool:
+  """Whether this process may use a capability of the kernel, and pass it on."""
+  with open("/proc/self/status") as file:
+    sets = dict(line.split(":") for line in file if line.startswith(("CapPrm", "CapBnd")))
+  return all(int(held, 16) >> number & 1 for held in sets.values())
 
 
 class Run:
@@ -147,8 +154,8 @@ class Sandbox:
               "outbox": to_answers}
     try:
       run = Run([self.start(orders, subprocess.DEVNULL, (calls, to_answers))], answers, 4096)
-      inside.Channel(-1, to_calls).write(inside.packed(
-          {"call": "f", "args": [7], "named": inside.plain({})}))
+      values.Channel(-1, to_calls).write(values.packed(
+          {"call": "f", "args": [7], "named": values.plain({})}))
     except OSError as error:
       os.close(answers)
       return str(error)
@@ -174,6 +181,8 @@ class Sandbox:
       words += ["--unshare-user"]
     else:  # the process needs these to take another user id, which removes them again
       words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+      if _has_capability(inside.READ_ANYWHERE):
+        words += ["--cap-add", "CAP_DAC_READ_SEARCH"]
     for path in folders:
       for above in reversed(pathlib.PurePath(path).parents[:-1]):
         words += ["--perms", "0755", "--dir", str(above)]  # else that user cannot enter them
@@ -204,7 +213,7 @@ class Sandbox:
     if threads:
       rlimits["NPROC"] = limits.tasks
     visible = [*_SYSTEM, os.path.realpath(sys.base_prefix), os.path.dirname(_PYTHON),
-               inside.__file__, *self.read, *folders]
+               inside.__file__, values.__file__, roles.__file__, *self.read, *folders]
     filter_code = seccomp.program(os.uname().machine, fork=limits.fork, threads=threads,
                                   alone=alone, execute=orders["role"] == "command")
     # nothing of the parent's environment is passed on but the path of the interpreter's libraries

@@ -4,7 +4,7 @@ It refuses system calls that a computation does not need: network, tracing, sign
 processes, mounts and namespaces, kernel keys, shared memory that outlives the process, io_uring
 (whose operations no filter sees), and calls newer than this file. Calls that a namespace makes
 harmless are refused only where there is none: changes to other processes, and to owners, times and
-modes of files.
+modes of files. Where nothing hides the files, the filter alone can refuse every change to them.
 """
 
 import errno
@@ -43,6 +43,12 @@ utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, ls
 fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
 setxattrat 463 463, removexattrat 466 466, truncate 76 45
 """
+# Changes to files and folders, for a process that may make none; opening a file is looked at below.
+_WRITES = """
+creat 85 -, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35, rename 82 -
+renameat 264 38, renameat2 316 276, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36
+mknod 133 -, mknodat 259 33, ftruncate 77 46, fallocate 285 47
+"""
 # These pass a structure in memory, which no filter can read. They are answered by ENOSYS, and libc
 # falls back to calls whose arguments are plain integers.
 _ABSENT = "clone3 435 435, openat2 437 437"
@@ -55,6 +61,7 @@ MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 
 _THREAD = 0x10000  # CLONE_THREAD
 _NAMESPACES = 0x7E020080  # the CLONE_NEW* of clone
 _TRUNCATE = os.O_TRUNC | os.O_ACCMODE
+_OPEN_TO_WRITE = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 _WHOLE = 0xFFFFFFFF
 
 # Instructions of BPF as (operation, jump if true, jump if false, operand).
@@ -87,12 +94,13 @@ def _checked(call: int, argument: int, mask: int, values: list[int],
   return [(_EQUAL, 0, len(block) + 1, call), *block, miss]
 
 
-def program(machine: str, *, fork: bool, threads: bool, execute: bool, alone: bool) -> bytes:
+def program(machine: str, *, fork: bool, threads: bool, execute: bool, alone: bool,
+            write: bool = True) -> bytes:
   """The filter as an array of `struct sock_filter`.
 
   fork, threads, execute: whether the process may start processes, start threads, become another
-  program; alone: no namespace protects other processes from it. Raises OSError for a machine that
-  is neither x86_64 nor aarch64.
+  program; alone: no namespace protects other processes from it; write: whether it may change files.
+  Raises OSError for a machine that is neither x86_64 nor aarch64.
   """
   if machine not in MACHINES:
     raise OSError(f"the seccomp filter knows {', '.join(MACHINES)}, not {machine}")
@@ -109,6 +117,8 @@ def program(machine: str, *, fork: bool, threads: bool, execute: bool, alone: bo
     refused += _calls(_EXECS, column)
   if alone:
     refused += _calls(_OTHERS, column)
+  if not write:
+    refused += _calls(_WRITES, column)
   if not threads:
     refused.append(call(56, 220))  # clone
   for number in refused:
@@ -124,8 +134,10 @@ def program(machine: str, *, fork: bool, threads: bool, execute: bool, alone: bo
   lines += _checked(call(72, 25), 1, _WHOLE, [8, 10, 15])
   if alone:
     lines += _checked(call(302, 261), 0, _WHOLE, [0], unless=True)  # prlimit64: of itself alone
+  if alone or not write:
     # openat and open: a file that can only be read must not be emptied
-    lines += _checked(call(257, 56), 2, _TRUNCATE, [os.O_TRUNC])
+    mask, values = (_TRUNCATE, [os.O_TRUNC]) if write else (_OPEN_TO_WRITE, [0])
+    lines += _checked(call(257, 56), 2, mask, values, unless=not write)
     if column == 0:
-      lines += _checked(2, 1, _TRUNCATE, [os.O_TRUNC])
+      lines += _checked(2, 1, mask, values, unless=not write)
   return b"".join(struct.pack("=HBBI", *line) for line in [*lines, _PASS])
