@@ -56,7 +56,12 @@ def fixed_length(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = Non
 
 
 def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
-  """sum / divisor, a SUM over rows: Dr.GRPO as in newer releases of verl (loss_scale_factor)."""
+  """sum / divisor, a SUM over rows: Dr.GRPO as in newer releases of verl (loss_scale_factor).
+
+  Raises ValueError for a divisor that is not above 0.
+  """
+  if not divisor > 0.0:
+    raise ValueError(f"fixed_sum(divisor={divisor}): above 0")
   return real(mask) / divisor
 
 

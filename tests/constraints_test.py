@@ -16,13 +16,14 @@ KNOWN = [  # requirement, met by, not met by, credit
     (dict(num_placeholders=2), "[name] [a place]", "[name] place]", 0.05),
     (dict(num_bullets=2), "So:\n* a\n* b", "* a\n* b\n* c", 0.1),
     (dict(low_capital_cnt=1, max_capital_cnt=2), "A BIG cat", "a Big I", 0.1),
-    (dict(low_capital_cnt=-1, max_capital_cnt=-1), "I am A cat", "NO cat", 0.05),
+    (dict(max_capital_cnt=1), "I am A CAT", "NO CAT", 0.05),
     (dict(keywords=["cat"], keywords_num=[[2, 2]]), "a cat concatenates", "one Cat, a cat", 0.1),
     (dict(keywords=["cat"], keywords_num=[[-1, -1]]), "a dog", "a cat", 0.05),
     (dict(keywords=["cat"], keywords_num=[[-1, 1]]), "a cat", "cat cat", 0.05),
-    (dict(num_sentences=2), "Yes. No?!", "Yes. No. Well", 0.2),
-    (dict(num_sentences=2, sentences_style=1), "Yes.", "Yes. No.", 0.05),
-    (dict(num_sentences=2, sentences_style=2), "a. b. c.", "a. b.", 0.05),
+    (dict(num_sentences=2, sentences_style=0), "Yes. No?!", "Yes. No. Well", 0.2),
+    (dict(num_sentences=2, sentences_style=-1), "Yes.", "Yes. No.", 0.05),
+    (dict(num_sentences=2), "Yes.", "Yes. No.", 0.05),
+    (dict(num_sentences=2, sentences_style=1), "a. b. c.", "a. b.", 0.05),
     (dict(letter="e", low_letter_num=2), "see", "set", 0.05),
     (dict(letter="e", low_letter_num=-1, max_letter_num=-1), "a cat", "the cat", 0.2),
     (dict(paragraphs="***", paragraphs_num=2), "one\n***\ntwo", "one\n\ntwo", 0.1),
@@ -41,6 +42,94 @@ def test_a_checker_tells_met_from_unmet(require, good, bad, credit):
 
 def test_every_key_has_a_case():
   assert {key for require, *_ in KNOWN for key in require} == constraints.KEYS
+
+
+# every key, each with the value that asks for nothing
+NOTHING = dict(
+    prompt_to_repeat=-1, num_highlights=-1, low_word_cnt=-1, max_word_cnt=-1, num_placeholders=-1,
+    num_bullets=-1, low_capital_cnt=-1, max_capital_cnt=-1, keywords=[], keywords_num=[],
+    num_sentences=-1, sentences_style=-1, letter="", low_letter_num=-1, max_letter_num=-1,
+    paragraphs="", paragraphs_num=-1, end_phrase="", nth_paragraph=-1, first_word="")
+
+ASKED = [  # requirement, prompt, response, points, right
+    # codes of sentences_style, of three sentences
+    (dict(num_sentences=4, sentences_style=-1), "p", "One. Two! Three?", 0.05, True),
+    (dict(num_sentences=4), "p", "One. Two! Three?", 0.05, True),
+    (dict(num_sentences=2, sentences_style=1), "p", "One. Two! Three?", 0.05, True),
+    (dict(num_sentences=4, sentences_style=1), "p", "One. Two! Three?", 0.0, False),
+    (dict(num_sentences=3, sentences_style=0), "p", "One. Two! Three?", 0.2, True),
+    (dict(num_sentences=3, sentences_style=-1), "p", "One. Two! Three?", 0.0, False),
+    (dict(num_sentences=3, sentences_style=1), "p", "One. Two! Three?", 0.0, False),
+    (dict(num_sentences=9, sentences_style=2), "p", "One. Two! Three?", 0.0, True),
+    (dict(num_sentences=-1, sentences_style=0), "p", "One. Two! Three?", 0.0, True),
+    # values that ask for nothing
+    (NOTHING, "p", "So big.", 0.0, True),
+    (NOTHING, "p", "", 0.0, True),
+    (dict.fromkeys(NOTHING), "p", "So BIG.", 0.0, True),
+    (dict(prompt_to_repeat=-1), "p", "Hello.", 0.0, True),
+    (dict(prompt_to_repeat=0), "p", "Hello.", 0.0, True),
+    (dict(low_capital_cnt=-1, max_capital_cnt=-1), "p", "So BIG.", 0.0, True),
+    (dict(low_capital_cnt=-1, max_capital_cnt=-1), "p", "So big.", 0.0, True),
+    (dict(letter="", low_letter_num=-1, max_letter_num=-1), "p", "So big.", 0.0, True),
+    (dict(letter="", low_letter_num=3), "p", "So big.", 0.0, True),
+    (dict(letter="z"), "p", "a cat", 0.2, True),
+    (dict(letter="z"), "p", "a zebra", 0.0, False),
+    (dict(letter="z", max_letter_num=-1), "p", "a cat", 0.2, True),
+    (dict(first_word="Then"), "p", "So", 0.0, True),
+    (dict(first_word="Then", nth_paragraph=-1), "p", "So", 0.0, True),
+    (dict(first_word="Then", nth_paragraph=1), "p", "So", 0.0, False),
+    (dict(first_word="Then", nth_paragraph=1, paragraphs=""), "p", "Then\n\nso", 0.1, True),
+    (dict(first_word="", nth_paragraph=2), "p", "So", 0.0, True),
+    (dict(paragraphs="", paragraphs_num=2), "p", "a", 0.0, True),
+    (dict(paragraphs_num=2), "p", "a", 0.0, True),
+    (dict(paragraphs="***", paragraphs_num=-1), "p", "a", 0.0, True),
+    (dict(paragraphs="§", paragraphs_num=1), "p", "a", 0.0, False),
+    (dict(end_phrase=" "), "p", "a", 0.0, True),
+    (dict(keywords=["cat"], keywords_num=[[-1, -1]]), "p", "a dog", 0.05, True),
+    (dict(keywords=["cat"], keywords_num=[[0, 0]]), "p", "a cat", 0.0, False),
+    (dict(keywords=[""], keywords_num=[[1, 1]]), "p", "a cat", 0.0, True),
+    # what is counted
+    (dict(low_capital_cnt=2, max_capital_cnt=2), "p", "The U.S. and E-U met", 0.1, True),
+    (dict(low_capital_cnt=1, max_capital_cnt=1), "p", "a TOP-TEN list", 0.1, True),
+    (dict(low_capital_cnt=1), "p", "the NASA's plan", 0.0, False),
+    (dict(low_capital_cnt=1), "p", "I saw NASA, twice", 0.05, True),
+    (dict(low_capital_cnt=1), "p", "A 42 of 1,000", 0.0, False),
+    (dict(num_bullets=1), "p", "* a\n  * b", 0.1, True),
+    (dict(num_bullets=2), "p", "* a\n* b", 0.1, True),
+    (dict(num_bullets=1), "p", "*a\n* b", 0.1, True),
+    (dict(num_placeholders=1), "p", "[] [x]", 0.05, True),
+    (dict(num_placeholders=2), "p", "[] [x]", 0.0, False),
+    (dict(num_highlights=1), "p", "*a\nb*", 0.0, False),  # meant, see the header
+    (dict(num_highlights=2), "p", "*a* and _b_", 0.05, True),
+    # the repeated prompt is taken out before anything is counted
+    (dict(prompt_to_repeat=1, max_word_cnt=3), "say a b c now", "say a b c now x", 0.15, True),
+    (dict(prompt_to_repeat=1, max_word_cnt=3), "say a b c now", "x y z", 0.05, False),
+    (dict(prompt_to_repeat=1, num_sentences=1, sentences_style=0), "Go. Now.", "Go. Now. Yes.",
+     0.3, True),
+    (dict(prompt_to_repeat=1, keywords=["b"], keywords_num=[[-1, -1]]), "a b", "a b c", 0.15, True),
+    (dict(prompt_to_repeat=1, nth_paragraph=1, first_word="So"), "p q", "p q\n\nSo it", 0.2, True),
+    (dict(max_word_cnt=3), "say a b c now", "say a b c now x", 0.0, False),
+    (dict(prompt_to_repeat=1), "", "anything", 0.0, True),
+]
+
+
+@pytest.mark.parametrize("require, prompt, text, points, right", ASKED, ids=lambda x: str(x)[:40])
+def test_what_is_asked_and_what_is_counted(require, prompt, text, points, right):
+  got = constraints.score(text, require, prompt=prompt)
+  assert got.points == pytest.approx(points, abs=1e-9) and got.right is right, got.checks
+
+
+@pytest.mark.parametrize("key", sorted(NOTHING))
+def test_a_missing_key_says_the_same_as_the_value_that_asks_for_nothing(key):
+  """For each requirement and response: without the key, with that value, and with null."""
+  for require, good, bad, _ in KNOWN:
+    without = {name: value for name, value in require.items() if name != key}
+    if key in ("keywords", "keywords_num"):  # which go together
+      without = {n: v for n, v in without.items() if not n.startswith("keywords")}
+    for text in (good, bad):
+      scores = [constraints.score(text, {**without, **more}, prompt="Say hi.")
+                for more in ({}, {key: NOTHING[key]}, {key: None})]
+      assert scores[0] == scores[1] == scores[2], (require, text)
 
 
 def test_bounds_read_as_the_five_conventions():
@@ -66,7 +155,7 @@ def test_partial_credit_separates_what_all_or_nothing_does_not():
 
 
 def test_a_response_must_end_its_reasoning():
-  require = [dict(num_sentences=1)] * 3
+  require = [dict(num_sentences=1, sentences_style=0)] * 3
   texts = ["<think>a. b.</think>One.", "One.", "</think>One. Two.</think> Three. Four."]
   out = constraints.verify(texts, require, ["p"] * 3)
   assert [v.status for v, _ in out] == ["right", "wrong", "wrong"]

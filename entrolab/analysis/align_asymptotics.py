@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-DECIMALS = 10  # sums of rewards that agree to this many are the same outcome
+DECIMALS = 10  # sums that agree to this many, in units of the largest reward, are one outcome
+ROUNDING = 1e-12  # by which share the KL of the largest rewards may be missed
 
 
 def log_partition(p: np.ndarray, r: np.ndarray, w: float) -> float:
@@ -22,7 +23,7 @@ def log_partition(p: np.ndarray, r: np.ndarray, w: float) -> float:
 def tilt(p: np.ndarray, r: np.ndarray, w: float) -> np.ndarray:
   """phi_w = p e^{w r} / Z: the optimum of E r - KL / w; w = inf is p on the largest rewards."""
   if np.isinf(w):
-    top = np.where(r == r.max(), p, 0.0)
+    top = np.where(r == r[p > 0].max(), p, 0.0)  # of the outcomes that occur
     return top / top.sum()
   z = np.log(p) + w * r
   z = np.exp(z - z.max())
@@ -42,7 +43,7 @@ def tilt_kl(p: np.ndarray, r: np.ndarray, w: float) -> float:
 
 def weight_of_kl(p: np.ndarray, r: np.ndarray, budget: float) -> float:
   """The w with KL(phi_w || p) = budget, nats; inf if the largest rewards are within the budget."""
-  if budget >= tilt_kl(p, r, np.inf) - 1e-12:
+  if budget >= tilt_kl(p, r, np.inf) * (1.0 - ROUNDING):
     return float("inf")
   return _root(lambda w: tilt_kl(p, r, w) - budget)
 
@@ -58,11 +59,11 @@ def weight_of_reward(p: np.ndarray, r: np.ndarray, target: float) -> float:
 
 
 def best_of(p: np.ndarray, r: np.ndarray, n: int) -> np.ndarray:
-  """Best of n draws, ties uniform: p(y) / P(r = r(y)) (F(r(y))^n - F(r(y)-)^n)."""
+  """Best of n draws, ties uniform: p(y) / P(r = r(y)) (F(r(y))^n - F(r(y)-)^n), 0 where p is."""
   at = lambda u: p[r == u].sum()  # P(r = u)
   below = lambda u: p[r < u].sum()  # F(u-)
-  gain = {u: ((below(u) + at(u)) ** n - below(u) ** n) / at(u) for u in np.unique(r)}
-  return p * np.asarray([gain[u] for u in r])
+  gain = {u: ((below(u) + at(u)) ** n - below(u) ** n) / at(u) for u in np.unique(r[p > 0])}
+  return p * np.asarray([gain.get(u, 0.0) for u in r])
 
 
 def best_of_kl_bound(n: int) -> float:
@@ -72,16 +73,20 @@ def best_of_kl_bound(n: int) -> float:
 
 def sum_law(p: np.ndarray, r: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
   """(values, probabilities) of the total reward of m independent tokens, ascending."""
-  law = {0.0: 1.0}  # total -> probability
+  unit = float(np.abs(r).max()) or 1.0  # rounding of a sum is a share of what is added up
+  law = {0.0: (0.0, 1.0)}  # total in units, rounded -> (total, probability)
   for _ in range(m):
-    longer: dict[float, float] = {}
-    for total, q in law.items():
+    longer: dict[float, tuple[float, float]] = {}
+    for total, q in law.values():
       for token_p, token_r in zip(p, r, strict=True):
-        key = round(total + float(token_r), DECIMALS)
-        longer[key] = longer.get(key, 0.0) + q * float(token_p)
+        # the sum itself goes on: sums of rounded sums would drift apart
+        longer_total = total + float(token_r)
+        key = round(longer_total / unit, DECIMALS)
+        first, so_far = longer.get(key, (longer_total, 0.0))
+        longer[key] = first, so_far + q * float(token_p)
     law = longer
-  values = np.asarray(sorted(law))
-  return values, np.asarray([law[v] for v in values])
+  ordered = sorted(law.values())
+  return np.asarray([v for v, _ in ordered]), np.asarray([q for _, q in ordered])
 
 
 def memoryless(p: np.ndarray, r: np.ndarray, m: int, budget: float) -> tuple[float, ...]:

@@ -4,6 +4,10 @@ Measuring Reasoning Utility in LLMs via Conditional Entropy Reduction, Guo (arXi
 2025). Official code: none found; formulas read in a description.
 Acts on: analysis.  State: none.
 Differs from the paper, as far as known: nothing. `slope` and `falling_share` are additions.
+
+A statistic of nothing (an answer without tokens, a chain without steps) is defined as 0, and so is
+its gradient: one empty member must not turn the mean over all others into NaN. Leave such chains
+out of a ranking.
 """
 
 import jax.numpy as jnp
@@ -41,17 +45,19 @@ def total_reduction(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float
 
 
 def slope(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
-  """Least squares of H_k on k, nats a step."""
+  """Least squares of H_k on k, nats a step; 0 for a chain without steps."""
   on = _inside(path.shape[1], steps)
   k = jnp.where(on, real(jnp.arange(path.shape[1]))[None], 0.0)
   count = real(on).sum(1, keepdims=True)
   centred = jnp.where(on, k - k.sum(1, keepdims=True) / count, 0.0)
-  return (centred * path).sum(1) / jnp.square(centred).sum(1)
+  spread = jnp.square(centred).sum(1)  # 1/2 or more with a step, 0 without
+  return (centred * path).sum(1) / jnp.where(steps > 0, spread, 1.0)
 
 
 def falling_share(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
-  """Fraction of the steps that lower the entropy."""
-  return real(information_gain(path, steps) > 0.0).sum(1) / real(steps)
+  """Fraction of the steps that lower the entropy; 0 for a chain without steps."""
+  falls = real(information_gain(path, steps) > 0.0).sum(1)
+  return falls / jnp.maximum(real(steps), 1.0)
 
 
 def aligned(path: np.ndarray, grid: np.ndarray, *, cubic: bool = False) -> np.ndarray:

@@ -21,8 +21,10 @@ def differential(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"]) -> tup
 
 
 def entropy(log_q: Float[Array, " Y"]) -> Float[Array, ""]:
-  """-sum q ln q, nats; ln |Y| exactly when pi = ref."""
-  return -(jnp.exp(log_q) * log_q).sum()
+  """-sum q ln q, nats, with 0 ln 0 = 0; ln |Y| exactly when pi = ref."""
+  possible = jnp.isfinite(log_q)
+  safe = jnp.where(possible, log_q, 0.0)
+  return -jnp.where(possible, jnp.exp(safe) * safe, 0.0).sum()
 
 
 def preference(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"], *,
@@ -47,8 +49,8 @@ def dpo_margin(logp_chosen: Float[Array, " N"], logp_rejected: Float[Array, " N"
 
 
 def dpo_loss(margin: Float[Array, " N"]) -> Float[Array, ""]:
-  """-mean ln sigma(margin)."""
-  return -jax.nn.log_sigmoid(margin).mean()
+  """-mean ln sigma(margin); 0 without any pair."""
+  return -jax.nn.log_sigmoid(margin).sum() / max(margin.shape[0], 1)
 
 
 def population_loss(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"],
@@ -65,8 +67,11 @@ def entropy_estimate(log_pi: Float[Array, " K"], log_ref: Float[Array, " K"], *,
   """(entropy of q, ln Z, effective sample size) from K samples of "pi" or "ref", nats.
 
   ln w = -ln ref for samples of pi, ln pi - 2 ln ref for samples of ref. The estimate is reliable
-  only if the effective sample size is not small against K. Raises ValueError for another source.
+  only if the effective sample size is not small against K. Raises ValueError for another source,
+  or without any sample.
   """
+  if not log_pi.shape[0]:
+    raise ValueError("entropy_estimate: needs at least one sample")
   if drawn_from not in ("pi", "ref"):
     raise ValueError(f"drawn_from={drawn_from!r}; choices: 'pi', 'ref'")
   log_w = -log_ref if drawn_from == "pi" else log_pi - 2.0 * log_ref

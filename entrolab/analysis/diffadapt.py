@@ -49,8 +49,9 @@ def probe_logits(hidden: Float[Array, "Q D"], w1: Float[Array, "H D"], b1: Float
 
 
 def probe_loss(logits: Float[Array, "Q 3"], label: Int[Array, " Q"]) -> Float[Array, ""]:
-  """Mean cross-entropy, nats."""
-  return -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], 1).mean()
+  """Mean cross-entropy, nats; 0 without any question."""
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], 1)
+  return -chosen.sum() / max(chosen.shape[0], 1)
 
 
 def decide(label: Int[Array, " Q"], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,5 +67,6 @@ def cheapest_right(right: np.ndarray, cost: np.ndarray) -> np.ndarray:
 
   right, cost: [Q, strategies]; returns indices [Q].
   """
+  right = np.asarray(right, bool)
   priced = np.where(right | ~right.any(1, keepdims=True), cost, np.inf)
   return priced.argmin(1)

@@ -52,13 +52,14 @@ def fit(entropy: np.ndarray, reward: np.ndarray) -> Fit:
 def prefix(entropy: np.ndarray, reward: np.ndarray, *, fraction: float = 0.15
            ) -> tuple[Fit, int, float, float]:
   """Extrapolation from the first points, at least three: (their fit, their number, RMSE on the
-  other points, |error| at the last point)."""
+  other points, |error| at the last point). The RMSE is NaN where no other point is left."""
   entropy, reward = np.asarray(entropy), np.asarray(reward)
   count = max(3, int(np.ceil(fraction * len(entropy))))
   early = fit(entropy[:count], reward[:count])
   error = reward - early.predict(entropy)
-  rmse = np.sqrt(np.square(error[count:]).mean())
-  return early, count, float(rmse), float(abs(error[-1]))
+  rest = error[count:]
+  rmse = float(np.sqrt(np.square(rest).mean())) if rest.size else float("nan")
+  return early, count, rmse, float(abs(error[-1]))
 
 
 def covariance(probs: Float[Array, "S A"], x: Float[Array, "S A"],

@@ -40,9 +40,12 @@ def candidate_probs(utility: Float[Array, " C"], tau: Float[Array, " k"]) -> Flo
 
 def calibrate(utility: Float[Array, " C"], counts: Int[Array, " C"],
               taus: Float[Array, " k"]) -> tuple[Array, Array]:
-  """(the tau of least mean negative log-likelihood of the counts, that likelihood [k], nats)."""
+  """(the tau of least mean negative log-likelihood of the counts, that likelihood [k], nats).
+
+  Without any count every tau has 0, and the first is returned.
+  """
   log_p = jax.nn.log_softmax(utility[None] / taus[:, None])
-  share = counts / counts.sum()
+  share = counts / jnp.maximum(counts.sum(), 1)
   nll = -(share[None].astype(log_p.dtype) * log_p).sum(1)
   return taus[jnp.argmin(nll)], nll
 

@@ -33,12 +33,14 @@ def entropy_aware(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: 
                   *, coef: float = 0.2) -> Advantage:
   """A max(1 + coef z, 0), z = (H - mean H) / std H over all valid tokens, n - 1.
 
-  H of the current policy, no gradient; equal entropies (std under 1e-5 nats) leave A alone.
+  H of the current policy, no gradient; equal entropies leave A alone: a std under 84 eps, which is
+  1e-5 nats in float32, what rounding leaves in an entropy of any size.
   """
   middle = ranks.centred(entropy, mask)
   count = jnp.maximum(real(mask).sum() - 1.0, 1.0).astype(entropy.dtype)
   std = jnp.sqrt(jnp.square(middle).sum() / count)
-  z = jnp.where(std > 1e-5, middle / jnp.maximum(std, 1e-5), 0.0)
+  least = 84.0 * jnp.finfo(entropy.dtype).eps
+  z = jnp.where(std > least, middle / jnp.maximum(std, least), 0.0)
   return adv * jax.lax.stop_gradient(jnp.maximum(1.0 + coef * z, 0.0))
 
 
@@ -61,8 +63,11 @@ def segment_entropy(top_logp: Float[Array, "N T K"], lengths: Int[Array, " N"], 
                     first: int = 20) -> Float[Array, " N"]:
   """-sum p log p / log V over the K likeliest tokens of the first positions: a sum, no mean.
 
-  top_logp: of the policy that samples; vocab: V; first: most positions that count.
+  top_logp: of the policy that samples; vocab: V; first: most positions that count. Raises
+  ValueError for a vocabulary of fewer than 2 tokens, whose log is 0.
   """
+  if vocab < 2:
+    raise ValueError(f"segment_entropy(vocab={vocab}): at least 2 tokens")
   on = jnp.arange(top_logp.shape[1])[None] < jnp.minimum(lengths, first)[:, None]
   terms = jnp.where(on[..., None], jnp.exp(top_logp) * top_logp, 0.0)
   return -terms.sum((1, 2)) / math.log(vocab)

@@ -100,7 +100,8 @@ def dcpo(adv: Float[Array, "B T"], verdict: Int[Array, " B"], logp: Float[Array,
   right = (verdict == 1)[:, None]
   rate = ranks.masked_mean(real(right), mask.any(1, keepdims=True))
   gap = jnp.minimum(jnp.abs(target - entropy_prev), most).astype(adv.dtype)
-  share = gap / jnp.maximum(gap + rate.astype(adv.dtype), 1e-8)
+  whole = gap + rate.astype(adv.dtype)
+  share = gap / jnp.where(whole > 0.0, whole, 1.0)  # at the target without a right row: 0
   share = jnp.where((temperature > 1.0) == (at > 1.0), share, 0.0)
   pull = jnp.where(right, jnp.exp(tempered_logp - logp), 0.0)
   return (1.0 - share) * adv + share * pull

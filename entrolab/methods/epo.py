@@ -73,10 +73,18 @@ def phase_weight(step: Array | float, *, gamma: float = 3.0, middle: int = 60) -
 
 
 def code_phase(epoch: Array | int, *, epochs: int = 150) -> Array:
-  """The code's weight: 1 falling to 0.827 at half-time, then 0.769 falling to 0.040."""
-  half, e = epochs / 2, jnp.minimum(jnp.asarray(epoch, float), epochs)
-  early = 1.0 - 0.2 * (1.0 - jnp.exp(-2.0 * e / half))
-  return jnp.where(e <= half, early, 0.8 * jnp.exp(-3.0 * (e - half) / half))
+  """The code's weight: 1 falling to 0.827 at half-time, then 0.769 falling to 0.040.
+
+  Half-time is floor(epochs / 2), and the second part takes the rest; an epoch below 0 counts as 0,
+  one above `epochs` as the last. Raises ValueError for fewer than one epoch.
+  """
+  if epochs < 1:
+    raise ValueError(f"code_phase(epochs={epochs}): at least 1")
+  half = epochs // 2
+  e = jnp.clip(jnp.asarray(epoch, float), 0.0, float(epochs))
+  early = 1.0 - 0.2 * (1.0 - jnp.exp(-2.0 * e / max(half, 1)))
+  late = 0.8 * jnp.exp(-3.0 * (e - half) / (epochs - half))
+  return jnp.where(e <= half, early, late)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,12 +32,14 @@ def historical_variance(history: Float[Array, "N E"]) -> Float[Array, " N"]:
 def lim_score(history: Float[Array, "N E"]) -> Float[Array, " N"]:
   """1 - sum_e (s_ie - m_e)^2 / sum_e (1 - m_e)^2, m_e the mean over examples; the baseline.
 
-  Epochs count up to the shortest history.
+  Epochs count up to the shortest history. 1 where every example was right in each of them, or
+  where there is none: no history differs from the mean.
   """
   full: Bool[Array, " E"] = ~jnp.isnan(history).any(0)
   mean = jnp.where(full, history.mean(0), 1.0)
   gap = jnp.where(full[None], jnp.square(history - mean[None]), 0.0).sum(1)
-  return 1.0 - gap / jnp.square(1.0 - mean).sum()
+  most = jnp.square(1.0 - mean).sum()
+  return 1.0 - gap / jnp.where(most > 0.0, most, 1.0)
 
 
 def ranked(score: Float[Array, " N"]) -> Int[Array, " N"]:

@@ -8,6 +8,8 @@ share K of the group does not exceed, the reading under which the abstract's two
 the letter; the deviation is that of `grpo.group_advantage`.
 """
 
+import math
+
 import jax.numpy as jnp
 
 from entrolab.ranks import grouped, known_std
@@ -28,8 +30,9 @@ def quantile_baseline(rewards: Float[Array, " B"], *, size: int,
   r = grouped(rewards, size)
   known = ~jnp.isnan(r)
   ordered = jnp.sort(jnp.where(known, r, jnp.inf), axis=1)
-  # its place among 0 to G known rewards; the ceiling forgives the rounding of level * count
-  places = [max(int(-(-(level * count - 1e-6) // 1)), 1) - 1 for count in range(size + 1)]
+  # its place among 0 to G known rewards; the ceiling forgives the rounding of level * count, which
+  # is a share of it
+  places = [max(math.ceil(level * count * (1.0 - 1e-12)), 1) - 1 for count in range(size + 1)]
   at = jnp.asarray(places)[known.sum(1, keepdims=True)]
   return jnp.take_along_axis(ordered, at, axis=1)
 

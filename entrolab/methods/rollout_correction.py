@@ -78,24 +78,25 @@ def mismatch(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
              mask: Bool[Array, "B T"]) -> dict[str, Array]:
   """Diagnostics of the gap: KL estimates, chi-squared, perplexities; scalars for the log.
 
-  Means over tokens, or over non-empty rows; the official code counts empty rows too.
+  Means over tokens, or over non-empty rows; the official code counts empty rows too. Every entry is
+  0 where there is no token.
   """
   d = old_logp - sampled_logp
   mean = lambda x: masked_mean(x, mask)
   rows, full = (lambda x: masked_mean(x, mask, axis=1)), mask.any(1)
   over = lambda x: masked_mean(x[:, None], full[:, None])
   ours, theirs = -rows(old_logp), -rows(sampled_logp)
-  total = jnp.where(mask, d, 0.0).sum(1)
+  total, some = jnp.where(mask, d, 0.0).sum(1), full.any()
   return {
       "kl": mean(-d), "k3_kl": mean(jnp.exp(d) - d - 1.0),
       "training_ppl": over(jnp.exp(ours)), "training_log_ppl": over(ours),
       "rollout_ppl": over(jnp.exp(theirs)), "rollout_log_ppl": over(theirs),
       "log_ppl_diff": over(ours - theirs), "log_ppl_abs_diff": over(jnp.abs(ours - theirs)),
-      "log_ppl_diff_max": jnp.where(full, ours - theirs, -jnp.inf).max(),
-      "log_ppl_diff_min": jnp.where(full, ours - theirs, jnp.inf).min(),
+      "log_ppl_diff_max": jnp.where(some, jnp.where(full, ours - theirs, -jnp.inf).max(), 0.0),
+      "log_ppl_diff_min": jnp.where(some, jnp.where(full, ours - theirs, jnp.inf).min(), 0.0),
       "ppl_ratio": over(jnp.exp(ours - theirs)),
-      "chi2_token": mean(jnp.exp(2.0 * jnp.clip(d, -LIMIT, LIMIT))) - 1.0,
-      "chi2_seq": over(jnp.exp(2.0 * jnp.clip(total, -LIMIT, LIMIT))) - 1.0}
+      "chi2_token": mean(jnp.exp(2.0 * jnp.clip(d, -LIMIT, LIMIT)) - 1.0),
+      "chi2_seq": over(jnp.exp(2.0 * jnp.clip(total, -LIMIT, LIMIT)) - 1.0)}
 
 
 def _gap(old_logp, sampled_logp):

@@ -7,7 +7,11 @@ Differs from the official code: (1) the mean and its square are those of the who
 theirs of each micro-batch (`scope="micro"`); (2) positions are always inside the mask; (3) the
 anchor is the statistic of the first rollout, as theirs since 2025-12-10, without their row
 reordering fault; (4) the nucleus excludes the token that crosses top_p, as theirs; the paper's
-words allow `inclusive=True`. The nucleus is `vocab.Spec(top_p=0.8)` of the objective.
+words allow `inclusive=True`; (5) theirs is searched among the 10,000 largest logits and cannot be
+larger, which a flat row of a large vocabulary shows; ours has no such limit; (6) theirs adds 1e-12
+to the mass of the nucleus and inside the logarithm, so that in float64 a nucleus of one token has
+an entropy above 0 (4.3e-13 at probability 0.7); ours is 0, since one outcome has no entropy. The
+nucleus is `vocab.Spec(top_p=0.8)` of the objective.
 """
 
 import dataclasses

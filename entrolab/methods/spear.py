@@ -30,7 +30,8 @@ Rows = dict[str, np.ndarray]
 
 def growing(step: Array | float, *, length: float = 200) -> Array:
   """(1 - cos(pi step / length)) / 2, then 1: the weight of self-imitation."""
-  share = jnp.minimum(jnp.asarray(step, float) / length, 1.0)
+  at = jnp.asarray(step, float)
+  share = jnp.where(at < length, at / max(length, 1e-30), 1.0)  # a length of 0 is over at once
   return (1.0 - jnp.cos(math.pi * share)) / 2.0
 
 
@@ -147,8 +148,13 @@ class Replay:
                                    "std": np.zeros(0)}}
 
   def recalibrated(self, state: dict[str, Any]) -> np.ndarray:
-    """A~ [N] = R - median of the group means: the advantage of each stored row today."""
+    """A~ [N] = R - median of the group means: the advantage of each stored row today.
+
+    An empty buffer has no rows: N = 0.
+    """
     rows, groups = state["rows"], state["groups"]
+    if not rows:
+      return np.zeros(0)
     if self.decay:
       return rows["row_adv"] * self.decay
     adv = rows["rewards"] - np.median(groups["mean"])
@@ -161,7 +167,7 @@ class Replay:
     Their number is a power of two, at most `size`. shuffle: n -> a permutation of n, such as
     `np.random.default_rng(seed).permutation`.
     """
-    adv = self.recalibrated(state) if state["rows"] else np.zeros(0)
+    adv = self.recalibrated(state)
     better = np.flatnonzero(adv > 0)  # than the median of today
     if len(better) <= 1.5 * self.size:
       return None, state
@@ -177,7 +183,8 @@ class Replay:
     whatever else is to be stored by row; groups of `size` contiguous. A reward that is not known
     (NaN) is in no mean of a group and its row is not stored.
     """
-    good = (rows["row_adv"] > 0) & rows["usable"] & ((rows["tool_calls"] > 0) | (not self.tools))
+    usable = np.asarray(rows["usable"], bool)
+    good = (rows["row_adv"] > 0) & usable & ((rows["tool_calls"] > 0) | (not self.tools))
     good = good & ~np.isnan(rows["rewards"])
     new = {**{k: v[good] for k, v in rows.items()}, "step": np.full(good.sum(), step)}
     old = state["rows"]

@@ -54,8 +54,9 @@ def band_penalty(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
 
 
 def _count(n: Array, fraction: float) -> Array:
-  # the ceiling forgives the rounding of fraction * n
-  return jnp.where(n > 0, jnp.maximum(jnp.ceil(fraction * n - 1e-4), 1.0), 0.0)
+  # the ceiling forgives the rounding of fraction * n, which is a share of it
+  exact = fraction * n * (1.0 - 2.0 * jnp.finfo(n.dtype).eps)
+  return jnp.where(n > 0, jnp.maximum(jnp.ceil(exact), 1.0), 0.0)
 
 
 def _row_forks(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],

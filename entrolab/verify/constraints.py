@@ -2,26 +2,37 @@ r"""Instructions that a program can check, with partial credit for each.
 
 A requirement is a mapping of the keys below, the English set of Light-IF (arXiv:2508.03178).
 `Score.points` is the sum of the credit of the instructions that are met; `Score.right` says that
-all are. Bounds come in pairs `low_*`, `max_*`; an absent bound is -1:
+all are. A row may carry every key and ask for nothing by its value: -1 for a number, "" for a text,
+[] for a list, null for any; a missing key says the same. What is not asked is neither met nor
+unmet: a row that asks for nothing is worth 0 points, and every response to it is right.
+
+Bounds come in pairs `low_*`, `max_*`:
 
     low > 0, max > low   a range          low = max > 0   exactly
-    low > 0, max < low   at least low     low <= 0 < max  at most max     both <= 0  none at all
+    low > 0, max < low   at least low     low <= 0 < max  at most max
+    both <= 0            none at all of a keyword or a letter; nothing is asked of words, capitals
 
     prompt_to_repeat                        the response begins with the prompt          0.1
     num_highlights                          at least, *so* or _so_                       0.05
     low_word_cnt, max_word_cnt              words                           0.1, one bound 0.05
-    num_placeholders                        at least, [so]                               0.05
+    num_placeholders                        at least, [so], with something in it         0.05
     num_bullets                             lines that begin with "* ", exactly          0.1
-    low_capital_cnt, max_capital_cnt        words of two or more capitals   0.1, one bound 0.05
+    low_capital_cnt, max_capital_cnt        pieces between blanks of two or more characters whose
+                                            letters are capitals            0.1, one bound 0.05
     keywords, keywords_num                  each (low, max) times           0.1, one bound 0.05
-    num_sentences, sentences_style          by . ! ?  0 exactly 0.2; 1 fewer, 2 more     0.05
+    num_sentences, sentences_style          by . ! ?  0 exactly 0.2; -1 fewer, 1 more    0.05
     letter, low_letter_num, max_letter_num  one character             0.05, none at all  0.2
     paragraphs, paragraphs_num              separator, exactly                           0.1
     end_phrase                              ends with it                                 0.1
     nth_paragraph, first_word               paragraph n begins with the word             0.1
 
+`sentences_style` -1 is also what a missing key says; a style other than these three asks for
+nothing. Of a response that begins with the prompt as it was asked to, the rest alone is looked at.
 Counting is case-sensitive, and a keyword may be part of a longer word. No response can raise an
 exception; a requirement that cannot be met, such as an unknown separator, is unmet.
+
+Differs from the official code (IF.py): a highlight ends with its line, theirs may run over several,
+so that a list of two bullets is one.
 """
 
 import dataclasses
@@ -78,6 +89,16 @@ def _bounds(require: Mapping[str, Any], name: str) -> tuple[int, int]:
   return require.get(f"low_{name}", -1), require.get(f"max_{name}", -1)
 
 
+def _asked(require: Mapping[str, Any], name: str) -> bool:
+  """Whether a number asks for anything: above 0."""
+  return require.get(name, -1) > 0
+
+
+def _text(require: Mapping[str, Any], name: str) -> str:
+  """A text of a requirement without blanks around it; "" asks for nothing."""
+  return require.get(name, "").strip()
+
+
 def _parts(text: str, marks: str) -> list[str]:
   return [part.strip() for part in re.split(marks, text) if part.strip()]
 
@@ -88,49 +109,57 @@ def _counts(answer: str, require: Mapping[str, Any]) -> Iterator[Check]:
   if low > 0 or high > 0:
     words = len(re.findall(r"\w+", answer))
     yield Check("word_cnt", within(words, low, high), _credit(low, high))
-  if require.keys() & {"low_capital_cnt", "max_capital_cnt"}:
-    low, high = _bounds(require, "capital_cnt")
-    capitals = sum(len(w) > 1 and w.isupper() for w in re.findall(r"\w+", answer))
+  low, high = _bounds(require, "capital_cnt")
+  if low > 0 or high > 0:
+    capitals = sum(len(piece) > 1 and piece.isupper() for piece in answer.split())
     yield Check("capital_cnt", within(capitals, low, high), _credit(low, high))
   keywords = require.get("keywords", ())
   for word, (low, high) in zip(keywords, require.get("keywords_num", ()), strict=True):
-    found = answer.count(word) if word else -1  # an empty keyword is nowhere, not everywhere
-    yield Check(f"keyword {word!r}", found >= 0 and within(found, low, high), _credit(low, high))
-  if require.get("num_sentences", 0) > 0:
-    goal = require["num_sentences"]
-    found = len(_parts(answer, "[.!?]+"))
-    style = require.get("sentences_style", 0)
-    met = {0: found == goal, 1: found < goal, 2: found > goal}.get(style, False)
+    if word:
+      yield Check(f"keyword {word!r}", within(answer.count(word), low, high), _credit(low, high))
+  style = require.get("sentences_style", -1)
+  if _asked(require, "num_sentences") and style in (-1, 0, 1):
+    more = len(_parts(answer, "[.!?]+")) - require["num_sentences"]
+    met = {-1: more < 0, 0: more == 0, 1: more > 0}[style]
     yield Check("num_sentences", met, 0.05 if style else 0.2)
-  if "letter" in require:
+  if letter := require.get("letter", ""):
     low, high = _bounds(require, "letter_num")
-    found = answer.count(require["letter"]) if require["letter"] else -1
-    yield Check("letter", found >= 0 and within(found, low, high),
+    yield Check("letter", within(answer.count(letter), low, high),
                 0.2 if max(low, high) <= 0 else 0.05)
 
 
-def _format(answer: str, require: Mapping[str, Any], prompt: str) -> Iterator[Check]:
-  """Checks of form: repetition of the prompt, marks, bullets, paragraphs, first and last words."""
-  if require.get("prompt_to_repeat"):
-    yield Check("prompt_to_repeat", answer.startswith(prompt.strip()), 0.1)
-  marks = (("num_highlights", r"\*[^*\n]+\*|_[^_\n]+_"), ("num_placeholders", r"\[[^\[\]]*\]"))
+def _format(answer: str, require: Mapping[str, Any]) -> Iterator[Check]:
+  """Checks of form: marks, bullets, paragraphs, first and last words."""
+  marks = (("num_highlights", r"\*[^*\n]+\*|_[^_\n]+_"), ("num_placeholders", r"\[[^\[\]]+\]"))
   for name, pattern in marks:
-    if require.get(name, 0) > 0:
+    if _asked(require, name):
       yield Check(name, len(re.findall(pattern, answer)) >= require[name], 0.05)
-  if require.get("num_bullets", 0) > 0:
-    bullets = sum(line.lstrip().startswith("* ") for line in answer.splitlines())
+  if _asked(require, "num_bullets"):
+    bullets = sum(line.startswith("* ") for line in answer.splitlines())
     yield Check("num_bullets", bullets == require["num_bullets"], 0.1)
-  separator = require.get("paragraphs", SEPARATORS[0])
+  separator = require.get("paragraphs", "")
   known = separator in SEPARATORS
-  paragraphs = _parts(answer, re.escape(separator)) if known else []
-  if require.get("paragraphs_num", 0) > 0:
-    yield Check("paragraphs_num", len(paragraphs) == require["paragraphs_num"], 0.1)
-  if require.get("end_phrase"):
-    yield Check("end_phrase", answer.endswith(require["end_phrase"].strip()), 0.1)
-  if require.get("first_word"):
-    n = require.get("nth_paragraph", 1)
-    paragraph = paragraphs[n - 1] if 0 < n <= len(paragraphs) else ""
-    yield Check("first_word", paragraph.startswith(require["first_word"]), 0.1)
+  if _asked(require, "paragraphs_num") and separator:
+    count = len(_parts(answer, re.escape(separator))) if known else -1
+    yield Check("paragraphs_num", count == require["paragraphs_num"], 0.1)
+  if phrase := _text(require, "end_phrase"):
+    yield Check("end_phrase", answer.endswith(phrase), 0.1)
+  word = _text(require, "first_word")
+  if word and _asked(require, "nth_paragraph"):
+    # a row that does not ask for a number of paragraphs names no separator: a blank line
+    mark = separator if known else SEPARATORS[0]
+    parts = _parts(answer, re.escape(mark)) if known or not separator else []
+    n = require["nth_paragraph"]
+    yield Check("first_word", n <= len(parts) and parts[n - 1].startswith(word), 0.1)
+
+
+def _repeated(answer: str, require: Mapping[str, Any], prompt: str) -> tuple[list[Check], str]:
+  """(the check that the answer begins with the prompt, the answer without it where it does)."""
+  prompt = prompt.strip()
+  if not (_asked(require, "prompt_to_repeat") and prompt):
+    return [], answer
+  met = answer.startswith(prompt)
+  return [Check("prompt_to_repeat", met, 0.1)], answer.removeprefix(prompt).strip()
 
 
 def score(answer: str, require: Mapping[str, Any], *, prompt: str = "") -> Score:
@@ -138,8 +167,9 @@ def score(answer: str, require: Mapping[str, Any], *, prompt: str = "") -> Score
   unknown = sorted(require.keys() - KEYS)
   if unknown:
     raise ValueError(f"requirement {unknown[0]!r}; choices: {', '.join(sorted(KEYS))}")
-  answer = answer.strip()
-  checks = (*_format(answer, require, prompt), *_counts(answer, require))
+  require = {name: value for name, value in require.items() if value is not None}
+  repeated, rest = _repeated(answer.strip(), require, prompt)
+  checks = (*repeated, *_format(rest, require), *_counts(rest, require))
   points = sum(check.credit for check in checks if check.met)
   return Score(points, all(check.met for check in checks), checks)
 

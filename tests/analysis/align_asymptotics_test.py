@@ -70,3 +70,19 @@ def test_best_of_n_approaches_the_tilt_with_length():
 def test_targets_out_of_reach_are_refused():
   with pytest.raises(ValueError, match="target=3.0"):
     aa.weight_of_reward(np.asarray([0.5, 0.5]), np.asarray([0.0, 1.0]), 3.0)
+
+
+def test_tolerances_are_shares():
+  """Rewards and divergences of any size, and outcomes that never occur."""
+  p, r = np.asarray([1 - 1e-13, 1e-13]), np.asarray([1.0, 0.0])
+  assert aa.weight_of_kl(p, r, aa.tilt_kl(p, r, np.inf)) == np.inf
+  assert np.isfinite(aa.weight_of_kl(p, r, 0.5 * aa.tilt_kl(p, r, np.inf)))
+  p, r = np.asarray([0.5, 0.3, 0.2]), np.asarray([0.0, 0.1, 0.3])
+  for size in (1e-15, 1.0, 1e12):
+    values, law = aa.sum_law(p, size * r, 3)
+    np.testing.assert_allclose(values, size * aa.sum_law(p, r, 3)[0], rtol=1e-9)
+    assert len(law) == 9  # 0.1 x 3 and 0.3 are one outcome
+  assert aa.sum_law(p, 0.0 * r, 2)[0].tolist() == [0.0]
+  never = np.asarray([0.5, 0.5, 0.0])
+  np.testing.assert_allclose(aa.best_of(never, r, 2), [0.25, 0.75, 0.0])
+  np.testing.assert_array_equal(aa.tilt(never, r, np.inf), [0.0, 1.0, 0.0])

@@ -1,5 +1,6 @@
 """Conditional entropy: golden parity, and a chain whose steps reveal the answer bit by bit."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,18 @@ def test_steps_that_halve_the_candidates_gain_one_bit_each():
   np.testing.assert_allclose(cond_entropy.information_gain(path, steps), np.log(2.0), atol=1e-6)
   assert float(cond_entropy.falling_share(path, steps)[0]) == 1.0
   assert float(cond_entropy.slope(path, steps)[0]) == pytest.approx(-np.log(2.0), abs=1e-6)
+
+
+def test_a_chain_without_steps_has_no_slope_and_no_falling_step():
+  path, steps = jnp.asarray([[1.3, 0, 0], [1.0, 0.6, 0.2], [1.0, 0.7, 0]]), jnp.asarray([0, 2, 1])
+  for fn, want in ((cond_entropy.slope, [0, -0.4, -0.3]), (cond_entropy.falling_share, [0, 1, 1])):
+    np.testing.assert_allclose(fn(path, steps), want, atol=1e-6)
+    grad = np.asarray(jax.grad(lambda x, fn=fn: fn(x, steps).sum())(path))
+    assert np.isfinite(grad).all() and (grad[0] == 0.0).all()
+    assert fn(path[:0], steps[:0]).shape == (0,)
+  np.testing.assert_array_equal(cond_entropy.total_reduction(path, steps)[0], 0.0)
+  empty = cond_entropy.trajectory(jnp.ones((1, 3, 2)), jnp.zeros((1, 2), bool), jnp.asarray([2]))
+  assert (np.asarray(empty) == 0.0).all()
 
 
 def test_a_spline_reproduces_a_cubic_exactly():

@@ -1,6 +1,7 @@
 """C-IP: golden parity with the official functions, coverage, and the toy game."""
 
 import numpy as np
+import pytest
 
 from entrolab.analysis import conformal_ip as cip
 
@@ -84,3 +85,37 @@ def test_the_bound_is_above_the_entropy_it_bounds():
   qhat = cip.threshold(cip.scores(p[:2000], labels[:2000]), 0.1)
   value = cip.bound(cip.prediction_set(p[None, 2000:], qhat), labels[2000:], 0.1)[0]
   assert value > cip.expected_entropy(p[None, 2000:])[0]
+
+
+def test_the_tolerance_of_a_set_is_a_share_of_its_threshold():
+  """Equal stays in, at any size of the threshold; what is smaller by orders of magnitude stays out.
+  """
+  p = np.asarray([1 - 3e-8, 1e-8, 1e-8, 1e-8])
+  assert cip.prediction_set(p, -5e-8).tolist() == [True, False, False, False]
+  value = cip.bound(cip.prediction_set(p, -5e-8)[None, None], np.asarray([0]), 0.1)
+  assert abs(value[0] - 0.469) < 1e-3
+  attributes = np.asarray([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0]])
+  sure = cip.naive_posterior(attributes, [0, 1, 2, 3], np.zeros(4), flip=0.01, sharpness=3.0)
+  assert cip.prediction_set(sure, -sure[1]).tolist() == [True, True, True, False]
+  for size in (1.0, 0.3, 1e-5, 1e-12, 1e-30):
+    for low, inside in ((size, True), (size * (1 - 1e-7), True), (size * 0.999, False)):
+      assert cip.prediction_set(np.asarray([low]), -size)[0] == inside, (size, low)
+      assert cip.prediction_set(np.float32([low]), -float(np.float32(size)))[0] == inside
+  assert cip.prediction_set(p, np.inf).all() and cip.prediction_set(p, 0.0).all()
+
+
+def test_posteriors_and_statistics_of_nothing_are_finite():
+  rng = np.random.default_rng(0)
+  attributes = rng.integers(0, 2, (8, 400))
+  sure = cip.naive_posterior(attributes, list(range(400)), attributes[3], flip=0.01, sharpness=5.0)
+  assert sure[3] == 1.0 and sure.sum() == 1.0  # every likelihood underflows
+  with pytest.raises(ValueError, match="no class has the answers"):
+    cip.naive_posterior(np.zeros((2, 1), int), [0], np.asarray([1]), flip=0.0)
+  assert cip.threshold(np.zeros(0), 0.1) == cip.threshold(np.zeros(0), 0.1, rank="split") == np.inf
+  none = np.zeros((3, 0, 4))
+  np.testing.assert_array_equal(cip.expected_entropy(none), np.zeros(3))
+  assert np.isfinite(cip.bound(none > 0, np.zeros(0, int), 0.1)).all()
+  sets = rng.random((2, 5, 4)) < 0.5
+  labels = rng.integers(0, 4, 5)
+  np.testing.assert_array_equal(cip.bound(sets.astype(int), labels, 0.1),
+                                cip.bound(sets, labels, 0.1))

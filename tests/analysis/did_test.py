@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from entrolab import vocab
 from entrolab.analysis import did
@@ -73,3 +74,12 @@ def test_the_target_is_stationary_for_dpo():
                                                 beta=0.5))
   assert float(jnp.abs(grad(target)).max()) < 1e-6
   assert float(jnp.abs(grad(ref)).max()) > 1e-3
+
+
+def test_what_never_occurs_adds_nothing_and_nothing_has_no_loss():
+  log_q = jnp.log(jnp.asarray([0.5, 0.5, 0.0]))
+  assert abs(float(did.entropy(log_q)) - np.log(2.0)) < 1e-6
+  assert np.isfinite(jax.grad(lambda x: did.entropy(x))(log_q)).all()
+  assert float(did.dpo_loss(jnp.zeros(0))) == 0.0
+  with pytest.raises(ValueError, match="at least one sample"):
+    did.entropy_estimate(jnp.zeros(0), jnp.zeros(0))

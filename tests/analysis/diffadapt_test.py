@@ -49,3 +49,5 @@ def test_the_oracle_pays_least_for_a_right_answer():
   right = np.asarray([[True, True, False], [False, True, False], [False, False, False]])
   cost = np.asarray([[3.0, 9.0, 1.0]] * 3)
   np.testing.assert_array_equal(diffadapt.cheapest_right(right, cost), [0, 1, 2])
+  np.testing.assert_array_equal(diffadapt.cheapest_right(right.astype(np.int32), cost), [0, 1, 2])
+  assert float(diffadapt.probe_loss(jnp.zeros((0, 3)), jnp.zeros(0, int))) == 0.0

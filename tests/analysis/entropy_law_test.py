@@ -110,3 +110,9 @@ def test_confident_right_answers_lower_the_entropy():
   for best, sign in ((0, -1), (2, 1)):
     adv = jax.nn.one_hot(jnp.asarray([best]), 4) - p[:, best:best + 1]
     assert np.sign(float(entropy_law.policy_gradient_change(z, adv)[0])) == sign
+
+
+def test_a_prefix_that_is_everything_has_no_error_on_the_rest():
+  rng = np.random.default_rng(0)
+  _, count, rest, last = entropy_law.prefix(rng.random(3), rng.random(3))
+  assert count == 3 and np.isnan(rest) and np.isfinite(last)

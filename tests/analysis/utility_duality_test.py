@@ -54,3 +54,9 @@ def test_the_best_candidate_is_ordinal_and_the_bayes_decision_is_not():
   probs = duality.candidate_probs(utility, jnp.asarray([0.01, 1.0]))
   assert probs.argmax(1).tolist() == [0, 0]
   assert duality.expected_gain(probs, gain).argmax(1).tolist() == [0, 1]
+
+
+def test_without_counts_every_temperature_is_as_good():
+  tau, curve = duality.calibrate(jnp.asarray([1.0, 2.0]), jnp.zeros(2, int),
+                                 jnp.asarray([0.5, 1.0], jnp.float32))
+  assert float(tau) == 0.5 and (np.asarray(curve) == 0.0).all()

@@ -148,3 +148,13 @@ def test_the_budget_grows_with_the_prompt_s_own_entropy():
   gap = np.linspace(-20, 20, 41)
   m = aepo_agentic.budget(gap, np.zeros(41), samples=16)
   assert (np.diff(m) >= 0).all() and (m[0], m[20], m[-1]) == (1, 9, 16)
+
+
+def test_small_entropies_are_told_apart_as_far_as_their_type_can():
+  """A confident policy's entropies of 1e-6 nats differ in float64; in float32 that is rounding."""
+  adv, h = jnp.ones((1, 4)), np.asarray([[1e-6, 2e-6, 3e-6, 4e-6]])
+  with adapters.double():
+    for kind, acts in ((np.float64, True), (np.float32, False)):
+      out = aepo_agentic.entropy_aware(jnp.asarray(adv, kind), jnp.asarray(h, kind),
+                                       jnp.ones((1, 4), bool))
+      assert bool((np.asarray(out) != 1.0).any()) == acts

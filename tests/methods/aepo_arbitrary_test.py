@@ -182,3 +182,14 @@ def test_replacement_moves_the_entropy_but_does_not_hold_a_target():
     ends.append(run["entropy"][:, -30:].mean(1))
   print("replace", ends)
   assert (ends[1] > ends[0] + 0.2).all()
+
+
+def test_the_share_of_dcpo_does_not_depend_on_the_size_of_the_gap():
+  """Without a right row the pull has all of the weight, however near the target is; at it, none."""
+  mask = jnp.ones((1, 2), bool)
+  out = lambda gap: aepo_arbitrary.dcpo(
+      jnp.ones((1, 2)), jnp.zeros(1, int), jnp.zeros((1, 2)), jnp.zeros((1, 2)), mask,
+      jnp.asarray(1.2), jnp.asarray(gap), target=0.0)
+  for gap in (0.05, 1e-9, 1e-20):
+    np.testing.assert_array_equal(out(gap), np.zeros((1, 2)))
+  np.testing.assert_array_equal(out(0.0), np.ones((1, 2)))

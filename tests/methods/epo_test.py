@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from entrolab import aggregate, vocab
 from entrolab.methods import bonus, epo, kl, ppo
@@ -98,6 +99,18 @@ def test_the_code_s_penalty_changes_the_loss_and_not_the_gradient():
   assert value > 0 and (np.asarray(grad) == 0).all()
   hinge = jax.grad(lambda x: epo.corridor(x, jnp.asarray(1.0)).sum())(h)
   assert (np.asarray(hinge) > 0).any()
+
+
+def test_the_code_s_phase_halves_an_odd_number_of_epochs_downwards():
+  """And an epoch outside [0, epochs] is the nearest one in it."""
+  for epoch, epochs, want in ((2, 5, 1 - 0.2 * (1 - np.exp(-2.0))), (3, 5, 0.8 * np.exp(-1.0)),
+                              (5, 5, 0.8 * np.exp(-3.0)), (9, 5, 0.8 * np.exp(-3.0)), (0, 5, 1.0),
+                              (-3, 150, 1.0), (-1, 5, 1.0), (0, 1, 1.0), (1, 1, 0.8 * np.exp(-3.0)),
+                              (3, 7, 1 - 0.2 * (1 - np.exp(-2.0))), (4, 7, 0.8 * np.exp(-0.75)),
+                              (75, 150, 1 - 0.2 * (1 - np.exp(-2.0)))):
+    assert float(epo.code_phase(epoch, epochs=epochs)) == pytest.approx(want, rel=1e-6)
+  with pytest.raises(ValueError, match="epochs=0"):
+    epo.code_phase(0, epochs=0)
 
 
 def test_the_history_is_the_mean_of_past_steps_only():

@@ -91,3 +91,9 @@ def test_when_every_answer_is_right_only_the_penalties_move_the_policy():
   assert float(recipe(config).loss(columns)[0]) == 0.0
   loss = recipe({**config, "entropy_coeff": 0.1}).loss(columns)[0]
   np.testing.assert_allclose(loss, -0.1, rtol=1e-6)  # a sum of 40 numbers, in any order
+
+
+def test_histories_that_agree_with_a_perfect_mean_score_one():
+  assert np.asarray(one_shot.lim_score(jnp.ones((3, 4)))).tolist() == [1.0] * 3
+  none = jnp.full((2, 3), jnp.nan)
+  assert np.asarray(one_shot.lim_score(none)).tolist() == [1.0] * 2

@@ -46,3 +46,10 @@ def test_the_baseline_is_the_inverse_of_the_groups_distribution(level):
 def test_a_level_out_of_range_is_refused():
   with pytest.raises(ValueError, match=r"level=0.0"):
     qae.quantile_advantage(group(3), size=8, level=0.0)
+
+
+def test_the_rank_of_the_quantile_forgives_rounding_alone():
+  """0.7 x 10 is the 7th smallest; a level that is really above takes the next."""
+  rewards = jnp.arange(10.0)
+  at = lambda level: float(qae.quantile_baseline(rewards, size=10, level=level)[0, 0])
+  assert [at(0.1), at(0.3), at(0.7), at(0.7 + 1e-8), at(1.0)] == [0.0, 2.0, 6.0, 7.0, 9.0]

@@ -89,3 +89,9 @@ def test_rejections_close_in_on_the_sampler():
     assert kept[0] < kept[1] < kept[2] == float(mask.sum())
   same = rollout_correction.keep_rows(sampled, sampled, mask, measure="k3", high=1e-6)
   np.testing.assert_array_equal(same > 0, mask)
+
+
+def test_without_a_token_there_is_no_mismatch():
+  x = jnp.ones((3, 4))
+  gap = rollout_correction.mismatch(x, 2 * x, jnp.zeros((3, 4), bool))
+  assert {key: float(value) for key, value in gap.items()} == dict.fromkeys(gap, 0.0)

@@ -84,3 +84,19 @@ def test_collapsed_policy_cannot_be_pulled_back():
   h = vocab.nucleus_entropy(z, 0.8, False)
   assert (np.asarray(h) == 0.0).all()
   assert (np.asarray(jax.grad(lambda z: vocab.nucleus_entropy(z, 0.8, False).sum())(z)) == 0).all()
+
+
+def test_one_outcome_has_no_entropy_and_is_no_peak():
+  """In a row of empty nuclei, one singleton and one nucleus of two only the last is a peak, in
+  float64 too, where 1e-12 in the logarithm would tell a singleton from an empty nucleus."""
+  rows = [[0.95, 0.03, 0.01, 0.01]] * 8 + [[0.7, 0.2, 0.06, 0.04], [0.4, 0.35, 0.2, 0.05]]
+  with adapters.double():
+    h = entropy_of(jnp.log(jnp.asarray([rows])), 0.8, False)
+    assert h.dtype == np.float64 and (np.asarray(h)[0, :9] == 0.0).all() and h[0, 9] > 0.5
+    on = siren.peak_positions(h, jnp.ones((1, 10), bool))
+  assert np.flatnonzero(on).tolist() == [9]
+
+
+def test_a_nucleus_may_be_larger_than_ten_thousand_tokens():
+  size = mask_of(jnp.zeros((1, 32_768)), 0.8, False).sum()
+  assert abs(int(size) - 0.8 * 32_768) <= 1

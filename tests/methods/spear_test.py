@@ -155,6 +155,28 @@ def test_replay_comes_in_bursts_and_only_the_best_survive_a_rise():
   assert empty[0] is None
 
 
+def test_an_empty_buffer_has_no_advantages():
+  for rule in (spear.Replay(), spear.Replay(by_std=True), spear.Replay(decay=0.5)):
+    state = rule.init()
+    assert rule.recalibrated(state).shape == (0,) and rule.replay(state, np.arange)[0] is None
+    rows = dict(rewards=np.ones(4), row_adv=np.zeros(4), tool_calls=np.ones(4), usable=np.ones(4))
+    state = rule.admit(state, 1, rows, size=4)  # equal rewards: no row is good
+    assert rule.recalibrated(state).shape == (0,) and rule.replay(state, np.arange)[0] is None
+
+
+def test_usable_rows_may_be_marked_by_numbers():
+  rule = spear.Replay()
+  rows = dict(rewards=np.asarray([1.0, 1.0, 0, 0]), row_adv=np.asarray([0.5, 0.5, -0.5, -0.5]),
+              tool_calls=np.ones(4))
+  for kind in (bool, np.int32, np.float32):
+    state = rule.admit(rule.init(), 1, {**rows, "usable": np.asarray([1, 0, 1, 1], kind)}, size=4)
+    assert state["rows"]["row_adv"].tolist() == [0.5]
+
+
+def test_schedules_of_no_length_are_over():
+  assert [float(spear.growing(s, length=0)) for s in (0, 1)] == [1.0, 1.0]
+
+
 def test_a_gap_ages_nothing_and_equal_groups_admit_nothing():
   rule = spear.Replay(size=100, tolerance=2)
   def rows(r):

@@ -81,3 +81,13 @@ def test_with_equal_weights_the_band_lowers_the_entropy_of_forks():
   down, up = (np.asarray(s * push > 0).sum() for s in (1, -1))
   forks = 64 * 40
   assert 0.45 < down / forks < 0.55 and 0.05 < up / forks < 0.15
+
+
+def test_the_ceiling_forgives_a_share_of_the_count_and_no_more():
+  """0.2 x 5 k tokens are k, at any k; a fraction a little above takes one more."""
+  for kind in (jnp.float32, jnp.float64):
+    with adapters.double():
+      count = lambda n, fraction, kind=kind: int(spine._count(jnp.asarray(n, kind), fraction))
+      for k in (1, 3, 7, 1000, 30_001, 200_001):
+        assert count(5 * k, 0.2) == k and count(10 * k, 0.7) == 7 * k
+      assert count(15, 0.200003) == 4 and count(0, 0.2) == 0 and count(1, 0.01) == 1
