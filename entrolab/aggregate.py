@@ -10,6 +10,7 @@ denominator: its tokens are outside the mask, and where rows are counted, it is 
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import per_row
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
@@ -22,27 +23,32 @@ def _rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
   return jnp.maximum(real(mask.any(-1)).sum(), 1.0)
 
 
+@checked
 def token_mean(mask: Bool[Array, "B T"]) -> Scale:
   """Every valid token counts alike: 1 / sum(mask). DAPO (arXiv:2503.14476), equation 8."""
   on = real(mask)
   return on / jnp.maximum(on.sum(), 1.0)
 
 
+@checked
 def sequence_mean(mask: Bool[Array, "B T"]) -> Scale:
   """Mean over non-empty rows of their token means. GRPO (arXiv:2402.03300), equation 3."""
   return real(mask) / jnp.maximum(_lengths(mask), 1.0) / _rows(mask)
 
 
+@checked
 def sequence_sum(mask: Bool[Array, "B T"]) -> Scale:
   """Mean over non-empty rows of their token sums: the plain policy gradient."""
   return real(mask) / _rows(mask)
 
 
+@checked
 def row_mean(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None) -> Scale:
   """Mean over ALL rows of their token means: an empty row counts as zero, an unknown one not."""
   return per_row(real(mask) / jnp.maximum(_lengths(mask), 1.0), known)
 
 
+@checked
 def fixed_length(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
                  length: int = 0) -> Scale:
   """sum / (B * length): constant denominator of Dr.GRPO (arXiv:2503.20783), mean over rows.
@@ -55,6 +61,7 @@ def fixed_length(mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = Non
   return per_row(real(mask), known, length=length or mask.shape[1])
 
 
+@checked
 def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
   """sum / divisor, a SUM over rows: Dr.GRPO as in newer releases of verl (loss_scale_factor).
 
@@ -65,17 +72,20 @@ def fixed_sum(mask: Bool[Array, "B T"], *, divisor: float = 1.0) -> Scale:
   return real(mask) / divisor
 
 
+@checked
 def selected_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
   """Mean over the valid tokens whose weight is not zero (selected tokens, selected rows)."""
   on = real(mask & (weight != 0.0))
   return on / jnp.maximum(on.sum(), 1.0)
 
 
+@checked
 def selected_sequence_mean(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
   """Mean over rows with a selected token of the mean over their selected tokens."""
   return sequence_mean(mask & (weight != 0.0))
 
 
+@checked
 def right(verdict: Int[Array, " B"], mask: Bool[Array, "B T"]) -> Penalty:
   """1 where the response is right: as a penalty of weight 0, aggregated by `row_mean`,
   it puts the success rate of the known rows among the metrics that controllers read."""

@@ -57,6 +57,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entrolab import nucleus
+from entrolab.arguments import checked
 from entrolab.nucleus import inside, summed
 from entrolab.sharding import Layout
 from entrolab.statistics import Spec, Sums, from_sums, moved, sums_about
@@ -367,6 +368,7 @@ def _fused_bwd(spec, layout, saved, grads):
 _fused.defvjp(_fused_fwd, _fused_bwd)
 
 
+@checked
 def fused(hidden: Float[Array, "*b D"], head: Float[Array, "V D"], tokens: Int[Array, "*b"],
           spec: Spec, layout: Layout | None = None) -> dict[str, Array]:
   """The statistics of spec.names by name, each [*b] in nats, differentiable in hidden and head.

@@ -28,10 +28,11 @@ import jax.numpy as jnp
 
 from entrolab import aggregate as aggregates
 from entrolab import control as controls
-from entrolab.batch import COLUMNS, Batch
+from entrolab.arguments import missing
+from entrolab.batch import COLUMNS, FLAGS, Batch
 from entrolab.ranks import masked_mean
 from entrolab.statistics import NAMES, Spec
-from entrolab.typing import Array, name_of, real, slot_of
+from entrolab.typing import Array, boolean, name_of, real, slot_of
 
 Columns = Mapping[str, Any]
 
@@ -75,10 +76,9 @@ class Term:
     # a column with a default, such as `known`, may be absent outside an `Objective`
     defaults = {n: p.default for n, p in self._columns.items() if p.default is not p.empty}
     columns = {**defaults, **columns}
-    missing = [name for name in self.reads if name not in columns]
-    if missing:
-      raise TypeError(f"{self.name}() reads {missing[0]}, which is not filled; filled: "
-                      f"{', '.join(sorted(columns))}")
+    absent = [name for name in self.reads if name not in columns]
+    if absent:
+      raise TypeError(f"{missing(self.name, absent[0])}; filled: {', '.join(sorted(columns))}")
     return self.fn(*(columns[name] for name in self.reads), **dict(self.knobs))
 
   def __repr__(self) -> str:
@@ -329,9 +329,13 @@ def _per_token(value: Array, mask: Array) -> Array:
 
 
 def _clean(columns: Columns) -> dict[str, Any]:
-  """The mask without the rows that are not known, and every float [B, T] column set to zero outside
-  it before any term sees it: a NaN there would reach the gradient through 0 * NaN, whatever is
-  masked afterwards."""
+  """Columns as terms may read them: flags as bool, the mask without the rows that are not known,
+  and every float [B, T] column zero outside it.
+
+  A NaN there would reach the gradient through 0 * NaN, whatever is masked afterwards.
+  """
+  flags = {name: boolean(columns[name]) for name in FLAGS & columns.keys()}
+  columns = {**columns, **flags}
   mask = columns["mask"]
   if "known" in columns:
     mask = mask & columns["known"][:, None]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Int, real
 
 
@@ -28,6 +29,7 @@ def replicated(x: Array, *, rows: bool = False) -> Array:
   return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
+@checked
 def masked_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                 axis: int | None = None) -> Array:
   """Mean of x over the mask, of the whole array or along an axis; 0 for an empty mask."""
@@ -75,11 +77,13 @@ def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None, *,
   return jnp.where(known.all(), whole, x / (jnp.maximum(real(known).sum(), 1.0) * length))
 
 
+@checked
 def centred(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """x less its mean over the mask; 0 outside."""
   return jnp.where(mask, x - masked_mean(x, mask), 0.0)
 
 
+@checked
 def whitened(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """(x - mean) / sqrt(variance + 1e-8) over the mask, variance with n - 1; 0 outside."""
   middle = centred(x, mask)
@@ -88,6 +92,7 @@ def whitened(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "
   return middle * jax.lax.rsqrt(variance + 1e-8)
 
 
+@checked
 def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *,
           rows: bool = False) -> Int[Array, "B T"]:
   """Descending rank of every valid entry over the whole array: 0 for the largest.
@@ -108,6 +113,7 @@ def ranks(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, 
   return rank.reshape(x.shape)
 
 
+@checked
 def top(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"],
         k: Array | int, *, rows: bool = False) -> Bool[Array, "B T"]:
   """Exactly min(k, valid) entries, the largest of x inside the mask; k may be traced.
@@ -117,6 +123,7 @@ def top(x: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B
   return mask & (ranks(x, mask, noise, rows=rows) < jnp.asarray(k).astype(jnp.int32))
 
 
+@checked
 def quantile(x: Float[Array, "B T"], mask: Bool[Array, "B T"], q: float, *,
              rows: bool = False) -> Array:
   """Quantile over the mask with linear interpolation at q * (n - 1); 0 for an empty mask.
@@ -151,6 +158,7 @@ def grouped(x: Array, size: int) -> Array:
   return replicated(x).reshape(-1, size, *x.shape[1:])
 
 
+@checked
 def step_sums(x: Float[Array, "B T"], phase: Int[Array, "B T"], mask: Bool[Array, "B T"], *,
               steps: int) -> Float[Array, "S B"]:
   """Sum of x over the valid tokens of every step s < steps of every row."""

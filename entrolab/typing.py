@@ -1,17 +1,25 @@
 """Array types, and the slots of an objective as return types.
 
-`Float[Array, "B T"]` and its kin come from jaxtyping where it is installed and mean a plain
-`jax.Array` elsewhere, so that a loss can be imported with jax alone. B rows (groups contiguous),
-T response positions, V vocabulary entries.
+`Float[Array, "B T"]` and its kin come from jaxtyping where it is installed and are annotations of
+`jax.Array` elsewhere, so that a loss can be imported with jax alone; `declared` reads either.
+B rows (groups contiguous), T response positions, V vocabulary entries.
 
 The return annotation of a method says which slot of the equation it fills; `Objective` reads it.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
+
+
+class Declared(NamedTuple):
+  """What an annotation says of an array."""
+  kind: str  # "bool", "float", "int" or "key"
+  dims: tuple[str, ...]  # a name or a number for each axis; "*b" stands for any number of axes
+
 
 if TYPE_CHECKING:  # a shape is a comment to a type checker
   from typing import Annotated as Bool
@@ -23,15 +31,21 @@ if TYPE_CHECKING:  # a shape is a comment to a type checker
 else:
   try:
     from jaxtyping import Array, Bool, Float, Int, Key
-  except ImportError:  # the types are documentation then
-    class _Plain:
-      def __class_getitem__(cls, item: Any) -> type:
-        return jax.Array
+  except ImportError:
+    class _Kind:
+      """`_Kind("float")[Array, "B T"]` is `Annotated[Array, Declared("float", ("B", "T"))]`."""
 
-    Array, Bool, Float, Int, Key = jax.Array, _Plain, _Plain, _Plain, _Plain
+      def __init__(self, kind: str):
+        self.kind = kind
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Reward", "Advantage", "Weight", "Surrogate",
-           "Penalty", "Scale", "Outer", "SLOTS", "name_of", "slot_of", "real"]
+      def __getitem__(self, item: tuple[type, str]) -> Any:
+        return Annotated[item[0], Declared(self.kind, tuple(item[1].split()))]
+
+    Array, Bool, Float, Int, Key = jax.Array, *map(_Kind, ("bool", "float", "int", "key"))
+
+__all__ = ["Array", "Bool", "Declared", "Float", "Int", "Key", "Reward", "Advantage", "Weight",
+           "Surrogate", "Penalty", "Scale", "Outer", "SLOTS", "boolean", "declared", "name_of",
+           "slot_of", "real"]
 
 Reward = Annotated[Float[Array, " B"], "reward"]  # a scalar for each response, from its verdict
 Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # for each row or token; gradient stopped
@@ -56,6 +70,30 @@ def slot_of(annotation: Any) -> str | None:
   if get_origin(annotation) is not Annotated:
     return None
   return next((extra for extra in get_args(annotation)[1:] if extra in SLOTS), None)
+
+
+def declared(annotation: Any) -> Declared | None:
+  """What the annotation of an array, or of an array or None, says; None for any other annotation.
+  """
+  if get_origin(annotation) in (Union, UnionType):
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    return declared(members[0]) if len(members) == 1 else None
+  if get_origin(annotation) is Annotated:
+    inner, *extras = get_args(annotation)
+    found = next((extra for extra in extras if isinstance(extra, Declared)), None)
+    return found or declared(inner)
+  kinds: dict[str, Any] = {"bool": Bool, "float": Float, "int": Int, "key": Key}
+  if isinstance(annotation, type) and "jaxtyping" in type(annotation).__module__:
+    of: Any = annotation
+    kind = next(name for name, other in kinds.items() if of.dtypes == other.dtypes)
+    return Declared(kind, tuple(of.dim_str.split()))
+  return None
+
+
+def boolean(x: Array) -> Array:
+  """x as a flag: true where it is not 0. Numbers would be rounded by `&`, negated bit by bit by
+  `~`, and taken for positions by an index."""
+  return x if jnp.result_type(x) == jnp.bool_ else jnp.asarray(x) != 0
 
 
 def real(x: Array) -> Array:

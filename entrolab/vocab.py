@@ -11,6 +11,7 @@ Nats; float32 accumulation (float64 input stays float64); value and gradient fin
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.fused import fused
 from entrolab.nucleus import cut_rows, inside
 from entrolab.ranks import replicated
@@ -27,6 +28,7 @@ def _wide(x: Array) -> Array:
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+@checked
 def log_softmax(logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
   """Normalised log-probs, nats; -inf stays -inf and gets no gradient."""
   logits = _wide(logits)
@@ -47,18 +49,21 @@ def _expect(logp: Float[Array, "*b V"], value: Float[Array, "*b V"]) -> Float[Ar
   return (p * jnp.where(finite, value, 0.0)).sum(-1)
 
 
+@checked
 def log_prob(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
   """log p_token, nats; a one-hot sum, since a gather along a sharded vocabulary is refused."""
   hot = jax.nn.one_hot(tokens, logits.shape[-1], dtype=bool)
   return jnp.where(hot, log_softmax(logits), 0.0).sum(-1)
 
 
+@checked
 def entropy(logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
   """H = -sum_j p_j log p_j over the whole vocabulary, nats."""
   logp = log_softmax(logits)
   return -_expect(logp, logp)
 
 
+@checked
 def nucleus_mask(logits: Float[Array, "*b V"], top_p: float,
                  inclusive: bool = False) -> Bool[Array, "*b V"]:
   """The tokens of the nucleus; constant for the gradient."""
@@ -71,6 +76,7 @@ def nucleus_mask(logits: Float[Array, "*b V"], top_p: float,
   return on.reshape(logits.shape)
 
 
+@checked
 def nucleus_entropy(logits: Float[Array, "*b V"], top_p: float,
                     inclusive: bool = False) -> Float[Array, "*b"]:
   """Entropy of the renormalised nucleus, nats; 0, without gradient, where it is empty."""
@@ -81,6 +87,7 @@ def nucleus_entropy(logits: Float[Array, "*b V"], top_p: float,
   return jnp.where(some[..., 0], -_expect(logp, logp), 0.0)
 
 
+@checked
 def from_logits(logits: Float[Array, "*b V"], tokens: Int[Array, "*b"],
                 spec: Spec) -> dict[str, Array]:
   """The statistics of spec.names by name, each [*b], from logits; formulas in `statistics.py`."""

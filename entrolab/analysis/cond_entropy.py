@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import vocab
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Int, real
 
 
+@checked
 def trajectory(entropy: Float[Array, "C K M"], answer: Bool[Array, "C M"],
                steps: Int[Array, " C"]) -> Float[Array, "C K"]:
   """H_k: mean entropy over the answer's tokens after k = 0, 1, ... steps, nats; 0 beyond the last.
@@ -29,21 +31,25 @@ def trajectory(entropy: Float[Array, "C K M"], answer: Bool[Array, "C M"],
   return jnp.where(_inside(mean.shape[1], steps), mean, 0.0)
 
 
+@checked
 def token_entropy(answer_logits: Float[Array, "C K M V"]) -> Float[Array, "C K M"]:
   """Nats at every position of the answer."""
   return vocab.entropy(answer_logits)
 
 
+@checked
 def information_gain(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, "C k"]:
   """IG_k = H_{k-1} - H_k of each step; 0 beyond the last. Sums to H_0 - H_K."""
   return jnp.where(_inside(path.shape[1], steps)[:, 1:], path[:, :-1] - path[:, 1:], 0.0)
 
 
+@checked
 def total_reduction(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
   """H_0 - H_K: an estimate of the information between answer and chain."""
   return path[:, 0] - jnp.take_along_axis(path, steps[:, None], axis=1)[:, 0]
 
 
+@checked
 def slope(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
   """Least squares of H_k on k, nats a step; 0 for a chain without steps."""
   on = _inside(path.shape[1], steps)
@@ -54,6 +60,7 @@ def slope(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " 
   return (centred * path).sum(1) / jnp.where(steps > 0, spread, 1.0)
 
 
+@checked
 def falling_share(path: Float[Array, "C K"], steps: Int[Array, " C"]) -> Float[Array, " C"]:
   """Fraction of the steps that lower the entropy; 0 for a chain without steps."""
   falls = real(information_gain(path, steps) > 0.0).sum(1)

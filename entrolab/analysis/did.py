@@ -10,9 +10,11 @@ importance sampling with its effective sample size, for samples of either policy
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Float
 
 
+@checked
 def differential(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"]) -> tuple[Array, Array]:
   """(log q [Y], ln Z): q = (pi / ref) / Z over enumerated outcomes, theorem 3.2. Nats."""
   ratio = log_pi - log_ref
@@ -20,6 +22,7 @@ def differential(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"]) -> tup
   return ratio - log_z, log_z
 
 
+@checked
 def entropy(log_q: Float[Array, " Y"]) -> Float[Array, ""]:
   """-sum q ln q, nats, with 0 ln 0 = 0; ln |Y| exactly when pi = ref."""
   possible = jnp.isfinite(log_q)
@@ -27,6 +30,7 @@ def entropy(log_q: Float[Array, " Y"]) -> Float[Array, ""]:
   return -jnp.where(possible, jnp.exp(safe) * safe, 0.0).sum()
 
 
+@checked
 def preference(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"], *,
                beta: float) -> Float[Array, "Y Y"]:
   """P(row beats column) = sigma(beta (ln pi/ref(row) - ln pi/ref(column))): Z cancels."""
@@ -34,6 +38,7 @@ def preference(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"], *,
   return jax.nn.sigmoid(ratio[:, None] - ratio[None])
 
 
+@checked
 def ideal_rejected(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"], *,
                    beta: float) -> Float[Array, " Y"]:
   """Log-probs of the distribution of rejected answers, proportional to ref (ref / pi)^beta, for
@@ -41,6 +46,7 @@ def ideal_rejected(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"], *,
   return jax.nn.log_softmax(log_ref + beta * (log_ref - log_pi))
 
 
+@checked
 def dpo_margin(logp_chosen: Float[Array, " N"], logp_rejected: Float[Array, " N"],
                ref_chosen: Float[Array, " N"], ref_rejected: Float[Array, " N"], *,
                beta: float) -> Float[Array, " N"]:
@@ -48,11 +54,13 @@ def dpo_margin(logp_chosen: Float[Array, " N"], logp_rejected: Float[Array, " N"
   return beta * ((logp_chosen - ref_chosen) - (logp_rejected - ref_rejected))
 
 
+@checked
 def dpo_loss(margin: Float[Array, " N"]) -> Float[Array, ""]:
   """-mean ln sigma(margin); 0 without any pair."""
   return -jax.nn.log_sigmoid(margin).sum() / max(margin.shape[0], 1)
 
 
+@checked
 def population_loss(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"],
                     wins: Float[Array, "Y Y"], weight: Float[Array, "Y Y"], *,
                     beta: float) -> Float[Array, ""]:
@@ -62,6 +70,7 @@ def population_loss(log_pi: Float[Array, " Y"], log_ref: Float[Array, " Y"],
   return -(weight * (wins * jax.nn.log_sigmoid(m) + (1.0 - wins) * jax.nn.log_sigmoid(-m))).sum()
 
 
+@checked
 def entropy_estimate(log_pi: Float[Array, " K"], log_ref: Float[Array, " K"], *,
                      drawn_from: str = "pi") -> tuple[Array, Array, Array]:
   """(entropy of q, ln Z, effective sample size) from K samples of "pi" or "ref", nats.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Float, Int
 
 EASY, NORMAL, HARD = 0, 1, 2
@@ -31,6 +32,7 @@ STRATEGIES = (Strategy(0.5, 0.4, "answer directly, then verify"),
               Strategy(0.8, 1.0, "step by step"), Strategy(0.4, 0.5, "fail fast"))
 
 
+@checked
 def labels(entropy: Float[Array, " Q"], accuracy: Float[Array, " Q"], *, alpha: float, beta: float,
            gamma: float) -> Int[Array, " Q"]:
   """NORMAL if accuracy >= alpha and entropy <= beta; else HARD if accuracy < gamma; else EASY.
@@ -42,18 +44,21 @@ def labels(entropy: Float[Array, " Q"], accuracy: Float[Array, " Q"], *, alpha: 
   return jnp.where((accuracy >= alpha) & (entropy <= beta), NORMAL, rest)
 
 
+@checked
 def probe_logits(hidden: Float[Array, "Q D"], w1: Float[Array, "H D"], b1: Float[Array, " H"],
                  w2: Float[Array, "3 H"], b2: Float[Array, " 3"]) -> Float[Array, "Q 3"]:
   """W2 relu(W1 h + b1) + b2 of the last prompt token's hidden state."""
   return jax.nn.relu(hidden @ w1.T + b1[None]) @ w2.T + b2[None]
 
 
+@checked
 def probe_loss(logits: Float[Array, "Q 3"], label: Int[Array, " Q"]) -> Float[Array, ""]:
   """Mean cross-entropy, nats; 0 without any question."""
   chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], 1)
   return -chosen.sum() / max(chosen.shape[0], 1)
 
 
+@checked
 def decide(label: Int[Array, " Q"], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
   """(temperature, floor(budget * max_tokens)) of each question's strategy."""
   at = np.asarray(label)

@@ -13,10 +13,12 @@ nats, and has nothing in common with the measured one but the tokens.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float
 
 
+@checked
 def one_sample_change(weight: Float[Array, "B T"], logp: Float[Array, "B T"],
                       entropy: Float[Array, "B T"], sum_p2: Float[Array, "B T"],
                       sum_p2_logp: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -28,12 +30,14 @@ def one_sample_change(weight: Float[Array, "B T"], logp: Float[Array, "B T"],
   return -weight * (of_token - (sum_p2_logp + entropy * sum_p2))
 
 
+@checked
 def one_sample_push(weight: Float[Array, "B T"], logp: Float[Array, "B T"],
                     sum_p2: Float[Array, "B T"]) -> Float[Array, "B T"]:
   """d log pi(a) / eta of every sampled token: weight * (1 - 2 pi_a + sum pi^2)."""
   return weight * (1.0 - 2.0 * jnp.exp(logp) + sum_p2)
 
 
+@checked
 def account(before: dict[str, Array], after: dict[str, Array], weight: Float[Array, "B T"],
             mask: Bool[Array, "B T"]) -> dict[str, Array]:
   """Metrics of one step on the same states, token means over the mask.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float
 
@@ -62,6 +63,7 @@ def prefix(entropy: np.ndarray, reward: np.ndarray, *, fraction: float = 0.15
   return early, count, rmse, float(abs(error[-1]))
 
 
+@checked
 def covariance(probs: Float[Array, "S A"], x: Float[Array, "S A"],
                y: Float[Array, "S A"]) -> Float[Array, " S"]:
   """Cov_{a ~ probs}(x, y) of each state."""
@@ -69,6 +71,7 @@ def covariance(probs: Float[Array, "S A"], x: Float[Array, "S A"],
   return mean(x * y) - mean(x) * mean(y)
 
 
+@checked
 def entropy_slope(logits: Float[Array, "S A"]) -> Float[Array, "S A"]:
   """dH / dz_a = -pi_a (log pi_a + H)."""
   logp = jax.nn.log_softmax(logits)
@@ -76,6 +79,7 @@ def entropy_slope(logits: Float[Array, "S A"]) -> Float[Array, "S A"]:
   return -p * (logp - (p * logp).sum(-1, keepdims=True))
 
 
+@checked
 def policy_gradient_change(logits: Float[Array, "S A"], adv: Float[Array, "S A"], *,
                            natural: bool = False) -> Float[Array, " S"]:
   """dH / eta of one exact step: -Cov(log pi, pi A), or -Cov(log pi, A) for the natural gradient."""
@@ -84,6 +88,7 @@ def policy_gradient_change(logits: Float[Array, "S A"], adv: Float[Array, "S A"]
   return -covariance(p, logp, adv if natural else p * adv)
 
 
+@checked
 def group_covariance(sequence_logp: Float[Array, "P G"],
                      adv: Float[Array, "P G"]) -> Float[Array, " P"]:
   """Population covariance, over the group, of length-normalised log-prob and advantage."""
@@ -91,6 +96,7 @@ def group_covariance(sequence_logp: Float[Array, "P G"],
   return (centre(sequence_logp) * centre(adv)).mean(1)
 
 
+@checked
 def token_covariance(logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                      mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """(logp - mean)(A - mean) over all valid tokens of the batch; 0 outside."""

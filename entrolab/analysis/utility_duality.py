@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Float, Int
 
 
+@checked
 def learn(utility: Float[Array, "B V"], observed: Int[Array, " B"], *,
           rate: float) -> Float[Array, "B V"]:
   """A step of maximum likelihood on a table: u + rate (1[y] - softmax u); its sum is unchanged."""
@@ -21,6 +23,7 @@ def learn(utility: Float[Array, "B V"], observed: Int[Array, " B"], *,
                            - jax.nn.softmax(utility))
 
 
+@checked
 def sequence_utility(logits: Float[Array, "C L V"], tokens: Int[Array, "C L"],
                      length: Int[Array, " C"], *, raw: bool = False) -> Float[Array, " C"]:
   """sum_t log softmax(u)(y_t) of each candidate.
@@ -33,11 +36,13 @@ def sequence_utility(logits: Float[Array, "C L V"], tokens: Int[Array, "C L"],
   return jnp.where(inside, of_tokens, 0.0).sum(1)
 
 
+@checked
 def candidate_probs(utility: Float[Array, " C"], tau: Float[Array, " k"]) -> Float[Array, "k C"]:
   """softmax(U / tau) over the candidates, monotone in U for every tau > 0; not the paper's."""
   return jax.nn.softmax(utility[None] / tau[:, None])
 
 
+@checked
 def calibrate(utility: Float[Array, " C"], counts: Int[Array, " C"],
               taus: Float[Array, " k"]) -> tuple[Array, Array]:
   """(the tau of least mean negative log-likelihood of the counts, that likelihood [k], nats).
@@ -50,6 +55,7 @@ def calibrate(utility: Float[Array, " C"], counts: Int[Array, " C"],
   return taus[jnp.argmin(nll)], nll
 
 
+@checked
 def expected_gain(probs: Float[Array, "k C"], gain: Float[Array, "C C"]) -> Float[Array, "k C"]:
   """sum_c' P(c') G(c, c') of choosing c; its argmax is the minimum Bayes risk decision."""
   return probs @ gain.T

@@ -25,10 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.methods import ppo
 from entrolab.typing import Advantage, Array, Bool, Float, Int, Surrogate, real
 
 
+@checked
 def entropy_aware(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                   *, coef: float = 0.2) -> Advantage:
   """A max(1 + coef z, 0), z = (H - mean H) / std H over all valid tokens, n - 1.
@@ -44,6 +46,7 @@ def entropy_aware(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: 
   return adv * jax.lax.stop_gradient(jnp.maximum(1.0 + coef * z, 0.0))
 
 
+@checked
 def balanced_clip(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                   adv: Float[Array, "B T"], *, low: float = 0.2, high: float = 0.2,
                   dual: float = 3.0, limit: float = float("inf")) -> Surrogate:
@@ -59,6 +62,7 @@ def balanced_clip(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   return jnp.where(adv < 0.0, jnp.minimum(loss, -adv * dual), loss)
 
 
+@checked
 def segment_entropy(top_logp: Float[Array, "N T K"], lengths: Int[Array, " N"], *, vocab: int,
                     first: int = 20) -> Float[Array, " N"]:
   """-sum p log p / log V over the K likeliest tokens of the first positions: a sum, no mean.

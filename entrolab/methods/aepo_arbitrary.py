@@ -21,20 +21,22 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from entrolab import aggregate, ranks
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.typing import (
-    Advantage,
-    Array,
-    Bool,
-    Float,
-    Int,
-    Penalty,
-    Scale,
-    Weight,
-    real,
+  Advantage,
+  Array,
+  Bool,
+  Float,
+  Int,
+  Penalty,
+  Scale,
+  Weight,
+  real,
 )
 
 
+@checked
 def on_policy(tempered: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Weight:
   """1 on rows drawn at temperature 1: the surrogate leaves the tempered ones to the penalty.
 
@@ -43,6 +45,7 @@ def on_policy(tempered: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Weight:
   return real(mask & ~tempered[:, None])
 
 
+@checked
 def right_answers(logp: Float[Array, "B T"], verdict: Int[Array, " B"]) -> Penalty:
   """-R log pi, R = 1 for a right answer: REINFORCE without importance weight.
 
@@ -52,11 +55,13 @@ def right_answers(logp: Float[Array, "B T"], verdict: Int[Array, " B"]) -> Penal
   return jnp.where((verdict == 1)[:, None], -logp, 0.0)
 
 
+@checked
 def tempered_mean(tempered: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Scale:
   """Mean over all tokens of tempered rows, right or wrong: the scale of `right_answers`."""
   return aggregate.token_mean(mask & tempered[:, None])
 
 
+@checked
 def unit_advantage(adv: Float[Array, "B T"], tempered: Bool[Array, " B"], *,
                    threshold: float = 0.05) -> Advantage:
   """On tempered rows 1 where A > threshold, else 0; A on the others. Stands last in the chain.
@@ -66,6 +71,7 @@ def unit_advantage(adv: Float[Array, "B T"], tempered: Bool[Array, " B"], *,
   return jnp.where(tempered[:, None], real(adv > threshold).astype(adv.dtype), adv)
 
 
+@checked
 def replaced_rows(adv: Float[Array, "B T"], tempered: Bool[Array, " B"],
                   temperature: Float[Array, ""], mask: Bool[Array, "B T"],
                   noise: Float[Array, "B T"], *, limit: int = 60) -> Weight:
@@ -87,6 +93,7 @@ def replaced_rows(adv: Float[Array, "B T"], tempered: Bool[Array, " B"],
   return real(mask & (taken | (~drawn & ~left_out)))
 
 
+@checked
 def dcpo(adv: Float[Array, "B T"], verdict: Int[Array, " B"], logp: Float[Array, "B T"],
          tempered_logp: Float[Array, "B T"], mask: Bool[Array, "B T"],
          temperature: Float[Array, ""], entropy_prev: Float[Array, ""], *, target: float = 0.5,

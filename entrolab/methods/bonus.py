@@ -12,10 +12,12 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.typing import Array, Float, Penalty
 
 
+@checked
 def negative_entropy(entropy: Float[Array, "B T"]) -> Penalty:
   """-H of the current policy, nats: a positive beta raises entropy. Gradient through H."""
   return -entropy

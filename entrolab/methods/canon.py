@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.ranks import grouped, known_mean
 from entrolab.typing import Advantage, Array, Bool, Float, real
@@ -22,6 +23,7 @@ from entrolab.typing import Advantage, Array, Bool, Float, real
 TOTAL, WARM, CYCLES = 150, 30, 3  # steps of the official schedules
 
 
+@checked
 def upper_half(metric: Float[Array, " B"], noise: Float[Array, "B T"], *, size: int,
                rewards: Float[Array, " B"] | None = None) -> Bool[Array, "P G"]:
   """True on the G - G // 2 rows of each group with the largest metric, ties by noise.
@@ -38,6 +40,7 @@ def upper_half(metric: Float[Array, " B"], noise: Float[Array, "B T"], *, size: 
   return known & (below >= known.sum(1, keepdims=True) // 2)
 
 
+@checked
 def conditional(rewards: Float[Array, " B"], upper: Bool[Array, "P G"], mu: Array | float, *,
                 size: int, alpha: float = 1.0, beta: float = 0.0, favoured: str = "upper",
                 divisor: float = 1.0) -> Float[Array, " B"]:
@@ -62,6 +65,7 @@ def conditional(rewards: Float[Array, " B"], upper: Bool[Array, "P G"], mu: Arra
   return jnp.where(compared, adv, 0.0).reshape(rewards.shape)
 
 
+@checked
 def by_entropy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, size: int,
                mu: float = 1.0, alpha: float = 1.0, beta: float = 0.0,
@@ -74,6 +78,7 @@ def by_entropy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
   return conditional(rewards, upper, mu, size=size, alpha=alpha, beta=beta, divisor=divisor)
 
 
+@checked
 def by_length(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *,
               size: int, mu: float = 1.0, alpha: float = 1.0, beta: float = 0.0,
               divisor: float = 1.0) -> Advantage:
@@ -83,6 +88,7 @@ def by_length(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], noise: Floa
                      divisor=divisor)
 
 
+@checked
 def scheduled(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
               mask: Bool[Array, "B T"], noise: Float[Array, "B T"], intra: Float[Array, ""], *,
               size: int, divisor: float = 1.0) -> Advantage:
@@ -91,6 +97,7 @@ def scheduled(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
   return conditional(rewards, upper, 1.0 - intra, size=size, divisor=divisor)
 
 
+@checked
 def by_accuracy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                 mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, size: int,
                 divisor: float = 1.0) -> Advantage:
@@ -99,6 +106,7 @@ def by_accuracy(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
   return conditional(rewards, upper, known_mean(rewards), size=size, divisor=divisor)
 
 
+@checked
 def mean_entropy(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, " B"]:
   """Nats a token of each row; 0 for an empty one."""
   return jnp.where(mask, old_entropy, 0.0).sum(1) / (real(mask).sum(1) + 1e-8)

@@ -10,10 +10,12 @@ Differs from the official code: none known. The two libraries bound the weight d
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods.ppo import ratio
 from entrolab.typing import Array, Float, Surrogate
 
 
+@checked
 def clipped_weight(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                    adv: Float[Array, "B T"], *, low: float = 0.2, high: float = 0.28,
                    limit: float = 20.0) -> Surrogate:
@@ -25,6 +27,7 @@ def clipped_weight(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   return -jax.lax.stop_gradient(jnp.clip(r, 1.0 - low, 1.0 + high)) * adv * logp
 
 
+@checked
 def capped_weight(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                   adv: Float[Array, "B T"], *, cap: float = 5.0,
                   limit: float = float("inf")) -> Surrogate:

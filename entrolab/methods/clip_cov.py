@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.methods import ppo
 from entrolab.typing import Array, Bool, Float, Weight, real
 
 
+@checked
 def covariance(logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """c = (A - mean A)(log pi - mean log pi) over all valid tokens, arXiv:2505.22617 equation 9.
@@ -26,6 +28,7 @@ def covariance(logp: Float[Array, "B T"], adv: Float[Array, "B T"],
   return ranks.centred(adv, mask) * ranks.centred(logp, mask)
 
 
+@checked
 def candidates(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                mask: Bool[Array, "B T"], *, lower: float = 1.0, upper: float = 5.0,
                low: float = 1.0, high: float = 1.0) -> Array:
@@ -35,6 +38,7 @@ def candidates(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Fl
   return mask & ~clipped & (lower < c) & (c < upper)
 
 
+@checked
 def keep_mask(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
               mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, fraction: float = 2e-4,
               lower: float = 1.0, upper: float = 5.0, low: float = 1.0,

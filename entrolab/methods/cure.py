@@ -19,6 +19,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped
 from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
@@ -30,6 +31,7 @@ def admissible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
   return allowed
 
 
+@checked
 def candidates(old_entropy: Float[Array, "B T"], tokens: Int[Array, "B T"],
                mask: Bool[Array, "B T"], allowed: Bool[Array, " V"], *,
                most: int = 20) -> Int[Array, "B K"]:
@@ -46,6 +48,7 @@ def candidates(old_entropy: Float[Array, "B T"], tokens: Int[Array, "B T"],
   return jnp.pad(chosen.astype(jnp.int32), ((0, 0), (0, short)), constant_values=-1)
 
 
+@checked
 def branch_point(choices: Int[Array, "B K"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
   """One candidate of each row, all alike, by a number in [0, 1); 0 where there is none."""
   count = (choices >= 0).sum(1, dtype=jnp.int32)
@@ -54,6 +57,7 @@ def branch_point(choices: Int[Array, "B K"], uniform: Float[Array, " B"]) -> Int
   return jnp.where(count > 0, picked, 0)
 
 
+@checked
 def reprompt(prompt: Int[Array, "B L"], prompt_mask: Bool[Array, "B L"], tokens: Int[Array, "B T"],
              branch: Int[Array, " B"], *, overflow: Literal["move", "skip"] = "move"
              ) -> tuple[Array, Array, Array]:
@@ -91,6 +95,7 @@ def regroup(original: Array, continued: Array, *, originals: int = 4) -> Array:
   return jnp.concatenate([groups, more], axis=1).reshape(-1, *original.shape[1:])
 
 
+@checked
 def family_advantage(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
                      row_kind: Int[Array, " B"], parent: Int[Array, " B"],
                      branch: Int[Array, " B"], known: Bool[Array, " B"] | None = None, *,

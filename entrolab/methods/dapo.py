@@ -10,10 +10,12 @@ is `ppo.clipped_ratio(high=0.28)`, the token mean `aggregate.token_mean`.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import all_equal, grouped
 from entrolab.typing import Array, Bool, Float, Reward, Weight, real
 
 
+@checked
 def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, max_tokens: int, buffer: int,
              factor: float = 1.0) -> Reward:
   """R + min(-(n - (max_tokens - buffer)) / buffer * factor, 0), arXiv:2503.14476 equation 13.
@@ -28,6 +30,7 @@ def overlong(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, max_token
   return rewards + jnp.minimum(-over / buffer * factor, 0.0)
 
 
+@checked
 def has_signal(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *, size: int) -> Weight:
   """1 on the groups whose known rewards differ, 0 elsewhere; a group of one counts, too.
 

@@ -10,10 +10,12 @@ Differs from that code: steps come from explicit segment ids (`phase`), not from
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import replicated, step_sums
 from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 
+@checked
 def gains(entropy: Float[Array, "S B"], valid: Bool[Array, "S B"], *, sharpness: float = 1.0,
           clarity: float = 1.0) -> tuple[Array, Array, Array]:
   """(normalised entropy, g, f) of all steps of the batch, equations 7 to 9.
@@ -29,6 +31,7 @@ def gains(entropy: Float[Array, "S B"], valid: Bool[Array, "S B"], *, sharpness:
   return n, e / (mean + 1e-8), jnp.where(valid, jnp.exp(-clarity * n), 0.0)
 
 
+@checked
 def modulate(adv: Float[Array, "B T"], old_entropy: Float[Array, "B T"], phase: Int[Array, "B T"],
              mask: Bool[Array, "B T"], *, steps: int, sharpness: float = 1.0, clarity: float = 1.0,
              zeta: float = 0.05, recentre: bool = True) -> Advantage:

@@ -14,10 +14,12 @@ The expected gradient of this reward ascends sum_j p_j^2 / 2, not minus the Shan
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped
 from entrolab.typing import Array, Bool, Float, Int, Reward, real
 
 
+@checked
 def frequency(cluster: Int[Array, " B"], *, size: int) -> Float[Array, "P G"]:
   """p of each response: the share of its group in its class; -1, no answer, is alone: 1 / G."""
   c = grouped(cluster, size)
@@ -25,11 +27,13 @@ def frequency(cluster: Int[Array, " B"], *, size: int) -> Float[Array, "P G"]:
   return jnp.maximum(real(same).sum(2), 1.0) / size
 
 
+@checked
 def semantic_entropy(cluster: Int[Array, " B"], *, size: int) -> Float[Array, " P"]:
   """H = -sum_j p_j ln p_j over the classes of a group, nats, in [0, ln G]."""
   return -jnp.log(frequency(cluster, size=size)).mean(1)
 
 
+@checked
 def inside_gate(cluster: Int[Array, " B"], *, size: int, low: float = -1.0,
                 high: float = float("inf")) -> Bool[Array, " P"]:
   """low < H < high, equation 7; within 1e-6 nats of a bound is outside. The defaults let all in."""
@@ -37,6 +41,7 @@ def inside_gate(cluster: Int[Array, " B"], *, size: int, low: float = -1.0,
   return (h > low + 1e-6) & (h < high - 1e-6)
 
 
+@checked
 def class_share(cluster: Int[Array, " B"], *, size: int, silent: float | None = 0.0,
                 low: float = -1.0, high: float = float("inf"), least: float = 0.0) -> Reward:
   """r = p of the response's class, equation 6; 0 for a whole group outside (low, high) nats, or
@@ -49,6 +54,7 @@ def class_share(cluster: Int[Array, " B"], *, size: int, silent: float | None = 
   return r.reshape(cluster.shape)
 
 
+@checked
 def largest_class(cluster: Int[Array, " B"], *, size: int) -> Reward:
   """1 on every response whose class is a largest one, ties included: verl's "voting"."""
   p = frequency(cluster, size=size)

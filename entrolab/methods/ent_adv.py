@@ -10,15 +10,18 @@ same batch would add the bonus again; here every pass starts from the advantage 
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Advantage, Array, Float
 
 
+@checked
 def psi(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], *, alpha: float = 0.4,
         kappa: float = 2.0) -> Float[Array, "B T"]:
   """min(alpha H, |A| / kappa), never negative; H of the current policy, nats, no gradient."""
   return jnp.minimum(alpha * entropy, jnp.abs(adv) / kappa)
 
 
+@checked
 def shaped(adv: Float[Array, "B T"], entropy: Float[Array, "B T"], *, alpha: float = 0.4,
            kappa: float = 2.0) -> Advantage:
   """A + psi: a right answer counts up to 1 + 1 / kappa, a wrong one down to 1 - 1 / kappa.

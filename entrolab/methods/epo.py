@@ -17,11 +17,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.ranks import replicated, step_sums
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
 
+@checked
 def trajectory_mean(mask: Bool[Array, "B T"], trajectory: Int[Array, " B"]) -> Scale:
   """Token mean, then turn mean, then trajectory mean; a row is a turn (section 3.1).
 
@@ -36,6 +38,7 @@ def trajectory_mean(mask: Bool[Array, "B T"], trajectory: Int[Array, " B"]) -> S
   return share / jnp.maximum(turns, 1.0)[:, None] / trajectories
 
 
+@checked
 def corridor(entropy: Float[Array, "B T"], history: Float[Array, ""], *, low: float = 0.0,
              high: float = 2.0, alpha: float = 0.1) -> Penalty:
   """alpha [relu(low W - H) + relu(H - high W)], W the mean entropy of past steps, nats.
@@ -46,6 +49,7 @@ def corridor(entropy: Float[Array, "B T"], history: Float[Array, ""], *, low: fl
   return jnp.where(history < 0.0, 0.0, alpha * hinge)
 
 
+@checked
 def indicator(entropy: Float[Array, "B T"], turn_history: Float[Array, " B"], *, low: float = 0.0,
               high: float = 2.0, alpha: float = 0.1) -> Penalty:
   """The code's form: alpha outside (low W, high W), 0 inside; its gradient is exactly zero.
@@ -57,6 +61,7 @@ def indicator(entropy: Float[Array, "B T"], turn_history: Float[Array, " B"], *,
   return jnp.where(inside, 0.0, alpha).astype(entropy.dtype)
 
 
+@checked
 def indicator_rows(entropy: Float[Array, "B T"], turn_history: Float[Array, " B"], *,
                    low: float = 0.0, high: float = 2.0, alpha: float = 0.1) -> Penalty:
   """The code's "seq" mode: the same test on the mean over all T columns of a row.
@@ -108,6 +113,7 @@ class History(Controller):
             "smooth": self.strength * phase_weight(count, gamma=self.gamma, middle=middle)}
 
 
+@checked
 def turn_mean(mask: Bool[Array, "B T"], phase: Int[Array, "B T"], *, steps: int) -> Scale:
   """Token mean in every turn, mean over the turns of an episode, mean over episodes.
 

@@ -14,9 +14,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Advantage, Array, Bool, Float, Penalty
 
 
+@checked
 def last_token(rewards: Float[Array, " B"], mask: Bool[Array, "B T"]) -> Advantage:
   """The reward of a response on its last valid token, 0 elsewhere: token rewards from a verdict.
 
@@ -27,6 +29,7 @@ def last_token(rewards: Float[Array, " B"], mask: Bool[Array, "B T"]) -> Advanta
   return jnp.where(paid, rewards[:, None], 0.0)
 
 
+@checked
 def return_to_go(adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, gamma: float = 1.0,
                  gap: Literal["carry", "reset"] = "carry") -> Advantage:
   """R_t = r_t + gamma R_next over valid tokens, 0 on padding; adv holds the token rewards r.
@@ -47,6 +50,7 @@ def return_to_go(adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, gamma: f
   return returns.T
 
 
+@checked
 def generalised(adv: Float[Array, "B T"], old_value: Float[Array, "B T"],
                 mask: Bool[Array, "B T"], *, gamma: float = 1.0,
                 lam: float = 1.0) -> Advantage:
@@ -67,6 +71,7 @@ def generalised(adv: Float[Array, "B T"], old_value: Float[Array, "B T"],
   return out.T
 
 
+@checked
 def clipped_value_loss(value: Float[Array, "B T"], old_value: Float[Array, "B T"],
                        target: Float[Array, "B T"], *, clip: float = 0.5) -> Penalty:
   """max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2: the critic's loss.
@@ -76,6 +81,7 @@ def clipped_value_loss(value: Float[Array, "B T"], old_value: Float[Array, "B T"
   return jnp.maximum(*_squares(value, old_value, target, clip)) / 2.0
 
 
+@checked
 def is_value_clipped(value: Float[Array, "B T"], old_value: Float[Array, "B T"],
                      target: Float[Array, "B T"], *, clip: float = 0.5) -> Array:
   """bool [B, T]: where the clipped square is the larger one."""

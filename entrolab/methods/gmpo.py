@@ -8,10 +8,12 @@ Differs from the official code: none known. The aggregation is `aggregate.row_me
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float, Surrogate
 
 
+@checked
 def geometric_mean(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                    adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, low: float = 0.4,
                    high: float = 0.4) -> Surrogate:

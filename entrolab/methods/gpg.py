@@ -8,16 +8,19 @@ Differs from the official code: none known. The surrogate is `ppo.reinforce`: no
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods.grpo import centred_advantage
 from entrolab.typing import Advantage, Array, Float, real
 
 
+@checked
 def rescale(rewards: Float[Array, " B"]) -> Float[Array, ""]:
   """alpha = B / max(number of rewards that are not 0, 1), over the known ones of the rollout."""
   known = ~jnp.isnan(rewards)
   return real(known).sum() / jnp.maximum(real(known & (rewards != 0.0)).sum(), 1.0)
 
 
+@checked
 def scaled_advantage(rewards: Float[Array, " B"], *, size: int, norm: float = 1.0) -> Advantage:
   """A = alpha (R - mean_group R) / norm; a group of one keeps alpha R / norm.
 

@@ -9,16 +9,19 @@ not say; (2) a group of one has mean 0 and deviation 1, as in verl.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import all_equal, grouped, known_mean
 from entrolab.typing import Advantage, Array, Float, Int, Reward, real
 
 
+@checked
 def outcome(verdict: Int[Array, " B"], *, right: float = 1.0, wrong: float = 0.0) -> Reward:
   """`right` for a verdict of 1, `wrong` for 0, NaN for -1: the reward of unknown is unknown."""
   known = jnp.where(verdict == 1, right, wrong)
   return jnp.where(verdict < 0, jnp.nan, known).astype(real(verdict).dtype)
 
 
+@checked
 def group_advantage(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-6) -> Advantage:
   """A = (R - mean_group R) / (std_group R + eps), arXiv:2402.03300 section 4.1.2.
 
@@ -33,6 +36,7 @@ def group_advantage(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-6
   return _zero_unknown(middle / (std + eps), r).reshape(rewards.shape)
 
 
+@checked
 def centred_advantage(rewards: Float[Array, " B"], *, size: int) -> Advantage:
   """A = R - mean_group R: Dr.GRPO, arXiv:2503.20783 equation 4. A group of one keeps R.
 

@@ -12,10 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float, Surrogate
 
 
+@checked
 def sequence_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                    mask: Bool[Array, "B T"], *,
                    path: Literal["token", "sequence"] = "token") -> Float[Array, "B T"]:
@@ -34,6 +36,7 @@ def sequence_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   return jnp.exp(jnp.minimum(zero + jax.lax.stop_gradient(log_s), 10.0))
 
 
+@checked
 def clipped_sequence(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                      adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, low: float = 3e-4,
                      high: float = 4e-4,

@@ -13,11 +13,13 @@ the inverse entropy of one nearly certain token of a wrong row takes the bonus o
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods import ppo
 from entrolab.ranks import grouped, masked_mean
 from entrolab.typing import Advantage, Array, Bool, Float, Surrogate, real
 
 
+@checked
 def token_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                  mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
                  eps: float = 1e-8, floor: float = 0.0) -> Float[Array, "B T"]:
@@ -35,6 +37,7 @@ def token_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
   return (sign * (base + bonus + bonus * excess)).reshape(mask.shape)
 
 
+@checked
 def joint_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
                     eps: float = 1e-8, floor: float = 0.0) -> Advantage:
@@ -47,6 +50,7 @@ def joint_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"
   return _normalised(sign, excess, on, base, bonus).reshape(mask.shape)
 
 
+@checked
 def split_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
                     eps: float = 1e-8, floor: float = 0.0) -> Advantage:
@@ -61,6 +65,7 @@ def split_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"
   return (right + wrong).reshape(mask.shape)
 
 
+@checked
 def sequence_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
                     eps: float = 1e-8, floor: float = 0.0) -> Float[Array, " B"]:
@@ -74,6 +79,7 @@ def sequence_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"
                       floor=floor)[:, 0]
 
 
+@checked
 def sequence_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                        mask: Bool[Array, "B T"], *, size: int, base: float = 1.0,
                        bonus: float = 0.1, eps: float = 1e-8, floor: float = 0.0) -> Advantage:
@@ -86,6 +92,7 @@ def sequence_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B
                          floor=floor)[:, 0]
 
 
+@checked
 def mean_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                mask: Bool[Array, "B T"], *, low: float = 0.2, high: float = 0.28,
                limit: float = 20.0) -> Surrogate:

@@ -16,9 +16,11 @@ from typing import Literal
 import jax.numpy as jnp
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Weight, real
 
 
+@checked
 def top_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *,
              fraction: float = 0.2, keep: Literal["top", "rest"] = "top") -> Weight:
   """1 on the max(1, ceil(fraction * N)) tokens of highest entropy, 0 elsewhere.
@@ -29,6 +31,7 @@ def top_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Floa
   return _chosen(entropy, mask, noise, fraction, keep)
 
 
+@checked
 def old_top_mask(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                  noise: Float[Array, "B T"], *, fraction: float = 0.2,
                  keep: Literal["top", "rest"] = "top") -> Weight:
@@ -37,6 +40,7 @@ def old_top_mask(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
   return _chosen(old_entropy, mask, noise, fraction, keep)
 
 
+@checked
 def quantile_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                   fraction: float = 0.2) -> Weight:
   """1 on tokens at or above the (1 - fraction) quantile (linear) of all valid entropies: TRL.

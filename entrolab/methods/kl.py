@@ -18,25 +18,30 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.typing import Advantage, Array, Float, Penalty
 
 
+@checked
 def k1(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"]) -> Penalty:
   """logp - ref_logp: unbiased value; its expected gradient on policy is zero."""
   return logp - ref_logp
 
 
+@checked
 def absolute(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"]) -> Penalty:
   """|logp - ref_logp|; gradient sign(logp - ref_logp), exactly zero at equality."""
   return _absolute(logp - ref_logp)
 
 
+@checked
 def k2(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"]) -> Penalty:
   """(logp - ref_logp)^2 / 2: its expected gradient on policy is the gradient of the KL."""
   return jnp.square(logp - ref_logp) / 2.0
 
 
+@checked
 def k3(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], *, limit: float = 20.0,
        cap: float = 10.0) -> Penalty:
   """clip(e^d - d - 1, -cap, cap), d = clip(ref_logp - logp, -limit, limit): never negative.
@@ -47,17 +52,20 @@ def k3(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], *, limit: float
   return jnp.clip(jnp.expm1(d) - d, -cap, cap)
 
 
+@checked
 def k1_plus(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"]) -> Penalty:
   """Value of k1, gradient of k2 (straight through)."""
   return _through(k1(logp, ref_logp), k2(logp, ref_logp))
 
 
+@checked
 def k3_plus(logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], *, limit: float = 20.0,
             cap: float = 10.0) -> Penalty:
   """Value of k3, gradient of k2 (straight through)."""
   return _through(k3(logp, ref_logp, limit=limit, cap=cap), k2(logp, ref_logp))
 
 
+@checked
 def in_reward(adv: Float[Array, "B T"], old_logp: Float[Array, "B T"],
               ref_logp: Float[Array, "B T"], kl_coef: Float[Array, ""]) -> Advantage:
   """r_t - kl_coef (old_logp - ref_logp): the KL as a token reward, no gradient.

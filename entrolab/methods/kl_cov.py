@@ -13,11 +13,13 @@ Both ratios (2e-3, 2e-4) and both coefficients (1, 0.1) circulate; the defaults 
 import jax.numpy as jnp
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.methods.clip_cov import covariance
 from entrolab.methods.kl import absolute
 from entrolab.typing import Array, Bool, Float, Penalty, Weight, real
 
 
+@checked
 def distance(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], *,
              tolerance: float = 0.0) -> Penalty:
   """|log pi - log pi_old|: gradient sign(logp - old_logp), exactly zero at equality.
@@ -30,6 +32,7 @@ def distance(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], *,
   return jnp.where(value > tolerance, value, 0.0)
 
 
+@checked
 def top_mask(logp: Float[Array, "B T"], adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
              noise: Float[Array, "B T"], *, fraction: float = 2e-3) -> Weight:
   """1 on the max(floor(fraction * N), 1) tokens of largest covariance, 0 elsewhere (equation 11).

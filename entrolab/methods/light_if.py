@@ -22,20 +22,24 @@ import jax
 import jax.numpy as jnp
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Penalty, Reward, Surrogate, Weight, real
 
 
+@checked
 def cross_entropy(logp: Float[Array, "B T"]) -> Surrogate:
   """-log p of the demonstrated token: supervised fine-tuning as an objective."""
   return -logp
 
 
+@checked
 def fit_score(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], *,
               coef: float = 0.8) -> Float[Array, "B T"]:
   """-log p - coef H, nats: high where the token is unexpected though the model was sure."""
   return -logp - coef * entropy
 
 
+@checked
 def worst_fitted(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                  noise: Float[Array, "B T"], *, fraction: float = 0.8,
                  coef: float = 0.8) -> Weight:
@@ -47,12 +51,14 @@ def worst_fitted(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], mask: 
   return real(ranks.top(fit_score(logp, entropy, coef=coef), mask, noise, count))
 
 
+@checked
 def covariance(logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """(A - mean A)(log pi - mean log pi) over all valid tokens; 0 outside the mask."""
   return ranks.centred(adv, mask) * ranks.centred(logp, mask)
 
 
+@checked
 def tea_weight(logp: Float[Array, "B T"], adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                alpha: float = 10.0, most: float = 5.0, rows: bool = True) -> Weight:
   """min(alpha softmax_t(covariance), most): the entropy of rewarded, confident tokens counts more.
@@ -63,6 +69,7 @@ def tea_weight(logp: Float[Array, "B T"], adv: Float[Array, "B T"], mask: Bool[A
   return jnp.minimum(alpha * _softmax(covariance(logp, adv, mask), mask, rows), most)
 
 
+@checked
 def tea_pull(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], adv: Float[Array, "B T"],
              mask: Bool[Array, "B T"], *, alpha: float = 10.0, most: float = 5.0) -> Weight:
   """d (sum_s H_s w_s) / d log pi_t, w of `tea_weight`: what the code's weights pass on.
@@ -75,6 +82,7 @@ def tea_pull(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], adv: Float
   return alpha * p * ranks.centred(adv, mask) * (free - (p * free).sum(1, keepdims=True))
 
 
+@checked
 def pull(logp: Float[Array, "B T"]) -> Penalty:
   """0 with the gradient of log pi."""
   return logp - jax.lax.stop_gradient(logp)
@@ -90,6 +98,7 @@ def length_reward(score: Array, length: Array, *, max_tokens: int = 8192,
   return jnp.where(length >= max_tokens, -2.0, jnp.where(score >= passing, 2.0 * score * f, -f))
 
 
+@checked
 def with_length(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *,
                 max_tokens: int = 8192) -> Reward:
   """R + `length_reward`(R, tokens)."""

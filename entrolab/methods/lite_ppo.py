@@ -8,16 +8,19 @@ Differs from the official code: none known; the batch is the whole rollout.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods.grpo import centred_advantage
 from entrolab.ranks import known_mean
 from entrolab.typing import Advantage, Array, Float
 
 
+@checked
 def deviation(rewards: Float[Array, " B"]) -> Float[Array, ""]:
   """Standard deviation of the known rewards of the rollout, over n - 1; 0 for a single one."""
   return jnp.sqrt(known_mean(jnp.square(rewards - known_mean(rewards)), less=1))
 
 
+@checked
 def batch_scaled(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-4) -> Advantage:
   """A = (R - mean_group R) / (std_batch R + eps); an all-equal group gives exactly zero.
 

@@ -15,14 +15,17 @@ The paper's surrogate is `ppo.reinforce`, the code's `ppo.clipped_ratio` without
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Advantage, Array, Bool, Float, Int, Weight, real
 
 
+@checked
 def positive(verdict: Int[Array, " B"]) -> Advantage:
   """PSR: A = 1 on right answers, 0 on the others; paper's L_PSR."""
   return real(verdict == 1)
 
 
+@checked
 def negative(verdict: Int[Array, " B"]) -> Advantage:
   """NSR: A = -1 on wrong answers, 0 on the others; paper's L_NSR.
 
@@ -31,12 +34,14 @@ def negative(verdict: Int[Array, " B"]) -> Advantage:
   return -real(verdict == 0)
 
 
+@checked
 def weighted(verdict: Int[Array, " B"], *, positive: float = 0.1) -> Advantage:
   """W-REINFORCE: A = `positive` (the paper's lambda) on right answers, -1 on wrong ones, else 0."""
   known = jnp.where(verdict == 1, positive, -1.0)
   return jnp.where(verdict < 0, 0.0, known).astype(real(verdict).dtype)
 
 
+@checked
 def kept_rows(adv: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Weight:
   """1 on tokens with an advantage, 0 on the others: for a denominator that counts those alone."""
   return real(mask & (adv != 0.0))

@@ -13,10 +13,12 @@ root: the same order. Log-probs and entropy are those at the sampling temperatur
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods import ppo
 from entrolab.typing import Array, Bool, Float, Int, Surrogate
 
 
+@checked
 def policy_loss(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                 adv: Float[Array, "B T"], *, coefficient: float = 1.0,
                 clip: float = 0.2) -> Surrogate:
@@ -24,11 +26,13 @@ def policy_loss(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   return coefficient * ppo.clipped_ratio(logp, old_logp, adv, low=clip, high=clip)
 
 
+@checked
 def historical_variance(history: Float[Array, "N E"]) -> Float[Array, " N"]:
   """v_i = Var_e(s_ie), accuracies of example i over epochs e; NaN where there is none, ddof 0."""
   return jnp.nanvar(history, axis=1)
 
 
+@checked
 def lim_score(history: Float[Array, "N E"]) -> Float[Array, " N"]:
   """1 - sum_e (s_ie - m_e)^2 / sum_e (1 - m_e)^2, m_e the mean over examples; the baseline.
 
@@ -42,6 +46,7 @@ def lim_score(history: Float[Array, "N E"]) -> Float[Array, " N"]:
   return 1.0 - gap / jnp.where(most > 0.0, most, 1.0)
 
 
+@checked
 def ranked(score: Float[Array, " N"]) -> Int[Array, " N"]:
   """Examples by descending score; equal ones keep the order of the file."""
   return jnp.argsort(-score, stable=True)

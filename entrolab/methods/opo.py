@@ -9,10 +9,12 @@ all-equal group is exactly 0.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import all_equal, grouped
 from entrolab.typing import Advantage, Array, Bool, Float, real
 
 
+@checked
 def length_baseline(rewards: Float[Array, " B"], mask: Bool[Array, "B T"], *,
                     size: int) -> Advantage:
   """A = R - sum_group(n R) / sum_group(n), n the valid tokens of a response.

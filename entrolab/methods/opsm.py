@@ -8,10 +8,12 @@ of each micro-batch: the same for one optimiser step. The denominator still coun
 out, as theirs.
 """
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float, Weight, real
 
 
+@checked
 def keep_rows(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
               mask: Bool[Array, "B T"], *, threshold: float = 0.5) -> Weight:
   """0 where A < 0 and mean_t(old_logp - logp) of the row exceeds threshold (nats), 1 elsewhere.

@@ -13,10 +13,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped
 from entrolab.typing import Advantage, Array, Bool, Float, real
 
 
+@checked
 def less_baseline(adv: Float[Array, "B T"], logp: Float[Array, "B T"], sum_p2: Float[Array, "B T"],
                   mask: Bool[Array, "B T"], *, size: int, eps: float = 1e-8,
                   tail: Literal["own", "zero"] = "own") -> Advantage:

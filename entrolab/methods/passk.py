@@ -11,10 +11,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped, known_std
 from entrolab.typing import Advantage, Array, Float
 
 
+@checked
 def best_margin(rewards: Float[Array, " B"], *, size: int, eps: float = 1e-6,
                 norm: Literal["std", "none"] = "std") -> Advantage:
   """A = (R_best - R_second) / (std_group R + eps) on the best response, 0 on the others.

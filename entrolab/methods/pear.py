@@ -11,10 +11,12 @@ sequence mean (`grpo.group_advantage`, `aggregate.sequence_mean`).
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float, Int, Reward, real
 
 
+@checked
 def phases(mask: Bool[Array, "B T"], think_end: Int[Array, " B"]) -> tuple[Array, Array]:
   """(thinking, answer) masks [B, T]: before and after the token that ends the thinking.
 
@@ -27,6 +29,7 @@ def phases(mask: Bool[Array, "B T"], think_end: Int[Array, " B"]) -> tuple[Array
   return mask & (positions < end), mask & (positions > end)
 
 
+@checked
 def excess(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
            think_end: Int[Array, " B"], *, alpha: float = 1.0) -> Float[Array, " B"]:
   """P = max(0, mean H of the thinking - alpha mean H of the answer), nats.
@@ -38,6 +41,7 @@ def excess(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
   return jnp.maximum(mean(thinking) - alpha * mean(answer), 0.0)
 
 
+@checked
 def phase_reward(verdict: Int[Array, " B"], old_entropy: Float[Array, "B T"],
                  mask: Bool[Array, "B T"], think_end: Int[Array, " B"], *, alpha: float = 1.0,
                  right: float = 1.0, wrong: float = 0.0,

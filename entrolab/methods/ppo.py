@@ -10,9 +10,11 @@ Differs from the official code: (1) no metrics inside the loss; (2) the aggregat
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Float, Surrogate
 
 
+@checked
 def ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], *,
           limit: float = 20.0) -> Float[Array, "B T"]:
   """exp(clip(logp - old_logp, -limit, limit)): pi_current / pi_old of the sampled token.
@@ -22,6 +24,7 @@ def ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], *,
   return jnp.exp(jnp.clip(logp - old_logp, -limit, limit))
 
 
+@checked
 def clipped_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                   adv: Float[Array, "B T"], *, low: float = 0.2, high: float = 0.2,
                   dual: float = 0.0, limit: float = 20.0) -> Surrogate:
@@ -40,17 +43,20 @@ def clipped_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
   return loss
 
 
+@checked
 def plain_ratio(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
                 adv: Float[Array, "B T"], *, limit: float = float("inf")) -> Surrogate:
   """-A r without any clip: the importance-weighted policy gradient."""
   return -adv * ratio(logp, old_logp, limit=limit)
 
 
+@checked
 def reinforce(logp: Float[Array, "B T"], adv: Float[Array, "B T"]) -> Surrogate:
   """-A log pi: the score-function policy gradient, which knows no old policy."""
   return -adv * logp
 
 
+@checked
 def is_clipped(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
                *, low: float = 0.2, high: float = 0.2, limit: float = 20.0) -> Array:
   """bool [B, T]: the tokens whose gradient the clip removes, counted by a PPO clip fraction."""

@@ -12,10 +12,12 @@ import math
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped, known_std
 from entrolab.typing import Advantage, Array, Float
 
 
+@checked
 def quantile_baseline(rewards: Float[Array, " B"], *, size: int,
                       level: float = 0.4) -> Float[Array, "P 1"]:
   """Q_K = inf {r : at least K G of the group's rewards are <= r}.
@@ -37,6 +39,7 @@ def quantile_baseline(rewards: Float[Array, " B"], *, size: int,
   return jnp.take_along_axis(ordered, at, axis=1)
 
 
+@checked
 def quantile_advantage(rewards: Float[Array, " B"], *, size: int, level: float = 0.4,
                        eps: float = 1e-6) -> Advantage:
   """A = (R - Q_K) / (std_group R + eps): zero for most of a group when rewards are 0 and 1.

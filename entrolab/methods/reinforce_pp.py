@@ -11,9 +11,11 @@ is `grpo.centred_advantage, whitened`. A KL in the reward stands after `gae.last
 """
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.typing import Advantage, Array, Bool, Float
 
 
+@checked
 def whitened(adv: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Advantage:
   """(A - mean A) / sqrt(var A + 1e-8) over all valid tokens of the rollout.
 

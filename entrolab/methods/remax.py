@@ -9,9 +9,11 @@ less_greedy`; the rollout fills `greedy_rewards` from one more, greedy, response
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Advantage, Array, Bool, Float
 
 
+@checked
 def less_greedy(adv: Float[Array, "B T"], mask: Bool[Array, "B T"],
                 greedy_rewards: Float[Array, " B"]) -> Advantage:
   """A_t = G_t - R(greedy response); adv holds the returns G. 0 on padding.

@@ -9,11 +9,13 @@ the default keeps the raw reward, `alone=0.0` is the other.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods.grpo import centred_advantage
 from entrolab.ranks import grouped
 from entrolab.typing import Advantage, Array, Float, real
 
 
+@checked
 def leave_one_out(rewards: Float[Array, " B"], *, size: int, alone: float = 1.0) -> Advantage:
   """A = R - mean of the others = (R - mean_group R) G / (G - 1), arXiv:2402.14740 equation 10.
 

@@ -17,12 +17,14 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import masked_mean
 from entrolab.typing import Array, Bool, Float, Weight, real
 
 LIMIT = 20.0  # nats
 
 
+@checked
 def token_weight(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
                  mask: Bool[Array, "B T"], *, cap: float = 2.0,
                  over: Literal["cap", "drop"] = "cap",
@@ -36,6 +38,7 @@ def token_weight(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"
   return jnp.where(mask, w / _normaliser(masked_mean(w, mask), norm), 0.0)
 
 
+@checked
 def sequence_weight(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, cap: float = 2.0,
                     over: Literal["cap", "drop"] = "cap",
@@ -47,6 +50,7 @@ def sequence_weight(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B
   return jnp.where(mask, w, 0.0)
 
 
+@checked
 def keep_tokens(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
                 mask: Bool[Array, "B T"], *, measure: Literal["k1", "k2", "k3"] = "k1",
                 high: float = 2.0, low: float = 0.0) -> Weight:
@@ -58,6 +62,7 @@ def keep_tokens(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"]
   return real(mask & _inside(_statistic(old_logp, sampled_logp, measure), measure, low, high))
 
 
+@checked
 def keep_rows(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
               mask: Bool[Array, "B T"], *, measure: Literal["k1", "k2", "k3"] = "k1",
               by: Literal["sum", "mean", "max"] = "mean", high: float = 2.0,
@@ -74,6 +79,7 @@ def keep_rows(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
   return real(mask & _inside(row[:, None], measure, low, high))
 
 
+@checked
 def mismatch(old_logp: Float[Array, "B T"], sampled_logp: Float[Array, "B T"],
              mask: Bool[Array, "B T"]) -> dict[str, Array]:
   """Diagnostics of the gap: KL estimates, chi-squared, perplexities; scalars for the log.

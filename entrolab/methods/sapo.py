@@ -10,10 +10,12 @@ aggregation is `aggregate.sequence_mean`, which both force (TRL counts empty row
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods.ppo import ratio
 from entrolab.typing import Array, Float, Surrogate
 
 
+@checked
 def soft_gate(logp: Float[Array, "B T"], old_logp: Float[Array, "B T"],
               adv: Float[Array, "B T"], *, positive: float = 1.0, negative: float = 1.05,
               limit: float = 20.0) -> Surrogate:

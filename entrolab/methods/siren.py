@@ -19,11 +19,13 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.ranks import per_row, quantile
 from entrolab.typing import Array, Bool, Float, Outer, Penalty, Scale, real
 
 
+@checked
 def selected_entropy(nucleus_entropy: Float[Array, "B T"]) -> Penalty:
   """Entropy of the renormalised nucleus of the current policy, nats.
 
@@ -32,6 +34,7 @@ def selected_entropy(nucleus_entropy: Float[Array, "B T"]) -> Penalty:
   return nucleus_entropy
 
 
+@checked
 def peak_positions(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                    fraction: float = 0.2) -> Array:
   """bool [B, T]: tokens strictly above their row's (1 - fraction) quantile (linear).
@@ -41,6 +44,7 @@ def peak_positions(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"
   return mask & (nucleus_entropy > quantile(nucleus_entropy, mask, 1.0 - fraction, rows=True))
 
 
+@checked
 def peak_scale(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                known: Bool[Array, " B"] | None = None, *, fraction: float = 0.2) -> Scale:
   """Mean over ALL rows of the mean over their peak positions; a row without any counts as 0.
@@ -51,6 +55,7 @@ def peak_scale(nucleus_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
   return per_row(on / jnp.maximum(on.sum(-1, keepdims=True), 1.0), known)
 
 
+@checked
 def squared_distance(mean: Float[Array, ""], anchor: Float[Array, ""]) -> Outer:
   """(H - anchor)^2 of the aggregated entropy H: nats squared."""
   return jnp.square(mean - anchor)

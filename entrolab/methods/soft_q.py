@@ -17,10 +17,12 @@ by alpha alone.
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped, known_mean
 from entrolab.typing import Advantage, Array, Bool, Float, Surrogate
 
 
+@checked
 def residual(rewards: Float[Array, " B"], logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
              size: int, alpha: float = 0.1) -> Advantage:
   """R - alpha S - mean_group(R - alpha S), S = sum_t log pi of the current policy.
@@ -33,6 +35,7 @@ def residual(rewards: Float[Array, " B"], logp: Float[Array, "B T"], mask: Bool[
   return _residual(rewards, jnp.where(mask, logp, 0.0).sum(1), size, alpha)
 
 
+@checked
 def reference_residual(rewards: Float[Array, " B"], logp: Float[Array, "B T"],
                        ref_logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *, size: int,
                        alpha: float = 0.1) -> Advantage:
@@ -40,6 +43,7 @@ def reference_residual(rewards: Float[Array, " B"], logp: Float[Array, "B T"],
   return _residual(rewards, jnp.where(mask, logp - ref_logp, 0.0).sum(1), size, alpha)
 
 
+@checked
 def bellman(logp: Float[Array, "B T"], value: Float[Array, "B T"], adv: Float[Array, "B T"],
             mask: Bool[Array, "B T"], *, alpha: float = 0.1, gamma: float = 1.0) -> Surrogate:
   """(V_t + alpha log pi_t - r_t - gamma sg(V_next))^2 / 2: the residual of every token.

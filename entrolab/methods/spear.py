@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.control import Controller, State
 from entrolab.typing import Advantage, Array, Bool, Float, Int, Reward, Scale, Weight, real
 
@@ -60,6 +61,7 @@ class Curriculum(Controller):
             "sil_weight": self.strength * growing(step, length=self.imitation)}
 
 
+@checked
 def tool_reward(rewards: Float[Array, " B"], tool_calls: Int[Array, " B"],
                 tool_weight: Float[Array, ""], *, each: float = 0.1, once: bool = False) -> Reward:
   """R + c min(1, each n), n the number of messages that call a tool.
@@ -73,12 +75,14 @@ def tool_reward(rewards: Float[Array, " B"], tool_calls: Int[Array, " B"],
   return rewards + (tool_weight.astype(paid.dtype) * paid).astype(rewards.dtype)
 
 
+@checked
 def usable_rows(usable: Bool[Array, " B"], mask: Bool[Array, "B T"]) -> Weight:
   """0 on rows that are incomplete, overlong, repetitive or unreadable; they still count in the
   mean reward of their group."""
   return real(mask & usable[:, None])
 
 
+@checked
 def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
                   noise: Float[Array, "B T"], *, size: int, fraction: float = 0.75) -> Weight:
   """1 on the floor(fraction P) groups whose rewards deviate most, 0 elsewhere; ties by noise.
@@ -95,6 +99,7 @@ def widest_groups(rewards: Float[Array, " B"], mask: Bool[Array, "B T"],
   return real(mask & jnp.broadcast_to(widest, r.shape).reshape(-1, 1))
 
 
+@checked
 def of_widest_groups(adv: Float[Array, "B T"], rewards: Float[Array, " B"],
                      mask: Bool[Array, "B T"], noise: Float[Array, "B T"], *, size: int,
                      fraction: float = 0.75) -> Advantage:
@@ -102,6 +107,7 @@ def of_widest_groups(adv: Float[Array, "B T"], rewards: Float[Array, " B"],
   return adv * widest_groups(rewards, mask, noise, size=size, fraction=fraction).astype(adv.dtype)
 
 
+@checked
 def replay_weight(replayed: Bool[Array, " B"], sil_weight: Float[Array, ""],
                   mask: Bool[Array, "B T"]) -> Weight:
   """`sil_weight` on replayed rows, 1 on new ones."""
@@ -109,6 +115,7 @@ def replay_weight(replayed: Bool[Array, " B"], sil_weight: Float[Array, ""],
   return jnp.where(mask, rows[:, None], 0.0)
 
 
+@checked
 def own_mean(mask: Bool[Array, "B T"], replayed: Bool[Array, " B"], *, length: int = 0) -> Scale:
   """`aggregate.fixed_length` of new and of replayed rows apart: sum / (rows of the kind * length).
 

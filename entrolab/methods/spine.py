@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from entrolab import ranks
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Penalty, Weight, real
 
 
+@checked
 def fork_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Float[Array, "B T"],
               *, fraction: float = 0.2,
               scope: Literal["sequence", "batch"] = "sequence") -> Weight:
@@ -34,6 +36,7 @@ def fork_mask(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"], noise: Flo
   return real(ranks.top(entropy, mask, noise, _count(real(mask).sum(), fraction)))
 
 
+@checked
 def band(entropy: Float[Array, "B T"], chosen: Bool[Array, "B T"], *, low: float = 0.1,
          high: float = 0.5) -> tuple[Array, Array]:
   """(relu(H - h_high), relu(h_low - H)) at chosen tokens, h the quantiles of the row's chosen.
@@ -45,6 +48,7 @@ def band(entropy: Float[Array, "B T"], chosen: Bool[Array, "B T"], *, low: float
   return jnp.where(chosen, above, 0.0), jnp.where(chosen, under, 0.0)
 
 
+@checked
 def band_penalty(entropy: Float[Array, "B T"], mask: Bool[Array, "B T"],
                  noise: Float[Array, "B T"], *, fraction: float = 0.2, low: float = 0.1,
                  high: float = 0.5, above: float = 1.0, under: float = 1.0) -> Penalty:

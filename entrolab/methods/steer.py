@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.typing import Array, Bool, Float, Weight, real
 
 Form = Literal["code", "squared", "own_logit"]
@@ -22,6 +23,7 @@ Source = Literal["old", "current"]
 TINY = 1e-8  # the official bounds on a probability
 
 
+@checked
 def change(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], old_logp: Float[Array, "B T"],
            old_entropy: Float[Array, "B T"], adv: Float[Array, "B T"], *, form: Form = "code",
            source: Source = "old") -> Float[Array, "B T"]:
@@ -39,6 +41,7 @@ def change(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], old_logp: Fl
   return jnp.where(jnp.isfinite(omega), omega, 0.0)
 
 
+@checked
 def exact_change(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
                  sum_p2: Float[Array, "B T"], sum_p2_logp: Float[Array, "B T"],
                  old_logp: Float[Array, "B T"], adv: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -51,6 +54,7 @@ def exact_change(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
   return jnp.where(jnp.isfinite(omega), omega, 0.0)
 
 
+@checked
 def linear(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], old_logp: Float[Array, "B T"],
            old_entropy: Float[Array, "B T"], adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
            low: float = 0.8, high: float = 1.2, form: Form = "code",
@@ -63,6 +67,7 @@ def linear(logp: Float[Array, "B T"], entropy: Float[Array, "B T"], old_logp: Fl
   return _linear(omega, mask, low, high)
 
 
+@checked
 def exponential(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
                 old_logp: Float[Array, "B T"], old_entropy: Float[Array, "B T"],
                 adv: Float[Array, "B T"], mask: Bool[Array, "B T"], *, low: float = 0.8,
@@ -75,6 +80,7 @@ def exponential(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
   return _exponential(omega, mask, low, floor)
 
 
+@checked
 def exact_linear(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
                  sum_p2: Float[Array, "B T"], sum_p2_logp: Float[Array, "B T"],
                  old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],
@@ -84,6 +90,7 @@ def exact_linear(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
   return _linear(omega, mask, low, high)
 
 
+@checked
 def exact_exponential(logp: Float[Array, "B T"], entropy: Float[Array, "B T"],
                       sum_p2: Float[Array, "B T"], sum_p2_logp: Float[Array, "B T"],
                       old_logp: Float[Array, "B T"], adv: Float[Array, "B T"],

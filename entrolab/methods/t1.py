@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.methods import kl
 from entrolab.ranks import grouped, known_mean, replicated
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Reward, Weight
@@ -23,6 +24,7 @@ from entrolab.typing import Array, Bool, Float, Int, Penalty, Reward, Weight
 Estimator = Callable[[Array, Array], Array]
 
 
+@checked
 def repeats(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], *, n: int = 20,
             times: int = 10) -> Bool[Array, " B"]:
   """Whether some n-gram of valid tokens stands at `times` or more places of the row, exactly.
@@ -43,6 +45,7 @@ def repeats(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], *, n: int = 20,
   return (ordered[:, times - 1:] == ordered[:, :1 - times]).any(1)
 
 
+@checked
 def garbled(old_logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *, width: int = 32,
             bound: float = -6.0) -> Bool[Array, " B"]:
   """Whether some `width` tokens in a row have a mean log pi_old under `bound`, nats a token."""
@@ -55,6 +58,7 @@ def garbled(old_logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *, width: i
   return (whole & (total < bound * width)).any(1)
 
 
+@checked
 def broken_output(rewards: Float[Array, " B"], finished: Bool[Array, " B"],
                   tokens: Int[Array, "B T"], old_logp: Float[Array, "B T"],
                   mask: Bool[Array, "B T"], *, penalty: float = -1.0, n: int = 20,
@@ -64,6 +68,7 @@ def broken_output(rewards: Float[Array, " B"], finished: Bool[Array, " B"],
   return jnp.where(~replicated(finished) | bad, penalty, replicated(rewards))
 
 
+@checked
 def sequence_kl(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
                 mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
                 estimator: Estimator = kl.k1, over: int | None = 0) -> Float[Array, " B"]:
@@ -81,6 +86,7 @@ def sequence_kl(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
   return (rows - known_mean(rows, axis=1)).reshape(total.shape)
 
 
+@checked
 def kl_in_reward(rewards: Float[Array, " B"], old_logp: Float[Array, "B T"],
                  ref_logp: Float[Array, "B T"], mask: Bool[Array, "B T"], *, beta: float = 2e-4,
                  estimator: Estimator = kl.k1, over: int | None = 0) -> Reward:
@@ -90,6 +96,7 @@ def kl_in_reward(rewards: Float[Array, " B"], old_logp: Float[Array, "B T"],
   return rewards - beta * centred
 
 
+@checked
 def kl_weight(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
               mask: Bool[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
               estimator: Estimator = kl.k1, over: int | None = 0) -> Weight:
@@ -103,6 +110,7 @@ def kl_weight(old_logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"],
   return jnp.where(on, rows[:, None], 0.0)
 
 
+@checked
 def log_prob(logp: Float[Array, "B T"]) -> Penalty:
   """log pi of the current policy, the score function for `kl_weight`."""
   return logp

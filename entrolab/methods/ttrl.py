@@ -12,10 +12,12 @@ of 3 and `kl.k3`. The classes come from `verify.vote`.
 
 import jax.numpy as jnp
 
+from entrolab.arguments import checked
 from entrolab.ranks import grouped
 from entrolab.typing import Array, Bool, Float, Int, Reward, real
 
 
+@checked
 def votes(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Int[Array, "P G"]:
   """How many of the group's answers are of each response's class; cluster -1: no answer, 0 votes.
 
@@ -26,6 +28,7 @@ def votes(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Int[
   return same if silent else jnp.where(c >= 0, same, 0)
 
 
+@checked
 def label(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Int[Array, " P"]:
   """The class with most votes, on ties the one that appears first; -1 where nobody votes."""
   count = votes(cluster, size=size, silent=silent)
@@ -34,6 +37,7 @@ def label(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Int[
   return jnp.where(count.max(1) > 0, elected, -1)
 
 
+@checked
 def agreement(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> Reward:
   """1 where the response's class is the elected one, 0 elsewhere."""
   elected = label(cluster, size=size, silent=silent)[:, None]
@@ -42,12 +46,14 @@ def agreement(cluster: Int[Array, " B"], *, size: int, silent: bool = False) -> 
   return real(won).reshape(cluster.shape)
 
 
+@checked
 def majority_share(cluster: Int[Array, " B"], *, size: int,
                    silent: bool = False) -> Float[Array, " P"]:
   """Largest number of votes over G: 1 when everybody agrees. A collapse shows here first."""
   return real(votes(cluster, size=size, silent=silent).max(1)) / size
 
 
+@checked
 def voted(elected: Bool[Array, " B"]) -> Reward:
   """1 where the response's answer won the vote of all samples, 0 elsewhere: `agreement` when
   more vote than are trained on."""
