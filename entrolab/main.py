@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
     experiment = config.load(CONFIG.value, tuple(SET.value))
     cache = compile_cache(CACHE.value)
     if EXPLAIN.value:
-      print(explain.plan(experiment, step.Lab(experiment).config))
+      lab = step.Lab(experiment)
+      print(explain.plan(experiment, lab.config, lab.facts.sentences()))
       return
     folder = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / (
         f"{experiment.name}-{config.config_hash(experiment)[:8]}"))

@@ -86,6 +86,10 @@ class OfTask(Environment, Protocol):
     """That of the task."""
     return self.task.prompt(example, tokenizer)
 
+  def question(self, example: Example) -> str:
+    """That of the task."""
+    return self.task.question(example)
+
   def key(self, text: str) -> str | None:
     """All texts: what a vote compares."""
     return text or None

@@ -13,6 +13,8 @@ from entrolab.environments import OfTask, Spoken, reward_of
 from entrolab.tasks.task import Example, Lazy, Step, Task, part_of
 from entrolab.typing import name_of
 
+SEEDS = 2**31  # seeds of a reset are below it
+
 
 @dataclasses.dataclass(frozen=True)
 class GymState:
@@ -45,15 +47,30 @@ class Gym(Spoken):
     make, act, show = map(name_of, (self.make, self.act, self.show))
     return f"Gym({make}, act={act}, show={show}, size={self.size})"
 
+  def __post_init__(self) -> None:
+    if not 1 <= self.size <= SEEDS // 2:
+      raise ValueError(f"size={self.size}: 1 to {SEEDS // 2}")
+
   def examples(self, split: str, seed: int) -> Lazy:
-    """Examples whose source names the seed of the reset; splits share no seed."""
-    part = part_of(split)
-    make = lambda i: Example(i, "", "", f"gym/{(2 * seed + part) * self.size + i}")
-    return Lazy(self.size, make, f"{self!r}.examples({split!r}, {seed})")
+    """Examples whose source names the seed of the reset.
+
+    Evaluation has the first `size` seeds of SEEDS, whatever the seed of the run; training has
+    others, which begin elsewhere with each seed of the run and do not reach those of evaluation.
+    """
+    if part_of(split):
+      return Lazy(self.size, lambda i: Example(i, "", "", f"gym/{i}"),
+                  f"{self!r}.examples({split!r})")
+    place = lambda i: self.size + (seed * self.size + i) % (SEEDS - self.size)
+    return Lazy(self.size, lambda i: Example(i, "", "", f"gym/{place(i)}"),
+                f"{self!r}.examples({split!r}, {seed})")
+
+  def question(self, example: Example) -> str:
+    """The source, which names the seed of the reset."""
+    return example.source
 
   def reset(self, example: Example) -> tuple[GymState, str]:
     """Resets a new environment with the example's seed."""
-    seed = int(example.source.split("/")[1]) % 2**31
+    seed = int(example.source.split("/")[1])
     live = _Live(self.make())
     return GymState(seed, (), live), self.show(live.reset(seed))
 

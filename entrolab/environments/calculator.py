@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from entrolab.environments import Spoken
-from entrolab.tasks.task import Example, Lazy, Step, held_out, part_of, stable_repr
+from entrolab.tasks.task import Example, Generated, Step, drawn, held_out, stable_repr
 
 MAX_CHARACTERS = 100  # of an expression
 MAX_VALUE = 10**12  # absolute value of numerator and denominator of any result
@@ -93,12 +93,17 @@ class State:
   shown: str = ""  # the last value that the tool has shown; empty before
 
 
+def facts(a: int, b: int, c: int, sign: str) -> str:
+  """A problem as text, the same for a * b and b * a."""
+  return f"{min(a, b)}*{max(a, b)}{sign}{c}"
+
+
 @dataclasses.dataclass(frozen=True)
-class WordProblems(Spoken):
+class WordProblems(Generated, Spoken):
   """Boxes of things, then more or fewer of them: a * b + c or a * b - c.
 
-  One problem in five, by its numbers, is for evaluation. Raises ValueError for `highest` out of
-  range.
+  One problem in five, by its numbers with the factors in sorted order, is for evaluation. Raises
+  ValueError for `highest` out of range.
   """
   highest: int = 20  # of the three numbers, which begin at 2; at most 99
   # expressions -> what it shows for each, a number or an error
@@ -116,23 +121,28 @@ class WordProblems(Spoken):
     return (*PEOPLE, *BOXES, *THINGS, *"0123456789", *"+-*/%().,=>", "**", "//", "has", "of",
             "then", "gets", "loses", "more", "how", "many", "calc", "answer", "error")
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A million problems for each (split, seed)."""
-    part = part_of(split)
-    name = f"{self!r}.examples({split!r}, {seed})"
-    return Lazy(2**20, lambda i: self._make(part, seed, i), name)
-
-  def _make(self, part: int, seed: int, index: int) -> Example:
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """A problem of the part, about people and things that do not matter."""
     rng = np.random.default_rng([seed, part, index, 74])
-    while True:
+
+    def numbers() -> tuple[int, int, int, str]:
       a, b, c = (int(x) for x in rng.integers(2, self.highest + 1, 3))
-      sign = "+" if rng.random() < 0.5 else "-"
-      if held_out(f"{a}*{b}{sign}{c}", 5) == bool(part) and (sign == "+" or a * b >= c):
-        break
+      return a, b, c, "+" if rng.random() < 0.5 else "-"
+
+    def wanted(numbers: tuple[int, int, int, str]) -> bool:
+      a, b, c, sign = numbers
+      return held_out(facts(a, b, c, sign), 5) == bool(part) and (sign == "+" or a * b >= c)
+
+    a, b, c, sign = drawn(numbers, wanted, repr(self))
     who, box, thing = (str(rng.choice(names)) for names in (PEOPLE, BOXES, THINGS))
     change = f"gets {c} more" if sign == "+" else f"loses {c}"
     text = f"{who} has {a} {box} of {b} {thing} , then {change} . how many >"
     return Example(index, text, str(a * b + (c if sign == "+" else -c)), f"{a} * {b} {sign} {c}")
+
+  def question(self, example: Example) -> str:
+    """The numbers, with the factors in sorted order: what is held out."""
+    a, _, b, sign, c = example.source.split()
+    return facts(int(a), int(b), int(c), sign)
 
   def reset(self, example: Example) -> tuple[State, str]:
     """The problem."""

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 from entrolab.environments import Spoken
-from entrolab.tasks.task import Example, Lazy, Step, part_of
+from entrolab.tasks.task import Example, Generated, Step, drawn, held_out, operands
 
 CITIES = ("cairo", "lima", "oslo", "paris", "rome", "tokyo")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
@@ -46,10 +46,11 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form(Spoken):
+class Form(Generated, Spoken):
   """A form whose instruction names its fields in random order.
 
-  Training and evaluation draw from different seeds. Raises ValueError for `fields` out of range.
+  One instruction in four, by its fields and values in sorted order, is for evaluation. Raises
+  ValueError for `fields` out of range.
   """
   fields: int = 7  # the first so many of FIELDS
   slips: float = 0.0  # probability that the expert, if it draws, writes another value
@@ -73,18 +74,22 @@ class Form(Spoken):
     filled = [f"{field}={value}" for field, values in FIELDS.items() for value in values]
     return (*FIELDS, *filled, "|", "empty", "next", "submit")
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A million empty forms for each (split, seed)."""
-    part = part_of(split)
-    name = f"{self!r}.examples({split!r}, {seed})"
-    return Lazy(2**20, lambda i: self._make(part, seed, i), name)
-
-  def _make(self, part: int, seed: int, index: int) -> Example:
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """An empty form with an instruction of the part."""
     rng = np.random.default_rng([seed, part, index, 72])
     names = list(FIELDS)[:self.fields]
-    instruction = tuple((names[i], str(rng.choice(FIELDS[names[i]])))
-                        for i in rng.permutation(self.fields))
-    return Example(index, opening(State(instruction, ())), spoken(instruction), "form")
+
+    def instruction() -> Pairs:
+      return tuple((names[i], str(rng.choice(FIELDS[names[i]])))
+                   for i in rng.permutation(self.fields))
+
+    found = drawn(instruction, lambda made: held_out(operands(spoken(made)), 4) == bool(part),
+                  repr(self))
+    return Example(index, opening(State(found, ())), spoken(found), "form")
+
+  def question(self, example: Example) -> str:
+    """The fields and values of the instruction in sorted order: what is held out."""
+    return operands(example.answer)
 
   def eased(self, example: Example, level: int) -> Example:
     """The example with all but `level` fields filled in; its id decides which.

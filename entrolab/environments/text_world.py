@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from entrolab.environments import Spoken
-from entrolab.tasks.task import Example, Lazy, Step, part_of
+from entrolab.tasks.task import Example, Generated, Step, drawn, held_out, operands
 
 ROOMS = ("attic", "cellar", "garden", "hall", "kitchen", "library", "porch", "studio")
 THINGS = ("apple", "book", "coin", "cup", "flute", "lamp", "map", "rope")
@@ -84,10 +84,11 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextWorld(Spoken):
+class TextWorld(Generated, Spoken):
   """Bring a thing to a room.
 
-  Training and evaluation draw from different seeds. Raises ValueError for sizes out of range.
+  One world in five, by the words of its prompt, is for evaluation. Raises ValueError for sizes out
+  of range.
   """
   rooms: int = 6  # on a grid, all connected
   things: int = 3  # besides the key
@@ -112,20 +113,24 @@ class TextWorld(Spoken):
     return (*ROOMS, *THINGS, *WAYS, "goal", "to", "|", "exits", "sees", "nothing", ">", "go",
             "take", "drop", "open", "key", CHEST, "holds", "done", "happens")
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A million worlds for each (split, seed)."""
-    part = part_of(split)
-    name = f"{self!r}.examples({split!r}, {seed})"
-    return Lazy(2**20, lambda i: self._make(part, seed, i), name)
-
-  def _make(self, part: int, seed: int, index: int) -> Example:
-    state = self._draw(seed, part, index)
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """A world of the part, by its opening view and its goal."""
+    state = self._world(seed, part, index)
     answer = f"{state.layout.goal} in {state.layout.target}"
     return Example(index, self._opening(state), answer, f"text_world/{seed}/{part}")
 
-  def _draw(self, seed: int, part: int, index: int) -> State:
+  def _world(self, seed: int, part: int, index: int) -> State:
     """The world of an example."""
     rng = np.random.default_rng([seed, part, index, 71])
+
+    def wanted(state: State) -> bool:
+      # worlds that begin alike are of one part, so that training sees no prompt of evaluation
+      return held_out(operands(self._opening(state)), 5) == bool(part)
+
+    return drawn(lambda: self._random(rng), wanted, repr(self))
+
+  def _random(self, rng: np.random.Generator) -> State:
+    """A random world of either part."""
     pick = lambda names, n: [str(x) for x in rng.choice(names, n, replace=False)]
     names = pick(ROOMS, self.rooms)
     exits = {name: dict(ways) for name, ways in _grid(rng, names)}
@@ -147,7 +152,7 @@ class TextWorld(Spoken):
   def reset(self, example: Example) -> tuple[State, str]:
     """The world that the example's source and id name."""
     seed, part = (int(x) for x in example.source.split("/")[1:])
-    state = self._draw(seed, part, example.id)
+    state = self._world(seed, part, example.id)
     return state, self._opening(state)
 
   def step(self, state: State, text: str) -> Step:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from entrolab.tasks.task import Example, Lazy, Task, held_out, opened, part_of
+from entrolab.tasks.task import Example, Generated, drawn, held_out, opened, operands
 from entrolab.verify import Verdict, exact
 
 Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4", "add2",
@@ -15,12 +15,13 @@ Kind = Literal["add", "multiply", "max", "count", "times", "mod", "sum3", "sum4"
 
 
 @dataclasses.dataclass(frozen=True)
-class Arithmetic(Task):
+class Arithmetic(Generated):
   """Solved lines such as `3 + 4 = 7`, then a question up to ` =`. The response ends at a newline;
   its first integer must be the answer.
 
-  One question in five is for evaluation; the solved lines come from the others. Raises ValueError
-  for another kind, or shots out of range.
+  One question in five, by its operands in sorted order, is for evaluation; the solved lines come
+  from the others, and none has the operands of the question. Raises ValueError for another kind, or
+  shots out of range.
   """
   # numbers of one digit: add (a + b), multiply (a * b, 2 to 9), sum3, sum4; of two digits: times
   # (b of one digit), mod (b of one digit), add2, subtract2; max (of four numbers below 100), count
@@ -36,30 +37,32 @@ class Arithmetic(Task):
     if not 0 <= self.shots <= 16:
       raise ValueError(f"shots={self.shots}: 0 to 16")
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """A million prompts for each (split, seed)."""
-    part = part_of(split)
-    return Lazy(2**20, lambda i: self._make(part, seed, i),
-                f"{self!r}.examples({split!r}, {seed})")
-
-  def _make(self, part: int, seed: int, index: int) -> Example:
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """Solved lines, and a question of the part."""
     rng = np.random.default_rng([seed, part, index])
-    last, answer = self._question(rng, bool(part), ())
+    last, answer = self._drawn_question(rng, bool(part), ())
     solved: dict[str, str] = {}
     for _ in range(self.shots):
       # always questions of the training part, which differ from the last one and from each other
-      question, value = self._question(rng, False, (last, *solved))
+      question, value = self._drawn_question(rng, False, (last, *solved))
       solved[question] = value
     lines = "".join(f"{question} = {value}\n" for question, value in solved.items())
     return Example(index, f"{lines}{last} =", answer, f"arithmetic/{self.kind}")
 
-  def _question(self, rng: np.random.Generator, evaluation: bool, taken: tuple[str, ...]
-                ) -> tuple[str, str]:
-    """(question, answer) of the evaluation or training part, not among `taken`."""
-    while True:
-      question, answer = question_of(self.kind, rng)
-      if held_out(question, 5) == evaluation and question not in taken:
-        return question, answer
+  def _drawn_question(self, rng: np.random.Generator, evaluation: bool, taken: tuple[str, ...]
+                      ) -> tuple[str, str]:
+    """(question, answer) of the evaluation or training part, with other operands than `taken`."""
+    avoided = {operands(question) for question in taken}
+
+    def wanted(pair: tuple[str, str]) -> bool:
+      text = operands(pair[0])
+      return held_out(text, 5) == evaluation and text not in avoided
+
+    return drawn(lambda: question_of(self.kind, rng), wanted, repr(self))
+
+  def question(self, example: Example) -> str:
+    """The operands of the last line in sorted order: what is held out."""
+    return operands(example.prompt.rpartition("\n")[2].removesuffix(" ="))
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the solved lines and the question."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entrolab.tasks.task import Example, Lazy, Task, held_out, opened, part_of
+from entrolab.tasks.task import Example, Generated, Lazy, Task, drawn, held_out, opened, part_of
 from entrolab.verify import Verdict, countdown
 
 
@@ -34,8 +34,13 @@ def chain(rng: np.random.Generator, smallest: int, largest: int,
   return [numbers[k] for k in order], steps, left[0]
 
 
+def text_of(numbers: Sequence[int], target: int) -> str:
+  """A problem as text, the same for every order of its numbers."""
+  return f"{sorted(numbers)}>{target}"
+
+
 @dataclasses.dataclass(frozen=True)
-class Countdown(Task):
+class Countdown(Generated):
   """Reach a target from a few numbers, each used once: prompt `3,5,7>22:`, response
   `3*5=15,15+7=22`. More than one chain of steps may be right.
 
@@ -59,27 +64,28 @@ class Countdown(Task):
       raise ValueError(f"{self!r}: needs fixed >= 0")
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The same problems for the same seed."""
-    part = part_of(split)
-    name = f"{self!r}.examples({split!r}, {seed})"
-    if self.fixed and not part:
+    """A million draws, or `fixed` problems for training, the same for the same seed."""
+    if self.fixed and not part_of(split):
       made = _distinct(self, seed)
-      return Lazy(self.fixed, made.__getitem__, name)
-    return Lazy(2**20, lambda index: self.make(part, seed, index, index), name)
+      return Lazy(self.fixed, made.__getitem__, f"{self!r}.examples({split!r}, {seed})")
+    return super().examples(split, seed)
 
-  def make(self, part: int, seed: int, index: int, example_id: int) -> Example:
-    """The draw `index` of a part and seed, under an id."""
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """A problem of the part, and the chain that it was made from."""
     rng = np.random.default_rng([seed, part, index])
     problem, steps = self.demonstration(rng, evaluation=bool(part))
-    return Example(example_id, problem, steps, f"countdown/{problem.count(',') + 1}")
+    return Example(index, problem, steps, f"countdown/{problem.count(',') + 1}")
 
   def demonstration(self, rng: np.random.Generator, *, evaluation: bool) -> tuple[str, str]:
     """A random problem and a chain that solves it, of the evaluation or training part."""
-    while True:
-      numbers, steps, target = chain(rng, self.smallest, self.largest, self.highest)
-      # sorted: the same problem in another order of its numbers belongs to the same part
-      if held_out(f"{sorted(numbers)}>{target}", 10) == evaluation:
-        return f"{','.join(map(str, numbers))}>{target}:", ",".join(steps)
+    numbers, steps, target = drawn(
+        lambda: chain(rng, self.smallest, self.largest, self.highest),
+        lambda made: held_out(text_of(made[0], made[2]), 10) == evaluation, repr(self))
+    return f"{','.join(map(str, numbers))}>{target}:", ",".join(steps)
+
+  def question(self, example: Example) -> str:
+    """Numbers in sorted order, and target: what is held out."""
+    return text_of(*self.problem(example))
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the problem."""
@@ -109,9 +115,8 @@ def _distinct(task: Countdown, seed: int) -> tuple[Example, ...]:
   """The first `task.fixed` distinct training problems of a seed."""
   found: dict[str, Example] = {}
   for index in range(100 * task.fixed):
-    example = task.make(0, seed, index, len(found))
-    numbers, target = task.problem(example)
-    found.setdefault(f"{sorted(numbers)}>{target}", example)
+    example = dataclasses.replace(task.draw(0, seed, index), id=len(found))
+    found.setdefault(task.question(example), example)
     if len(found) == task.fixed:
       return tuple(found.values())
   raise ValueError(f"{task!r}: only {len(found)} distinct training problems found; lower fixed, or "
@@ -141,6 +146,10 @@ class Copies(Task):
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """That of the other task."""
     return self.task.prompt(example, tokenizer)
+
+  def question(self, example: Example) -> str:
+    """That of the other task."""
+    return self.task.question(example)
 
   def key(self, text: str) -> str | None:
     """That of the other task."""

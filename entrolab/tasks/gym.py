@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from entrolab.tasks.task import Example, Lazy, Task, opened, part_of
+from entrolab.tasks.task import Example, Lazy, Task, opened, part_of, without
 from entrolab.verify import Verdict
 from entrolab.verify.sandbox import values
 from entrolab.verify.workers import pool
@@ -23,10 +23,10 @@ MAKE_SECONDS = 120.0  # in which a problem must be made
 class ReasoningGym(Task):
   """A generator of reasoning-gym (extra [tasks]); right where its scorer gives at least 0.99.
 
-  Training and evaluation have different seeds; a generator of few problems may still give both the
-  same one. Raises ValueError for game_of_life_halting, whose scorer rewards meaningless text;
-  `examples` raises RuntimeError with what the generator says of its options, ImportError without
-  the library.
+  Evaluation is the same for every seed of a run. A generator of few problems gives both splits the
+  same one: its row is left out of training. Raises ValueError for game_of_life_halting, whose
+  scorer rewards meaningless text; `examples` raises RuntimeError with what the generator says of
+  its options, ImportError without the library.
   """
   name: str  # of the generator
   size: int = 5000  # examples of a split
@@ -41,11 +41,22 @@ class ReasoningGym(Task):
 
   def examples(self, split: str, seed: int) -> Lazy:
     """`size` rows, deterministic in (seed, split)."""
+    if part_of(split):
+      return self._rows("eval", 0)
+    return without(self._rows("train", seed), _held_out(self), self.question)
+
+  def _rows(self, split: str, seed: int) -> Lazy:
+    """The rows that the generator makes."""
     source = f"{self.name}/{split}/{seed}"
-    context = self._context(source, None)
-    _problem(json.dumps(context), 0)  # the options are checked here, not when a row is drawn
-    make = lambda i: Example(i, *_problem(json.dumps(context), i), source)
+    context = json.dumps(self._context(source, None))
+    _problem(context, 0)  # the options are checked here, not when a row is drawn
+    make = lambda i: Example(i, *_problem(context, i), source)
     return Lazy(self.size, make, f"{self!r}.examples({split!r}, {seed})", listed=True)
+
+  def _seed(self, split: str, seed: int) -> int:
+    """The generator's seed. It makes row i from seed + i, so that seeds lie `size` apart: else a
+    row of one split, or of one run, would be another row of the other."""
+    return 0 if part_of(split) else self.size * (seed + 1)
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the question in the chat format."""
@@ -84,7 +95,7 @@ class ReasoningGym(Task):
     # the source names split and seed, so that a verdict needs no state of this object
     split, seed = source.split("/")[1:]
     options = values.plain(self.options)
-    return [self.name, self.size, 2 * int(seed) + part_of(split), options, problem]
+    return [self.name, self.size, self._seed(split, int(seed)), options, problem]
 
 
 def workers() -> pool.Pool:
@@ -101,3 +112,9 @@ def _problem(context: str, index: int) -> tuple[str, str]:
     raise RuntimeError(f"problem {index} of {context}: {result.lost}")
   question, answer = result.value
   return question, answer
+
+
+@functools.lru_cache(maxsize=8)
+def _held_out(task: ReasoningGym) -> frozenset[str]:
+  """The questions of evaluation; made once, since every row is."""
+  return frozenset(map(task.question, task.examples("eval", 0)))

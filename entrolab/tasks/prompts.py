@@ -8,11 +8,14 @@ import grain
 import numpy as np
 
 from entrolab.tasks import spelling
-from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, opened
+from entrolab.tasks.task import Example, Lazy, Task, Tokenizer, chosen, opened
+
+# An odd number near 2^32 over the golden ratio: its multiples modulo 2^32 lie far apart.
+SPREAD = 2_654_435_761
 
 
 def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
-  """The task's examples whose prompts have at most max_prompt tokens; logs how many have more.
+  """The task's examples whose prompts have at most max_prompt tokens; `left_out` counts the others.
 
   Only listed examples are checked; generated problems fit by construction. Raises ValueError when
   no prompt fits.
@@ -21,15 +24,37 @@ def fitting(task: Task, tokenizer: Tokenizer, split: str, seed: int) -> Lazy:
   if not source.listed:
     return source
   length = lambda at: len(opened(tokenizer, task.prompt(source[at], tokenizer)))
-  fits = [at for at in range(len(source)) if 0 < length(at) <= task.max_prompt]
+  lengths = [length(at) for at in range(len(source))]
+  fits = [at for at, length in enumerate(lengths) if 0 < length <= task.max_prompt]
   if not fits:
     raise ValueError(f"{source!r}: none of {len(source)} prompts has at most "
                      f"max_prompt={task.max_prompt} tokens")
-  if len(fits) == len(source):
-    return source
-  logging.info("%r: %d of %d prompts have over %d tokens and are left out", source,
-               len(source) - len(fits), len(source), task.max_prompt)
-  return Lazy(len(fits), lambda at: source[fits[at]], f"{source!r}[{len(fits)} fit]", listed=True)
+  empty = lengths.count(0)
+  if len(fits) < len(source):
+    logging.info("%r: %d of %d prompts have over %d tokens and are left out", source,
+                 len(source) - len(fits) - empty, len(source), task.max_prompt)
+  return chosen(source, fits, {
+      f"have prompts of over max_prompt={task.max_prompt} tokens": len(source) - len(fits) - empty,
+      "have prompts without a token": empty})
+
+
+def evaluation(task: Task, tokenizer: Tokenizer, wanted: int, seed: int) -> Lazy:
+  """The problems of every evaluation, at most `wanted`: drawn without replacement.
+
+  They are the first examples of different questions, of all rows of a list, else of 1,024 +
+  16 wanted draws; `left_out` counts those that repeat a question. Raises ValueError as `fitting`.
+  """
+  source = fitting(task, tokenizer, "eval", seed)
+  limit = len(source) if source.listed else min(len(source), 1024 + 16 * wanted)
+  places: dict[str, int] = {}  # question -> its first example
+  read = 0
+  while read < limit and len(places) < wanted:
+    places.setdefault(task.question(source[read]), read)
+    read += 1
+  first = list(places.values())
+  return Lazy(len(first), lambda at: source[first[at]], f"{source!r}[first {len(first)}]",
+              listed=source.listed,
+              left_out={**source.left_out, "repeat a problem": read - len(first)})
 
 
 class Batches(Iterator[list[Example]]):
@@ -39,7 +64,8 @@ class Batches(Iterator[list[Example]]):
   data. `grain.checkpoint.CheckpointSave` accepts this object.
   """
 
-  def __init__(self, pipeline: grain.MapDataset, name: str) -> None:
+  def __init__(self, pipeline: grain.MapDataset, name: str, source: Lazy) -> None:
+    self.source = source  # the examples of an epoch
     # read in the calling thread: making a prompt is cheap, and forks do not mix with threads
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     self._rows = iter(pipeline.to_iter_dataset(options))
@@ -67,11 +93,11 @@ def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokeniz
              split: str = "train", places: Sequence[int] | None = None) -> Batches:
   """An endless iterator over batches of examples, `prompts_per_step` of them or those at `places`.
 
-  Every epoch is shuffled differently. The prompts of a step, and their order, do not depend on who
-  reads them: a process makes those of them that `row_groups` gives it. The last incomplete batch of
-  an epoch is dropped, and no prompt is twice in a batch (its samples would be equal). With a
-  tokenizer, prompts that are too long are left out. Raises ValueError when an epoch is shorter than
-  a batch, or for a place that a batch does not have.
+  Every epoch is shuffled differently, and so are those of other seeds. The prompts of a step, and
+  their order, do not depend on who reads them: a process makes those of them that `row_groups`
+  gives it. The last incomplete batch of an epoch is dropped, and no prompt is twice in a batch (its
+  samples would be equal). With a tokenizer, prompts that are too long are left out. Raises
+  ValueError when an epoch is shorter than a batch, or for a place that a batch does not have.
   """
   made = list(range(prompts_per_step) if places is None else places)
   if not all(0 <= place < prompts_per_step for place in made):
@@ -85,10 +111,20 @@ def iterator(task: Task, seed: int, prompts_per_step: int, *, tokenizer: Tokeniz
     raise ValueError(f"{source!r}: {len(source)} examples, {prompts_per_step} prompts a step; a "
                      "step needs at least one prompt and takes each at most once")
   # batches are of indices, and examples are made last, so that a process makes no other's examples
-  pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=seed)
+  pipeline = (grain.MapDataset.range(len(source)).shuffle(seed=order_seed(seed))
               .batch(prompts_per_step, drop_remainder=True, batch_fn=list).repeat()
               .map(lambda rows: [source[int(rows[place])] for place in made]))
-  return Batches(pipeline, f"{source!r} shuffled by {seed}, {prompts_per_step} a step")
+  name = f"{source!r} in the order of seed {seed}, {prompts_per_step} a step"
+  return Batches(pipeline, name, source)
+
+
+def order_seed(seed: int) -> int:
+  """The seed of a run's shuffles: seed x SPREAD modulo 2^32.
+
+  Grain shuffles epoch e by its seed + e, so that neighbouring seeds of runs would share all but one
+  epoch. Of the multiples of SPREAD, those of the first 10,000 seeds are over 300,000 epochs apart.
+  """
+  return seed * SPREAD % 2**32
 
 
 def padded(prompts: Sequence[Sequence[int]], length: int, pad_id: int

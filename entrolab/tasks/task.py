@@ -2,6 +2,10 @@
 
 A task is a frozen dataclass. Its repr is the same in every process, because a checkpoint names its
 data by it.
+
+Evaluation does not train on itself: what makes a problem (`Task.question`, such as its operands in
+sorted order) decides whether it is for training or for evaluation, the same for every seed. Every
+seed has the same evaluation problems, and `prompts.evaluation` takes none of them twice.
 """
 
 import dataclasses
@@ -9,8 +13,8 @@ import functools
 import operator
 import types
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +22,8 @@ from entrolab.typing import name_of
 from entrolab.verify import Verdict, vote
 
 SPLITS = ("train", "eval")
+TRIES = 100_000  # draws in search of a problem of one part
+T = TypeVar("T")
 _NAMED = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
 
 
@@ -35,11 +41,13 @@ class Lazy(Sequence):
 
   name: its repr, the same in every process.
   listed: whether they are rows of a finite list, whose prompts may be longer than the task allows.
+  left_out: reason -> how many rows of the source are not among the examples for that reason.
   """
 
   def __init__(self, size: int, make: Callable[[int], Example], name: str, *,
-               listed: bool = False) -> None:
+               listed: bool = False, left_out: Mapping[str, int] | None = None) -> None:
     self.size, self.make, self.name, self.listed = size, make, name, listed
+    self.left_out = {reason: count for reason, count in (left_out or {}).items() if count}
 
   def __len__(self) -> int:
     return self.size
@@ -54,6 +62,23 @@ class Lazy(Sequence):
     return self.name
 
 
+TRAINED = "are problems of the evaluation"
+
+
+def without(rows: Lazy, questions: Collection[str], question: Callable[[Example], str]) -> Lazy:
+  """Rows of a training set, less those whose problem is one of the evaluation."""
+  left = [at for at in range(len(rows)) if question(rows[at]) not in questions]
+  return chosen(rows, left, {TRAINED: len(rows) - len(left)})
+
+
+def chosen(rows: Lazy, places: Sequence[int], left_out: Mapping[str, int]) -> Lazy:
+  """The rows at these places; left_out: reason -> how many others are left out for it."""
+  if len(places) == len(rows):
+    return rows
+  return Lazy(len(places), lambda at: rows[places[at]], f"{rows!r}[{len(places)} of {len(rows)}]",
+              listed=rows.listed, left_out={**rows.left_out, **left_out})
+
+
 def part_of(split: str) -> int:
   """0 for train, 1 for eval. Raises ValueError for another split."""
   if split not in SPLITS:
@@ -62,8 +87,25 @@ def part_of(split: str) -> int:
 
 
 def held_out(text: str, one_in: int) -> bool:
-  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed."""
+  """Whether a problem belongs to evaluation, by its text alone: one in `one_in`, for every seed.
+
+  The text must be the same for all forms of a problem, as that of `operands` is.
+  """
   return zlib.crc32(text.encode()) % one_in == 0
+
+
+def operands(text: str) -> str:
+  """The words of a text in sorted order: the same for 3 + 7 and 7 + 3."""
+  return " ".join(sorted(text.replace(",", " ").split()))
+
+
+def drawn(draw: Callable[[], T], wanted: Callable[[T], bool], what: str) -> T:
+  """The first draw that is wanted. Raises ValueError, naming `what`, where TRIES have none."""
+  for _ in range(TRIES):
+    found = draw()
+    if wanted(found):
+      return found
+  raise ValueError(f"{what}: no such problem in {TRIES} draws; a larger range of problems has some")
 
 
 def stable_repr(self: Any) -> str:
@@ -155,7 +197,11 @@ class Task(Protocol):
     ...
 
   def examples(self, split: str, seed: int) -> Lazy:
-    """The examples of a split, "train" or "eval". Raises ValueError for another split."""
+    """The examples of a split, "train" or "eval"; those of "eval" are the same for every seed.
+
+    The two share no problem, by `question`; problems that are drawn may come several times. Raises
+    ValueError for another split.
+    """
     ...
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
@@ -166,14 +212,21 @@ class Task(Protocol):
     """A verdict for each text: right, wrong, or unknown with the reason. No text raises."""
     ...
 
-  def identity(self) -> str:
-    """sha256 of the content of its rows as they were read, which a resumed run compares; empty for
-    a task whose examples are a function of its fields."""
-    return ""
-
   def key(self, text: str) -> str | None:
     """The text by which a vote compares responses; None for a response without an answer."""
     return vote.key(text)
+
+  def question(self, example: Example) -> str:
+    """What makes two examples the same problem: here the words of the prompt in sorted order, and
+    the answer. An evaluation takes every question once; its intervals count questions."""
+    return f"{operands(example.prompt)} -> {example.answer}"
+
+  def identity(self) -> str:
+    """A sha256 of the content that the task reads; empty where it is a function of its fields.
+
+    A checkpoint names its data by the repr of the task, which says nothing of the rows of a file.
+    """
+    return ""
 
   def solution(self, example: Example) -> str:
     """A right response, for supervised fine-tuning. Raises TypeError where the task has none."""
@@ -187,6 +240,25 @@ class Task(Protocol):
     """The task as an environment. Raises TypeError for a task whose responses are single turns."""
     raise TypeError(f"episodes of several turns need an environment, and {self!r} is none; "
                     "environments.adapters.Attempts makes one of a task with one answer")
+
+
+class Generated(Task, Protocol):
+  """A task whose examples are draws; a subclass defines `draw` in place of `examples`.
+
+  Raises ValueError from an example where TRIES draws have none of its part.
+  """
+
+  def draw(self, part: int, seed: int, index: int) -> Example:
+    """The draw `index` of the training part, 0, or of the evaluation part, 1; its id is the index.
+    """
+    ...
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """A million draws: for training of the seed, for evaluation the same for every seed."""
+    part = part_of(split)
+    seed = 0 if part else seed
+    return Lazy(2**20, lambda index: self.draw(part, seed, index),
+                f"{self!r}.examples({split!r}, {seed})")
 
 
 # The result of an action: (state, observation, reward, whether the episode is done).

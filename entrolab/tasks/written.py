@@ -1,12 +1,16 @@
 """Written problems: JSONL files, data sets of the Hugging Face Hub, formats of their prompts."""
 
 import dataclasses
+import functools
+import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from entrolab.tasks.choices import lettered
 from entrolab.tasks.task import (
     Example,
     Lazy,
@@ -15,6 +19,7 @@ from entrolab.tasks.task import (
     opened,
     part_of,
     stable_repr,
+    without,
 )
 from entrolab.verify import Verdict
 from entrolab.verify import math as mathematics
@@ -75,11 +80,11 @@ def data_path(name: str) -> pathlib.Path:
   return pathlib.Path(folder) / path
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: pathlib.Path) -> list[Example]:
   """The rows of a file: text under `problem` or `prompt`, and under `answer`.
 
-  The `choices` of a row are lettered below its problem. Raises ValueError with file and line for a
-  row that is not of this form, and for a file without rows.
+  The `choices` of a row are lettered below its problem. Ids are line numbers from 0. Raises
+  ValueError with file and line for a row that is not of this form, and for a file without rows.
   """
   rows = []
   with open(path, encoding="utf-8") as lines:
@@ -97,18 +102,76 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
       if not isinstance(row.get("answer"), str):
         found = repr(row["answer"])[:40] if "answer" in row else f"missing from {sorted(row)}"
         raise ValueError(f"{where}: 'answer' must be text and is {found}")
-      letters = zip("ABCDEFGHIJ", row.get("choices", ()), strict=False)
-      rows.append({**row, "problem": "\n".join([problem, *(f"{a}. {b}" for a, b in letters)])})
+      problem = lettered(problem, row.get("choices"), where)
+      rows.append(Example(number - 1, problem, row["answer"], where))
   if not rows:
     raise ValueError(f"{path.name}: no rows")
   return rows
 
 
+def check_references(rows: Sequence[Example], verifier: Verifier) -> None:
+  """Raises ValueError with the place of a row (its source) whose reference cannot be verified
+  against: it is empty, or the verifier refuses it beside an empty response.
+
+  References are checked when they are read, not at the step that draws them.
+  """
+  for row in rows:
+    if not row.answer.strip():
+      raise ValueError(f"{row.source}: the reference {row.answer!r} is empty")
+  try:
+    verifier([""] * len(rows), [row.answer for row in rows])
+  except ValueError:
+    for row in rows:  # which one it was
+      try:
+        verifier([""], [row.answer])
+      except ValueError as error:
+        reason = str(error).removeprefix("row 0: ")
+        raise ValueError(f"{row.source}: {reason}") from None
+    raise
+
+
 class _Formatted(Task, Protocol):
-  """What tasks of written problems share."""
+  """What tasks of written problems share.
+
+  Rows are read and checked once, training's and evaluation's apart (`_read`). A row of training
+  whose problem is one of the evaluation is left out of training, unless both are the same rows by
+  the user's choice (`_shared`).
+  """
   format: Format  # makes the prompt's text of (problem, tokenizer)
   verifier: Verifier  # makes verdicts of (texts, answers)
   __repr__ = stable_repr
+
+  def _read(self, part: int) -> Sequence[Example]:
+    """The checked rows of training, 0, or of evaluation, 1."""
+    ...
+
+  @property
+  def _shared(self) -> bool:
+    """Whether training and evaluation are named as the same rows."""
+    ...
+
+  def examples(self, split: str, seed: int) -> Lazy:
+    """The rows in their order; the seed has no effect. Raises ValueError where training has none
+    that is not of the evaluation."""
+    del seed
+    part = part_of(split)
+    made = self._read(part)
+    rows = Lazy(len(made), made.__getitem__, f"{self!r}.examples({split!r})", listed=True)
+    if part or self._shared:
+      return rows
+    left = without(rows, {self.question(row) for row in self._read(1)}, self.question)
+    if not len(left):
+      raise ValueError(f"{self!r}: all {len(rows)} rows of training are problems of the evaluation")
+    return left
+
+  def question(self, example: Example) -> str:
+    """The problem, whatever its blanks and capitals."""
+    return " ".join(example.prompt.split()).casefold()
+
+  def identity(self) -> str:
+    """A sha256 of the problems and answers as read, training's and evaluation's."""
+    rows = [[(row.id, row.prompt, row.answer) for row in self._read(part)] for part in (0, 1)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
   def prompt(self, example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the formatted problem."""
@@ -121,29 +184,45 @@ class _Formatted(Task, Protocol):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Jsonl(_Formatted):
-  """Problems of JSONL files: `{"problem" | "prompt": text, "answer": text}` on each line."""
+  """Problems of JSONL files: `{"problem" | "prompt": text, "answer": text}` on each line.
+
+  A row of training whose problem is one of the evaluation is left out; naming one file as both
+  evaluates on what is trained on, and the run says so.
+  """
   path: str  # absolute, or relative to the folder of ENTROLAB_DATA
   eval_path: str = ""  # of evaluation; empty: every tenth row of `path` is for evaluation
   format: Format = plain  # plain, chat, Chat(...), FewShot(...) or a function of this type
   verifier: Verifier = mathematics.verify  # (texts, answers) -> verdicts
-  max_prompt: int = 256  # tokens; longer prompts are left out
+  max_prompt: int = 256  # tokens; longer prompts are left out, and counted
   stop: tuple[str, ...] = ()  # strings that end a response
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """The rows in the order of the file; ids are line numbers from 0. The seed has no effect."""
-    del seed
-    part = part_of(split)
+  @property
+  def _shared(self) -> bool:
+    return self.eval_path == self.path
+
+  def _read(self, part: int) -> Sequence[Example]:
     name = self.eval_path if part and self.eval_path else self.path
-    made = [Example(at, row["problem"], row["answer"], f"{name}:{at + 1}")
-            for at, row in enumerate(read_jsonl(data_path(name)))]
-    if not self.eval_path:
-      made = [e for e in made if (e.id % 10 == 9) == bool(part)]
-    return Lazy(len(made), made.__getitem__, f"{self!r}.examples({split!r})", listed=True)
+    path = data_path(name)
+    stat = path.stat()
+    rows = _rows(path, name, self.verifier, (stat.st_mtime_ns, stat.st_size))
+    if self.eval_path:
+      return rows
+    return [row for row in rows if (row.id % 10 == 9) == bool(part)]
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(path: pathlib.Path, name: str, verifier: Verifier, version: tuple[int, int]
+          ) -> list[Example]:
+  """The checked rows of a file, under the name that the task has for it; version: of the file."""
+  del version
+  rows = read_jsonl(path)
+  check_references(rows, verifier)
+  return [dataclasses.replace(row, source=f"{name}:{row.id + 1}") for row in rows]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Hub(_Formatted):
-  """A data set of the Hugging Face Hub; needs `datasets` and a connection."""
+  """A data set of the Hugging Face Hub; needs `datasets` and a connection. Rows as of `Jsonl`."""
   name: str  # on the Hub
   config: str = ""  # the configuration, for a data set of several
   problem: str = "problem"  # a column
@@ -152,29 +231,54 @@ class Hub(_Formatted):
   evaluation: str = "test"  # the split for evaluation
   format: Format = chat  # plain, chat, Chat(...), FewShot(...) or a function of this type
   verifier: Verifier = mathematics.verify  # (texts, answers) -> verdicts
-  max_prompt: int = 256  # tokens; longer prompts are left out
+  max_prompt: int = 256  # tokens; longer prompts are left out, and counted
   stop: tuple[str, ...] = ()  # strings that end a response
 
-  def examples(self, split: str, seed: int) -> Lazy:
-    """The rows of a split in its order; the seed has no effect.
+  @property
+  def _shared(self) -> bool:
+    return self.train == self.evaluation
 
-    Raises ImportError without `datasets`, OSError when the Hub cannot be reached, ValueError for a
-    column that does not exist.
-    """
-    del seed
-    part = (self.train, self.evaluation)[part_of(split)]
-    try:
-      import datasets
-    except ImportError as error:
-      raise ImportError("a data set of the Hub needs `pip install datasets`") from error
-    try:
-      rows = datasets.load_dataset(self.name, self.config or None, split=part)
-    except OSError as error:
-      raise OSError(f"data set {self.name!r}, split {part!r}: cannot be loaded from the Hub "
-                    f"({error}); offline, use Jsonl(path)") from error
-    for column in (self.problem, self.answer):
-      if column not in rows.column_names:
-        raise ValueError(f"{self.name}: no column {column!r}; choices: {rows.column_names}")
-    make = lambda i: Example(i, str(rows[i][self.problem]), str(rows[i][self.answer]),
-                             f"{self.name}/{part}:{i}")
-    return Lazy(len(rows), make, f"{self!r}.examples({split!r})", listed=True)
+  def _read(self, part: int) -> Sequence[Example]:
+    """Raises ImportError without `datasets`, OSError when the Hub cannot be reached, ValueError for
+    a column that does not exist, or a row without a problem or a reference."""
+    return _hub_rows(self, self.evaluation if part else self.train)
+
+
+def _hub_rows(task: Hub, split: str) -> list[Example]:
+  """The checked rows of a split; a column `choices` is lettered below the problems."""
+  try:
+    import datasets
+  except ImportError as error:
+    raise ImportError("a data set of the Hub needs `pip install datasets`") from error
+  return _loaded(task, split, datasets.load_dataset)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(task: Hub, split: str, load: Callable[..., Any]) -> list[Example]:
+  """`_hub_rows`, by the library's function that loads a data set; kept, since reading takes long.
+  """
+  try:
+    rows = load(task.name, task.config or None, split=split)
+  except OSError as error:
+    raise OSError(f"data set {task.name!r}, split {split!r}: cannot be loaded from the Hub "
+                  f"({error}); offline, use Jsonl(path)") from error
+  for column in (task.problem, task.answer):
+    if column not in rows.column_names:
+      raise ValueError(f"{task.name}: no column {column!r}; choices: {rows.column_names}")
+  made = []
+  for at in range(len(rows)):
+    row, where = rows[at], f"{task.name}/{split}:{at}"
+    problem = lettered(_text(row[task.problem], task.problem, where), row.get("choices"), where)
+    made.append(Example(at, problem, _text(row[task.answer], task.answer, where), where))
+  check_references(made, task.verifier)
+  return made
+
+
+def _text(value: Any, column: str, where: str) -> str:
+  """The text of a column, or of its number. Raises ValueError, with the place, for anything else:
+  `str` would make words of a null or of a list."""
+  number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  text = str(value) if number or isinstance(value, str) else ""
+  if not text.strip():
+    raise ValueError(f"{where}: {column!r} must be text or a number and is {value!r}"[:200])
+  return text

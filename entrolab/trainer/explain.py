@@ -1,7 +1,7 @@
 """The plan of a run before it runs: arithmetic, memory, and terms that cannot act here."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -137,13 +137,16 @@ def acts(objective: Objective) -> str:
           "policy, so that method/tokens_changed is 0")
 
 
-def plan(experiment: Experiment, config: Config) -> str:
-  """The whole plan as text: batch, model, memory, statistics, objective, warnings."""
+def plan(experiment: Experiment, config: Config, data: Sequence[str] = ()) -> str:
+  """The whole plan as text: batch, data, model, memory, statistics, objective, warnings.
+
+  data: `data.Facts.sentences` of the run.
+  """
   prompt_length = experiment.task.max_prompt
   layout = ("packed into bins of 1, 2 or 4 rows" if experiment.training.packing else
             "every row padded to both")
   sizes = memory(experiment, config, prompt_length).items()
-  lines = [f"{experiment.name}: {batch_sentence(experiment)}",
+  lines = [f"{experiment.name}: {batch_sentence(experiment)}", *data,
            f"model: {parameters.count(config) / 1e6:.2f} M parameters, {config.layers} layers of "
            f"width {config.width}, vocabulary {config.vocab_size}",
            f"lengths: prompt {prompt_length} + response {experiment.sampling.max_tokens} tokens at "

@@ -43,7 +43,7 @@ def run(experiment: Experiment, folder: pathlib.Path, *, allow_config_change: bo
   sharding.agree({"the configuration": config.config_hash(experiment),
                   "the mesh": dict(lab.mesh.shape), "the data": lab.data.name,
                   "the content of the data": experiment.task.identity()})
-  print(explain.batch_sentence(experiment), flush=True)
+  print("\n".join([explain.batch_sentence(experiment), *lab.facts.sentences()]), flush=True)
   for sentence in (*explain.warnings(experiment), *explain.lengths(experiment, lab.config)):
     print(f"note: {sentence}", flush=True)
 
@@ -269,9 +269,9 @@ def describe(lab: Lab, source: dict[str, Any] | None) -> dict[str, Any]:
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   return {"name": lab.experiment.name, "source": source,
           "hash": config.config_hash(lab.experiment),
-          "data": lab.experiment.task.identity(),
           "experiment": config.to_dict(lab.experiment),
-          "plan": explain.plan(lab.experiment, lab.config),
+          "plan": explain.plan(lab.experiment, lab.config, lab.facts.sentences()),
+          "data": {**lab.facts.as_json(), "identity": lab.experiment.task.identity()},
           "versions": {name: importlib.metadata.version(name) for name in packages},
           "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(),
                       "mesh": dict(lab.mesh.shape), "rates": dataclasses.asdict(lab.roofline.chip)}}

@@ -18,9 +18,10 @@ from entrolab.models import parameters
 from entrolab.models.transformer import Config, Params
 from entrolab.rollout import continuous_batching, one_step_off_policy
 from entrolab.rollout.strategy import Request, Rollout
-from entrolab.tasks.prompts import fitting, iterator
-from entrolab.tasks.task import Tokenizer
+from entrolab.tasks.prompts import evaluation, iterator
+from entrolab.tasks.task import Lazy, Tokenizer
 from entrolab.trainer import evaluate, failures, metrics
+from entrolab.trainer.data import Facts
 from entrolab.trainer.learner import AFTER, BEFORE, Learner
 from entrolab.trainer.packing import Plan
 from entrolab.trainer.state import State, names
@@ -57,7 +58,10 @@ class Lab:
                          tokenizer=self.tokenizer,
                          places=self.groups.places(experiment.sampling.prompts).tolist())
     self.in_flight = one_step_off_policy.RequestsInFlight(experiment, self.engine, self.data)
-    self.problems = held_out(experiment, self.tokenizer)
+    evaluated = held_out(experiment, self.tokenizer)
+    self.problems = list(evaluated)
+    self.facts = Facts.of(experiment.task, self.data.source, evaluated,
+                          experiment.evaluation.problems, experiment.sampling.prompts)
 
     # what changes beside `State`, on the host alone
     self.host: Mapping[str, np.ndarray] = {}  # what the rollout strategy remembers of earlier steps
@@ -114,10 +118,9 @@ def model_roofline(experiment: Experiment, config: Config, mesh: Mesh) -> flops.
                              experiment.mesh.tensor, width)
 
 
-def held_out(experiment: Experiment, tokenizer: Tokenizer) -> list[Any]:
-  """The problems of every evaluation, which are never trained on."""
-  problems = fitting(experiment.task, tokenizer, "eval", experiment.seed)
-  return [problems[i] for i in range(min(experiment.evaluation.problems, len(problems)))]
+def held_out(experiment: Experiment, tokenizer: Tokenizer) -> Lazy:
+  """The problems of every evaluation, all different, which are never trained on."""
+  return evaluation(experiment.task, tokenizer, experiment.evaluation.problems, experiment.seed)
 
 
 # ---- The step ----------------------------------------------------------------------------------
