@@ -28,10 +28,12 @@ from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.multiturn import MultiTurn
 from entrolab.rollout.plain import Plain
 from entrolab.rollout.replay import Replay
+from entrolab.rollout.sft import SFT
 from entrolab.rollout.strategy import Sampling
 from entrolab.rollout.tempered import Tempered
 from entrolab.rollout.votes import Votes
 from entrolab.tasks.task import Example, Lazy, Task
+from entrolab.trainer import files, loop
 from entrolab.trainer.step import Lab, train_step
 from entrolab.verify import Verdict
 
@@ -62,10 +64,13 @@ class Says(Task):
 
   def examples(self, split, seed):
     make = lambda at: Example(at, " ".join(WORDS[1:2 + at % 3]), WORDS[at % 4], split)
-    return Lazy(64, make, f"{self!r} {split}")
+    return Lazy(512, make, f"{self!r} {split}")
 
   def prompt(self, example, tokenizer):
     return tokenizer.encode(example.prompt)
+
+  def solution(self, example):
+    return f"two {example.answer}" if example.id % 3 else "three"
 
   def verify(self, texts, examples):
     verified.append(len(texts))
@@ -91,55 +96,98 @@ class Walk(Says):
             for state in moved]
 
 
-chips.of = lambda devices: chips.get("v5e")  # the rate of this machine need not be measured
 verified: list[int] = []  # responses, or actions, of every call in this process
-OBJECTIVE = Objective(reward=term(grpo.outcome), advantage=term(grpo.group_advantage, size=SAMPLES),
-                      surrogate=term(ppo.clipped_ratio, low=0.2, high=0.2))
 CASES = {
+    "given": (SFT(), dict(samples=1)),
     "plain": (Plain(), {}),
     "refills": (Plain(), dict(refills=2)),
     "ahead": (Plain(), dict(ahead=1)),
     "cure": (Cure(1, 1, most=4, admissible=visible, verify="whole"), dict(refills=1)),
-    "replay": (Replay(buffer=spear.Replay(size=2, tools=False), prompts=8), dict(refills=1)),
+    "replay": (Replay(buffer=spear.Replay(size=1, tools=False), prompts=8), dict(refills=1)),
     "greedy": (Greedy(), {}),
     "tempered": (Tempered(one_in=1), {}),
     "votes": (Votes(votes=4, size=2), {}),
     "episodes": (MultiTurn(turns=3, action=3), dict(max_tokens=16)),
 }
 CONTROLLED = {"tempered": {"temperature": 1.5}}
+STEPS = {"plain": 1, "replay": 4}  # a replay comes once there is enough to choose from
 
 
 def experiment(case, mesh):
-  strategy, sampling = CASES[case]
+  strategy, changed = CASES[case]
+  sampling = Sampling(**{"prompts": PROMPTS, "samples": SAMPLES, "max_tokens": 5, **changed})
+  objective = Objective(reward=term(grpo.outcome),
+                        advantage=term(grpo.group_advantage, size=sampling.samples),
+                        surrogate=term(ppo.clipped_ratio, low=0.2, high=0.2))
   return Experiment(
-      case, OBJECTIVE, Random(), Walk() if case == "episodes" else Says(), strategy,
-      Sampling(**{"prompts": PROMPTS, "samples": SAMPLES, "max_tokens": 5, **sampling}),
+      case, objective, Random(), Walk() if case == "episodes" else Says(), strategy, sampling,
       Training(steps=2, updates=2, warmup=0, measure_every=0, old_logp="sampler"),
       Evaluation(problems=5, samples=2, ks=(1, 2)), mesh=Mesh(*mesh))
 
 
-def computed(case, mesh, folder, steps=1):
-  """{name: array} of what a case computes; the same in every process, but for `verified`."""
+def known_chip(devices):
+  """In place of `chips.of`, which measures this machine."""
+  del devices
+  return chips.get("v5e")
+
+
+def rows_of(lab, step, rollout):
+  """What is known of the rows of a step: columns, what is said of them, and their updates."""
+  found = {f"{step}.{name}": x for name, x in
+           row_groups.everywhere(rollout.batch.columns()).items()}
+  known = lab.groups.of_all([(example.id, text, verdict.status, verdict.why) for
+                             example, text, verdict in zip(rollout.examples, rollout.texts,
+                                                           rollout.verdicts, strict=True)])
+  found[f"{step}.known"] = np.asarray(json.dumps(known))
+  for update in range(2):
+    chosen = lab.learner.select(rollout.batch, np.int32(update))
+    found[f"{step}.selected.{update}"] = row_groups.everywhere(chosen.row)
+  return found
+
+
+def given(mesh):
+  """Demonstrations, which nobody draws: read, verified, dealt into updates; their log-probs."""
+  verified.clear()
+  lab = Lab(experiment("given", mesh))
+  state = lab.learner.init(lab.params)
+  rollout = lab.rollout(state, 0)
+  logp = lab.learner.forward(state.params, rollout.batch, ("logp",))["logp"]
+  return {**rows_of(lab, 0, rollout), "logp": row_groups.everywhere(logp),
+          "verified": np.asarray(sum(verified))}
+
+
+def folders(out):
+  """What a process says to a folder that all share, and to one of its own."""
+  files.SEEN_S = 1
+  files.check_shared(out.with_name("shared"))
+  try:
+    files.check_shared(out.with_name(f"own{jax.process_index()}"))
+  except OSError as error:
+    return {"said": np.asarray(str(error))}
+  return {"said": np.asarray("")}
+
+
+def dry_run(mesh, out):
+  """A step with evaluations and a checkpoint, in a folder that is thrown away."""
+  loop.dry_run(experiment("plain", mesh), out.with_name("run"))
+  return {}
+
+
+def computed(case, mesh, folder):
+  """{name: array} of what a case computes in its steps: in every process the same, but for
+  `verified`."""
   verified.clear()
   lab = Lab(experiment(case, mesh))
   state = lab.learner.init(lab.params)
   control = {name: np.float32(x) for name, x in CONTROLLED.get(case, {}).items()}
   state = dataclasses.replace(state, control={**state.control, **control})
   found = {}
-  for step in range(steps):
+  for step in range(STEPS.get(case, 2)):
     state, rollout, shown = train_step(lab, state, step, folder)
-    columns = row_groups.everywhere(rollout.batch.columns())
-    found |= {f"{step}.{name}": x for name, x in columns.items()}
-    known = lab.groups.of_all([(example.id, text, verdict.status, verdict.why) for
-                               example, text, verdict in zip(rollout.examples, rollout.texts,
-                                                             rollout.verdicts, strict=True)])
-    found[f"{step}.known"] = np.asarray(json.dumps(known))
+    found |= rows_of(lab, step, rollout)
     found |= {f"{step}.metric.{name}": shown[name] for name in
               ("train/loss", "train/grad_norm", "reward/accuracy", "rollout/refills")}
     found |= {f"{step}.count.{name}": np.asarray(x) for name, x in rollout.counts.items()}
-    for update in range(2):
-      chosen = lab.learner.select(rollout.batch, np.int32(update))
-      found[f"{step}.selected.{update}"] = row_groups.everywhere(chosen.row)
   params = row_groups.everywhere(state.params)
   found |= {f"param.{jax.tree_util.keystr(path)}": x for path, x in
             jax.tree_util.tree_leaves_with_path(params)}
@@ -157,9 +205,13 @@ def main():
     arranged = sharding.arranged
     by = [int(at) for at in order.split(",")]
     sharding.arranged = lambda sizes, devices: arranged(sizes, [devices[at] for at in by])
+  chips.of = known_chip
   sizes = tuple(int(size) for size in mesh.split(","))
+  here = pathlib.Path(out)
+  special = {"given": lambda: given(sizes), "folders": lambda: folders(here),
+             "dry_run": lambda: dry_run(sizes, here)}
   for case in cases:
-    found = computed(case, sizes, pathlib.Path(out).parent, 1 if case == "plain" else 2)
+    found = special[case]() if case in special else computed(case, sizes, here.parent)
     np.savez(f"{out}.{case}.{jax.process_index()}.npz", allow_pickle=False, **found)
 
 

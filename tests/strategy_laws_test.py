@@ -237,8 +237,7 @@ def test_rows_may_be_drawn_ahead_or_that_is_refused(kind):
 
 
 def test_features_that_exclude_each_other_whatever_the_strategy():
-  with pytest.raises(NotImplementedError, match="refills=1 with 2 processes: .* one host only"):
-    check(Plain(), Sampling(refills=1), processes=2)
+  check(Plain(), Sampling(refills=1), processes=2)  # every process knows the verdicts of all
   with pytest.raises(ValueError, match="ahead=1 with sampling.refills=1: groups are replaced by"):
     check(Plain(), Sampling(refills=1, ahead=1))
 
@@ -250,7 +249,7 @@ def test_what_a_part_does_not_support_the_whole_does_not():
       (Cure(2, 1), {"ahead", "slots"}),
       (Switch(Plain(), Plain(), 1), set()),
       (Switch(Cure(4, 0), Cure(2, 1), 1), {"ahead", "slots"}),
-      (Replay(Cure(2, 1)), {"ahead", "slots", "processes"}),
+      (Replay(Cure(2, 1)), {"ahead", "slots"}),
       (Agentic(turns=3, rule=rule), {"ahead", "slots", "processes"})):
     assert set(strategy.unsupported) == want <= set(FEATURES)
 
