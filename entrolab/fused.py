@@ -61,7 +61,7 @@ from entrolab.arguments import checked
 from entrolab.nucleus import inside, summed
 from entrolab.sharding import Layout
 from entrolab.statistics import Spec, Sums, from_sums, moved, sums_about
-from entrolab.typing import Array, Bool, Float, Int
+from entrolab.typing import Array, Bool, Float, Int, exact
 
 # N rows; V vocabulary entries, or those of a shard; C entries of a block; D the width of the model
 PerRow = Float[Array, " N"]
@@ -128,7 +128,8 @@ def _over_blocks(head: Array, rows: int, chunk: int, add_block: Callable, carry:
 
 def _logits(hidden: Hidden, block: Float[Array, "C D"], spec: Spec) -> Logits:
   """Logits of a block of the head, at spec.temperature."""
-  z = jnp.einsum("nd,cd->nc", hidden, block, preferred_element_type=_sum_dtype(hidden))
+  z = jnp.einsum("nd,cd->nc", hidden, block, precision=exact(hidden),
+                 preferred_element_type=_sum_dtype(hidden))
   return z * (1.0 / spec.temperature)
 
 
@@ -203,7 +204,8 @@ def _token_logit(hidden: Hidden, head: Head, tokens: Tokens, spec: Spec,
                  axis: str | None) -> PerRow:
   """z_y of every row; the shard that has the entry of y contributes it, all others 0."""
   here, index = _local(tokens, head, axis)
-  z = jnp.einsum("nd,nd->n", hidden, head[index], preferred_element_type=_sum_dtype(hidden))
+  z = jnp.einsum("nd,nd->n", hidden, head[index], precision=exact(hidden),
+                 preferred_element_type=_sum_dtype(hidden))
   return summed(jnp.where(here, z, 0.0), axis) / spec.temperature
 
 
@@ -289,8 +291,10 @@ def _backward(hidden: Hidden, head: Head, tokens: Tokens, stats: dict[str, Any],
       dz = dz - columns["nucleus_entropy"] * _nucleus_gradient(z, ids, stats)
     # in the type of the inputs, whose matmuls are the fast ones; these still sum in _sum_dtype
     dz = (dz * (1.0 / spec.temperature)).astype(hidden.dtype)
-    d_hidden = d_hidden + jnp.einsum("nc,cd->nd", dz, block, preferred_element_type=d_hidden.dtype)
-    d_block = jnp.einsum("nc,nd->cd", dz, hidden, preferred_element_type=d_head.dtype)
+    product = partial(jnp.einsum, precision=exact(hidden),
+                      preferred_element_type=_sum_dtype(hidden))
+    d_hidden = d_hidden + product("nc,cd->nd", dz, block)
+    d_block = product("nc,nd->cd", dz, hidden)
     # every entry of the head is in one block: its gradient is written, not added
     return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, first, 0)
 
@@ -337,21 +341,27 @@ def _partition(layout: Layout | None) -> tuple[P, P, P]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _fused(hidden, head, tokens, spec, layout):
-  """`fused` of rows [N, D], spec and layout being static."""
+  """`fused` of rows [N, D], spec and layout being static.
+
+  The head is cast to the type of the states here, inside of what has the derivative: its gradient
+  is summed over devices, and returned, in the type that the head has.
+  """
   return _fused_fwd(hidden, head, tokens, spec, layout)[0]
 
 
 def _fused_fwd(hidden, head, tokens, spec, layout):
   rows, states, entries = _partition(layout)
   local = partial(_forward, spec=spec, layout=layout)
+  of_type = jnp.zeros((), head.dtype)
+  head = head.astype(hidden.dtype)
   # P(rows) is a prefix: it holds for every array of both dicts
   fn = _sharded(layout, local, (states, entries, rows), (rows, rows))
   out, stats = fn(hidden, head, tokens)
-  return out, (hidden, head, tokens, stats)
+  return out, (hidden, head, tokens, stats, of_type)
 
 
 def _fused_bwd(spec, layout, saved, grads):
-  hidden, head, tokens, stats = saved
+  hidden, head, tokens, stats, of_type = saved
   rows, states, entries = _partition(layout)
 
   def local(*args):
@@ -362,7 +372,7 @@ def _fused_bwd(spec, layout, saved, grads):
 
   fn = _sharded(layout, local, (states, entries, rows, rows, rows), (states, entries))
   d_hidden, d_head = fn(hidden, head, tokens, stats, grads)
-  return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), None  # tokens have none
+  return d_hidden.astype(hidden.dtype), d_head.astype(of_type.dtype), None  # tokens have none
 
 
 _fused.defvjp(_fused_fwd, _fused_bwd)
@@ -385,5 +395,5 @@ def fused(hidden: Float[Array, "*b D"], head: Float[Array, "V D"], tokens: Int[A
       raise ValueError(f"{rows.shape[0]} tokens over {row_shards} row shards and a vocabulary of "
                        f"{head.shape[0]} over {vocab_shards}: both must divide")
   flat_tokens = tokens.reshape(-1).astype(jnp.int32)
-  out: Any = _fused(rows, head.astype(hidden.dtype), flat_tokens, spec, layout)
+  out: Any = _fused(rows, head, flat_tokens, spec, layout)
   return {name: value.reshape(tokens.shape) for name, value in out.items()}

@@ -44,8 +44,8 @@ else:
     Array, Bool, Float, Int, Key = jax.Array, *map(_Kind, ("bool", "float", "int", "key"))
 
 __all__ = ["Array", "Bool", "Declared", "Float", "Int", "Key", "Reward", "Advantage", "Weight",
-           "Surrogate", "Penalty", "Scale", "Outer", "SLOTS", "boolean", "declared", "name_of",
-           "slot_of", "real"]
+           "Surrogate", "Penalty", "Scale", "Outer", "SLOTS", "boolean", "declared", "exact",
+           "name_of", "slot_of", "real"]
 
 Reward = Annotated[Float[Array, " B"], "reward"]  # a scalar for each response, from its verdict
 Advantage = Annotated[Float[Array, "B *T"], "advantage"]  # for each row or token; gradient stopped
@@ -99,3 +99,10 @@ def boolean(x: Array) -> Array:
 def real(x: Array) -> Array:
   """x as the default float type: float32, or float64 where 64-bit types are enabled."""
   return jnp.asarray(x).astype(jnp.result_type(float))
+
+
+def exact(x: Array) -> jax.lax.Precision | None:
+  """The precision of a matmul of x: float32 is float32 on every device. By default an accelerator
+  multiplies float32 in one pass of bfloat16 (TPU) or TF32 (GPU)."""
+  wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+  return jax.lax.Precision.HIGHEST if wide else None

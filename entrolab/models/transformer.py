@@ -13,6 +13,7 @@ R query heads each, dh width of a head, F feed-forward width, V vocabulary, L la
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from entrolab.models import parameters, rope
 from entrolab.models.parameters import Config, Params
 from entrolab.sharding import Layout
-from entrolab.typing import Array, Bool, Float, Int
+from entrolab.typing import Array, Bool, Float, Int, exact
 
 # What is stored of a layer for its backward pass: everything; the states between layers; or beside
 # these the results of its matmuls. The rest is computed again.
@@ -52,15 +53,17 @@ def _over_rows(x: Float[Array, "B N D"], layout: Layout | None) -> Float[Array, 
   return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, P(layout.rows)))
 
 
-def _embedded(table: Float[Array, "V D"], tokens: Int[Array, "B N"],
+def _embedded(table: Float[Array, "V D"], tokens: Int[Array, "B N"], dtype: str,
               layout: Layout | None) -> Float[Array, "B N D"]:
-  """The rows of the table at the tokens, sharded over B.
+  """The rows of the table at the tokens in this dtype, sharded over B.
+
+  They are cast behind the look-up: the gradient of the table is summed in its own dtype.
 
   Where the layout shards the width, each device looks up its part of the width for all rows of the
   devices that share the table, and states are exchanged: neither the table nor its gradient is
   ever whole on a device.
   """
-  x = table[tokens]
+  x = table[tokens].astype(dtype)
   if layout is not None and layout.width is not None:
     others = tuple(name for name in layout.rows if name != layout.width)
     parts = NamedSharding(layout.mesh, P(others, None, layout.width))
@@ -77,9 +80,45 @@ def _norm(x: Float[Array, "B N *h d"], gain: Float[Array, " d"],
   return (y * gain).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow(spec: str, x: Array, matrix: Array) -> Array:
+  """einsum(spec, x, matrix) in the dtype of x, which is narrower than that of the matrix.
+
+  The gradient of the matrix is summed over rows, and hence over devices, in the dtype of the
+  matrix: differentiating a cast would round the part of each device first.
+  """
+  return jnp.einsum(spec, x, matrix.astype(x.dtype))
+
+
+def _narrow_bwd(spec: str, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+  x, matrix = saved
+  inputs, result = spec.split("->")
+  of_x, of_matrix = inputs.split(",")
+  return (jnp.einsum(f"{result},{of_matrix}->{of_x}", grad, matrix.astype(x.dtype)),
+          jnp.einsum(f"{of_x},{result}->{of_matrix}", x, grad,
+                     preferred_element_type=matrix.dtype))
+
+
+_narrow.defvjp(lambda spec, x, matrix: (_narrow(spec, x, matrix), (x, matrix)), _narrow_bwd)
+
+
+@jax.custom_vjp
+def _shifted(x: Array, bias: Array) -> Array:
+  """x plus a bias of its last axes, whose gradient is summed in the dtype that the bias has."""
+  return x + bias.astype(x.dtype)[None, None]
+
+
+_shifted.defvjp(lambda x, bias: (_shifted(x, bias), jnp.zeros((), bias.dtype)),
+                lambda of_type, grad: (grad, grad.astype(of_type.dtype).sum((0, 1))))
+
+
 def _matmul(spec: str, x: Array, params: Params, name: str) -> Array:
   """einsum(spec, x, matrix) in the dtype of x; an int8 matrix is scaled by output channel."""
-  y = jnp.einsum(spec, x, params[name].astype(x.dtype))
+  matrix = params[name]
+  if jnp.issubdtype(matrix.dtype, jnp.floating) and matrix.dtype.itemsize > x.dtype.itemsize:
+    y: Any = _narrow(spec, x, matrix)
+  else:
+    y = jnp.einsum(spec, x, matrix.astype(x.dtype), precision=exact(x))
   scale = params.get(parameters.BY_NAME[name].scale)
   # behind the matmul, where there are fewer factors than entries of the matrix; (0, 1) are B and N
   return y if scale is None else y * jnp.expand_dims(scale.astype(x.dtype), (0, 1))
@@ -88,18 +127,20 @@ def _matmul(spec: str, x: Array, params: Params, name: str) -> Array:
 def _attend(q: Float[Array, "B N K R dh"], k: Float[Array, "B K S dh"], v: Float[Array, "B K S dh"],
             allowed: Bool[Array, "B N S"]) -> Float[Array, "B N K R dh"]:
   """sum_s softmax_s(q k_s / sqrt(dh)) v_s over the allowed positions s; softmax in float32."""
-  scores = jnp.einsum("bnkrd,bksd->bkrns", q, k, preferred_element_type=jnp.float32)
+  scores = jnp.einsum("bnkrd,bksd->bkrns", q, k, precision=exact(q),
+                      preferred_element_type=jnp.float32)
   scores = scores * (q.shape[-1] ** -0.5)
   allowed = allowed[:, None, None]
   # a row that may attend to nothing (padding) gets a uniform average, not a NaN
   scores = jnp.where(allowed, scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  mix = lambda weights, v: jnp.einsum("bkrns,bksd->bnkrd", weights, v)
+  product = functools.partial(jnp.einsum, precision=exact(v))
+  mix = lambda weights, v: product("bkrns,bksd->bnkrd", weights, v)
   if q.shape[1] > 1:
     return mix(weights, v)
   # the same sums: a CPU's library has no matmul with an axis of one query and takes twice as long;
   # a TPU may copy more of the cache without it
-  alone = lambda weights, v: jnp.einsum("bkrs,bksd->bkrd", weights[:, :, :, 0], v)[:, None]
+  alone = lambda weights, v: product("bkrs,bksd->bkrd", weights[:, :, :, 0], v)[:, None]
   return jax.lax.platform_dependent(weights, v, cpu=alone, default=mix)
 
 
@@ -141,7 +182,7 @@ def _project(config: Config, params: Params, h: Float[Array, "B N D"],
   """(queries [B, N, K, R, dh], keys [B, K, N, dh], values [B, K, N, dh]) of a layer's input."""
   qkv = _matmul("bnd,dkre->bnkre", h, params, "qkv")
   if config.qkv_bias:
-    qkv = qkv + params["qkv_bias"].astype(qkv.dtype)[None, None]
+    qkv = _shifted(qkv, params["qkv_bias"])
   q, k, v = jax.lax.split(qkv, parameters.fused(config)["qkv"], axis=3)
   k, v = k[..., 0, :], v[..., 0, :]
   if config.qk_norm:
@@ -215,10 +256,10 @@ class Decoder(nn.Module):
     params = _declared(self, c, layered=False)
     embed = params["embed"]
     if embed.dtype == jnp.int8:
-      x = _embedded(embed, tokens, c.layout)
-      x = x.astype(c.dtype) * params["embed_scale"].astype(c.dtype)[tokens][..., None]
+      x = _embedded(embed, tokens, c.dtype, c.layout)
+      x = x * params["embed_scale"].astype(c.dtype)[tokens][..., None]
     else:
-      x = _embedded(embed.astype(c.dtype), tokens, c.layout)
+      x = _embedded(embed, tokens, c.dtype, c.layout)
 
     block = Block
     if c.remat != "none":
@@ -272,7 +313,7 @@ def logits(config: Config, params: Params, hidden: Float[Array, "B D"]) -> Float
   """
   row = parameters.BY_NAME["head" if "head" in params else "embed"]
   z = jnp.einsum("bd,vd->bv", hidden, params[row.name].astype(config.dtype),
-                 preferred_element_type=jnp.float32)
+                 precision=exact(hidden), preferred_element_type=jnp.float32)
   return z * params[row.scale][None] if row.scale in params else z
 
 
