@@ -91,7 +91,7 @@ def _block_entries(rows: int, budget: Budget) -> int:
   return max(budget.least_entries, fitting // 128 * 128)
 
 
-def _sum_dtype(x: Array) -> Any:
+def sum_dtype(x: Array) -> Any:
   """The type of logits and sums: float64 for float64, float32 for everything else."""
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
@@ -102,7 +102,7 @@ def _on_device(run: Callable, carry: Any) -> Any:
                                     default=partial(run, budget=ACCELERATOR))
 
 
-def _over_blocks(head: Array, rows: int, chunk: int, add_block: Callable, carry: Any) -> Any:
+def over_blocks(head: Array, rows: int, chunk: int, add_block: Callable, carry: Any) -> Any:
   """carry after add_block(carry, block [C, D], index of its first entry) for the whole head.
 
   The last block may be smaller: nothing is padded, so that the head is never copied and no logit
@@ -126,21 +126,21 @@ def _over_blocks(head: Array, rows: int, chunk: int, add_block: Callable, carry:
   return _on_device(lambda carry, budget: run(carry, _block_entries(rows, budget)), carry)
 
 
-def _logits(hidden: Hidden, block: Float[Array, "C D"], spec: Spec) -> Logits:
+def block_logits(hidden: Hidden, block: Float[Array, "C D"], spec: Spec) -> Logits:
   """Logits of a block of the head, at spec.temperature."""
   z = jnp.einsum("nd,cd->nc", hidden, block, precision=exact(hidden),
-                 preferred_element_type=_sum_dtype(hidden))
+                 preferred_element_type=sum_dtype(hidden))
   return z * (1.0 / spec.temperature)
 
 
-def _first_id(head: Array, axis: str | None) -> int | Array:
+def first_id_of(head: Array, axis: str | None) -> int | Array:
   """Index in the whole vocabulary of the first entry of this shard's part of the head."""
   return 0 if axis is None else jax.lax.axis_index(axis).astype(jnp.int32) * head.shape[0]
 
 
-def _local(tokens: Tokens, head: Array, axis: str | None) -> tuple[Bool[Array, " N"], Tokens]:
+def local_index(tokens: Tokens, head: Array, axis: str | None) -> tuple[Bool[Array, " N"], Tokens]:
   """(whether this shard has the token's entry, its index in this part of the head, else 0)."""
-  index = tokens - _first_id(head, axis)
+  index = tokens - first_id_of(head, axis)
   here = (index >= 0) & (index < head.shape[0])
   return here, jnp.where(here, index, 0)
 
@@ -153,16 +153,16 @@ def _online(hidden: Hidden, head: Head, spec: Spec) -> tuple[PerRow, Sums]:
   def add_block(carry, block, first):
     del first  # sums do not depend on where in the vocabulary a logit stands
     peak, sums = carry
-    z = _logits(hidden, block, spec)
+    z = block_logits(hidden, block, spec)
     new_peak = jnp.maximum(peak, z.max(-1))
     # before the first block the peak is -inf and every sum 0, and -inf * 0 is nan: no shift then
     shift = jnp.where(jnp.isfinite(peak), peak - new_peak, 0.0)
     return new_peak, jax.tree.map(jnp.add, moved(sums, shift, spec), sums_about(new_peak, z, spec))
 
-  lowest = jnp.full(hidden.shape[0], -jnp.inf, _sum_dtype(hidden))
+  lowest = jnp.full(hidden.shape[0], -jnp.inf, sum_dtype(hidden))
   shapes = jax.eval_shape(lambda: sums_about(lowest, lowest[:, None], spec))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return _over_blocks(head, hidden.shape[0], spec.chunk, add_block, (lowest, zeros))
+  return over_blocks(head, hidden.shape[0], spec.chunk, add_block, (lowest, zeros))
 
 
 def _whole_rows(hidden: Hidden, head: Head, spec: Spec, layout: Layout | None
@@ -174,7 +174,7 @@ def _whole_rows(hidden: Hidden, head: Head, spec: Spec, layout: Layout | None
   axis = None if layout is None else layout.vocab
   # a round of a sharded search has a collective: all devices must take equally many rounds
   everywhere = () if layout is None or axis is None else layout.mesh.axis_names
-  first_id = _first_id(head, axis)
+  first_id = first_id_of(head, axis)
 
   def few_rows(z):
     peak = z.max(-1)
@@ -183,7 +183,7 @@ def _whole_rows(hidden: Hidden, head: Head, spec: Spec, layout: Layout | None
 
   def run(hidden, budget):
     whole = head.shape[0] <= _block_entries(hidden.shape[0], budget)
-    return nucleus.by_rows(few_rows, lambda rows: _logits(rows, head, spec), hidden,
+    return nucleus.by_rows(few_rows, lambda rows: block_logits(rows, head, spec), hidden,
                            size=head.shape[0], whole=whole, few=budget.search_rows)
 
   return _on_device(run, hidden)
@@ -203,13 +203,13 @@ def _joined(peak: PerRow, sums: Sums, spec: Spec, axis: str | None) -> tuple[Per
 def _token_logit(hidden: Hidden, head: Head, tokens: Tokens, spec: Spec,
                  axis: str | None) -> PerRow:
   """z_y of every row; the shard that has the entry of y contributes it, all others 0."""
-  here, index = _local(tokens, head, axis)
+  here, index = local_index(tokens, head, axis)
   z = jnp.einsum("nd,nd->n", hidden, head[index], precision=exact(hidden),
-                 preferred_element_type=_sum_dtype(hidden))
+                 preferred_element_type=sum_dtype(hidden))
   return summed(jnp.where(here, z, 0.0), axis) / spec.temperature
 
 
-def _forward(hidden: Hidden, head: Head, tokens: Tokens, spec: Spec, layout: Layout | None
+def forward(hidden: Hidden, head: Head, tokens: Tokens, spec: Spec, layout: Layout | None
              ) -> tuple[dict[str, PerRow], dict[str, Any]]:
   """(statistics of spec.names, all that the backward pass reads), of the local rows."""
   axis = None if layout is None else layout.vocab
@@ -227,7 +227,7 @@ def _forward(hidden: Hidden, head: Head, tokens: Tokens, spec: Spec, layout: Lay
 # Backward: logits again, and their gradients block by block
 
 
-def _dense_gradient(z: Logits, stats: dict[str, Any], grads: dict[str, Float[Array, "N 1"]],
+def dense_gradient(z: Logits, stats: dict[str, Any], grads: dict[str, Float[Array, "N 1"]],
                     spec: Spec) -> Logits:
   """d loss / d z of a block from every statistic but nucleus_entropy, without the [j=y] terms.
 
@@ -254,7 +254,7 @@ def _dense_gradient(z: Logits, stats: dict[str, Any], grads: dict[str, Float[Arr
   return gradient
 
 
-def _nucleus_gradient(z: Logits, ids: Int[Array, "1 C"], stats: dict[str, Any]) -> Logits:
+def nucleus_gradient(z: Logits, ids: Int[Array, "1 C"], stats: dict[str, Any]) -> Logits:
   """-d nucleus_entropy / d z of a block whose entries have these ids in the whole vocabulary."""
   # made again in other blocks, logits may be rounded differently: the cut lies clear of them
   on = inside(z, ids, jax.tree.map(lambda x: x[:, None], stats["cut"]))
@@ -275,33 +275,33 @@ def _token_gradient(here: Bool[Array, " N"], stats: dict[str, Any], grads: dict[
 
 def _backward(hidden: Hidden, head: Head, tokens: Tokens, stats: dict[str, Any],
               grads: dict[str, PerRow], spec: Spec, axis: str | None) -> tuple[Hidden, Head]:
-  """(d hidden, d head) of the local rows and the local part of the head, in `_sum_dtype`.
+  """(d hidden, d head) of the local rows and the local part of the head, in `sum_dtype`.
 
   d hidden is summed over the shards of the vocabulary; d head is not summed over those of rows.
   """
-  first_id = _first_id(head, axis)
+  first_id = first_id_of(head, axis)
   columns = {name: grads[name][:, None] for name in spec.names}
 
   def add_block(carry, block, first):
     d_hidden, d_head = carry
-    z = _logits(hidden, block, spec)
-    dz = _dense_gradient(z, stats, columns, spec)
+    z = block_logits(hidden, block, spec)
+    dz = dense_gradient(z, stats, columns, spec)
     if "nucleus_entropy" in columns:
       ids = (first_id + first + jnp.arange(z.shape[-1], dtype=jnp.int32))[None]
-      dz = dz - columns["nucleus_entropy"] * _nucleus_gradient(z, ids, stats)
-    # in the type of the inputs, whose matmuls are the fast ones; these still sum in _sum_dtype
+      dz = dz - columns["nucleus_entropy"] * nucleus_gradient(z, ids, stats)
+    # in the type of the inputs, whose matmuls are the fast ones; these still sum in sum_dtype
     dz = (dz * (1.0 / spec.temperature)).astype(hidden.dtype)
     product = partial(jnp.einsum, precision=exact(hidden),
-                      preferred_element_type=_sum_dtype(hidden))
+                      preferred_element_type=sum_dtype(hidden))
     d_hidden = d_hidden + product("nc,cd->nd", dz, block)
     d_block = product("nc,nd->cd", dz, hidden)
     # every entry of the head is in one block: its gradient is written, not added
     return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, first, 0)
 
-  zeros = lambda x: jnp.zeros(x.shape, _sum_dtype(hidden))
-  d_hidden, d_head = _over_blocks(head, hidden.shape[0], spec.chunk, add_block,
+  zeros = lambda x: jnp.zeros(x.shape, sum_dtype(hidden))
+  d_hidden, d_head = over_blocks(head, hidden.shape[0], spec.chunk, add_block,
                                   (zeros(hidden), zeros(head)))
-  here, index = _local(tokens, head, axis)
+  here, index = local_index(tokens, head, axis)
   dz_token = _token_gradient(here, stats, grads, spec)
   d_hidden = d_hidden + dz_token * head[index].astype(d_hidden.dtype)
   # several rows may have sampled one token: `add` sums over repeated indices
@@ -312,7 +312,7 @@ def _backward(hidden: Hidden, head: Head, tokens: Tokens, stats: dict[str, Any],
 # Over a mesh, and as a function with this derivative
 
 
-def _sharded(layout: Layout | None, fn: Callable, inputs: tuple, outputs: tuple) -> Callable:
+def over_mesh(layout: Layout | None, fn: Callable, inputs: tuple, outputs: tuple) -> Callable:
   """fn under shard_map with the given specs, or as it is without a layout."""
   if layout is None:
     return fn
@@ -332,11 +332,23 @@ def _sharded(layout: Layout | None, fn: Callable, inputs: tuple, outputs: tuple)
   return run
 
 
-def _partition(layout: Layout | None) -> tuple[P, P, P]:
+def partition(layout: Layout | None) -> tuple[P, P, P]:
   """Specs of a column [N], of hidden states [N, D] and of the head [V, D]."""
   if layout is None:
     return P(), P(), P()
   return P(layout.rows), P(layout.rows, None), P(layout.vocab, None)
+
+
+def check_divides(hidden: Array, head: Array, layout: Layout | None) -> None:
+  """Raises ValueError when rows or vocabulary do not divide by their axes."""
+  if layout is None:
+    return
+  rows = math.prod(hidden.shape[:-1])
+  row_shards = math.prod(layout.mesh.shape[name] for name in layout.rows)
+  vocab_shards = layout.mesh.shape[layout.vocab] if layout.vocab else 1
+  if head.shape[0] % vocab_shards or rows % row_shards:
+    raise ValueError(f"{rows} tokens over {row_shards} row shards and a vocabulary of "
+                     f"{head.shape[0]} over {vocab_shards}: both must divide")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -350,19 +362,19 @@ def _fused(hidden, head, tokens, spec, layout):
 
 
 def _fused_fwd(hidden, head, tokens, spec, layout):
-  rows, states, entries = _partition(layout)
-  local = partial(_forward, spec=spec, layout=layout)
+  rows, states, entries = partition(layout)
+  local = partial(forward, spec=spec, layout=layout)
   of_type = jnp.zeros((), head.dtype)
   head = head.astype(hidden.dtype)
   # P(rows) is a prefix: it holds for every array of both dicts
-  fn = _sharded(layout, local, (states, entries, rows), (rows, rows))
+  fn = over_mesh(layout, local, (states, entries, rows), (rows, rows))
   out, stats = fn(hidden, head, tokens)
   return out, (hidden, head, tokens, stats, of_type)
 
 
 def _fused_bwd(spec, layout, saved, grads):
   hidden, head, tokens, stats, of_type = saved
-  rows, states, entries = _partition(layout)
+  rows, states, entries = partition(layout)
 
   def local(*args):
     axis = None if layout is None else layout.vocab
@@ -370,7 +382,7 @@ def _fused_bwd(spec, layout, saved, grads):
     # each shard of rows has the gradient of the head from its rows alone
     return d_hidden, d_head if layout is None else jax.lax.psum(d_head, layout.rows)
 
-  fn = _sharded(layout, local, (states, entries, rows, rows, rows), (states, entries))
+  fn = over_mesh(layout, local, (states, entries, rows, rows, rows), (states, entries))
   d_hidden, d_head = fn(hidden, head, tokens, stats, grads)
   return d_hidden.astype(hidden.dtype), d_head.astype(of_type.dtype), None  # tokens have none
 
@@ -387,13 +399,8 @@ def fused(hidden: Float[Array, "*b D"], head: Float[Array, "V D"], tokens: Int[A
   input, else float32. layout: rows and vocabulary over a mesh, every shard scanning its part.
   Raises ValueError when rows or vocabulary do not divide by their axes.
   """
+  check_divides(hidden, head, layout)
   rows = hidden.reshape(-1, hidden.shape[-1])
-  if layout is not None:
-    row_shards = math.prod(layout.mesh.shape[name] for name in layout.rows)
-    vocab_shards = layout.mesh.shape[layout.vocab] if layout.vocab else 1
-    if head.shape[0] % vocab_shards or rows.shape[0] % row_shards:
-      raise ValueError(f"{rows.shape[0]} tokens over {row_shards} row shards and a vocabulary of "
-                       f"{head.shape[0]} over {vocab_shards}: both must divide")
   flat_tokens = tokens.reshape(-1).astype(jnp.int32)
   out: Any = _fused(rows, head, flat_tokens, spec, layout)
   return {name: value.reshape(tokens.shape) for name, value in out.items()}
