@@ -17,7 +17,7 @@ from entrolab.strengths import TABLE
 from entrolab.typing import name_of
 
 # Prefixes of leaves that change what is saved, measured or placed where, not what is computed.
-NEUTRAL = ("name", "saving.", "evaluation.", "mesh.", "taken.")
+NEUTRAL = ("name", "saving.", "evaluation.", "mesh.", "taken.", "ledger.")
 
 
 def _suggestion(name: str, choices: Iterable[str]) -> str:

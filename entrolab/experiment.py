@@ -57,6 +57,18 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ledger:
+  """When the change of entropy is accounted for, and on which states; changes nothing of a run."""
+  every: int = 20  # steps between accounts, all updates of a step; 0: none
+  # responses to held-out problems on whose states entropy is measured, rounded up to a whole number
+  # a problem of sampling.prompts; the error of the account falls with their square root
+  states: int = 32
+  # 1: the gradient of the entropy at the start of an update; 2: its mean at both ends, which leaves
+  # less unexplained and takes another gradient an update
+  order: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Saving:
   """When checkpoints are written."""
   every: int = 20  # steps between them; 0: only at the end and on interruption
@@ -110,6 +122,7 @@ class Experiment:
   training: Training = Training()  # optimiser and its schedule
   evaluation: Evaluation = Evaluation()  # on held-out problems
   saving: Saving = Saving()  # checkpoints
+  ledger: Ledger = Ledger()  # what changes the entropy
   mesh: Mesh = Mesh()  # devices
   reference: Reference = Reference()  # the policy behind `ref_logp`, where a term reads it
   seed: int = 0  # of everything random: order of prompts, tokens, ties
@@ -125,6 +138,9 @@ class Experiment:
     if s.weights not in ("model", "int8"):
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
     check(self.rollout, s, jax.process_count())
+    ledger = self.ledger
+    if ledger.every < 0 or ledger.states < 1 or ledger.order not in (1, 2):
+      raise ValueError(f"{ledger}: every from 0 (none), states from 1, order 1 or 2")
     self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "

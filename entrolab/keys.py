@@ -10,7 +10,8 @@ and from the key of a row, by further folds,
     cut of a branching response       uniform(fold(row, CUT), (T + 1,))
     branching decisions at position t uniform(fold(row, TRIALS, t), (trials,))
 
-Evaluation folds EVALUATION where training folds its step, and then the step of the evaluation.
+Evaluation folds EVALUATION where training folds its step, and then the step of the evaluation; the
+states of the entropy ledger fold LEDGER, and then the step of training.
 Responses that only decide how many branches a prompt gets fold PROBE as their branch id. The draw
 of what is replayed is seeded on the host by (run key, step).
 
@@ -33,6 +34,7 @@ CUT = 2**31 - 2
 TRIALS = 2**31 - 3
 PROBE = 2**31 - 4
 EVALUATION = 2**30
+LEDGER = 2**30 + 1
 LIMIT = 2**30  # steps, prompt ids, samples, branches and positions are all below it
 
 
@@ -45,6 +47,7 @@ class Stream(NamedTuple):
 ROW = ("step", "prompt", "sample", "branch")
 PROBE_ROW = ("step", "prompt", "sample", PROBE)
 EVALUATION_ROW = (EVALUATION, *ROW)
+LEDGER_ROW = (LEDGER, *ROW)
 STREAMS = (
     Stream("tokens of training", (*ROW, "position")),
     Stream("ties of an update", (*ROW, TIES, "optimiser step", "position")),
@@ -53,6 +56,7 @@ STREAMS = (
     Stream("tokens of probes", (*PROBE_ROW, "position")),
     Stream("branching decisions of probes", (*PROBE_ROW, TRIALS, "position")),
     Stream("tokens of evaluation", (*EVALUATION_ROW, "position")),
+    Stream("tokens of the ledger's states", (*LEDGER_ROW, "position")),
 )
 
 
@@ -113,6 +117,11 @@ def trial_uniform(keys: Key[Array, " B"], position: Int[Array, " B"], trials: in
 def evaluation(key: Key[Array, ""]) -> Key[Array, ""]:
   """The run key of evaluation, which no training step reaches."""
   return jax.random.fold_in(key, EVALUATION)
+
+
+def ledger(key: Key[Array, ""]) -> Key[Array, ""]:
+  """The run key of the ledger's states, which neither training nor evaluation reaches."""
+  return jax.random.fold_in(key, LEDGER)
 
 
 def host_seed(key: Key[Array, ""], step: int) -> list[int]:

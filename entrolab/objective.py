@@ -293,6 +293,26 @@ class Objective:
       loss = loss + beta * mean
     return loss, jax.lax.stop_gradient({"train/loss": loss, **metrics})
 
+  def tokens(self, columns: Columns, scored: Columns, *, share: float = 1.0) -> dict[str, Array]:
+    """What every token adds to the loss: {term: [B, T]}, the surrogate's under "surrogate".
+
+    All of them add up to `loss` without the constants beta_j (outer_j(m) - outer_j'(m) m) of outer
+    functions, which no token moves; their gradients add up to that of `loss`. Arguments as there.
+    """
+    columns = _clean(columns)
+    mask = columns["mask"]
+    if scored["adv"] is not None:
+      columns = {**columns, "adv": scored["adv"]}
+    of_term = lambda factor, value: share * factor * jnp.where(mask, value, 0.0)
+    out = {"surrogate": of_term(scored["scale"] * scored["weight"], self.surrogate(columns))}
+    for j, entry in enumerate(self.penalties):
+      beta = columns[entry.beta] if isinstance(entry.beta, str) else entry.beta
+      slope = 1.0 if entry.outer is None else scored[f"slope{j}"]
+      value = beta * slope * of_term(scored[f"share{j}"], entry.value(columns))
+      name = entry.value.name  # two penalties of one function are one entry
+      out[name] = value + out.get(name, 0.0)
+    return out
+
   def tokens_changed(self, scored: Columns, batch: Batch) -> Array:
     """Share of valid tokens whose weight, selection or shaped advantage the method changed."""
     mask = batch.counted

@@ -23,6 +23,7 @@ from entrolab.experiment import Experiment, Reference, Training
 from entrolab.models import parameters, transformer
 from entrolab.models.transformer import Params
 from entrolab.ranks import masked_mean
+from entrolab.tangents import tangents
 from entrolab.trainer import metrics, packing
 from entrolab.trainer.state import State, not_finite
 from entrolab.typing import Array, Bool, Int
@@ -258,28 +259,45 @@ class Learner:
 
     plan: rows lie in its bins, each from where the column packing.START says.
     """
+    laid = _laid(rows, plan)
+    hidden = self.predicting(params, rows, laid)
+    tokens = rows.tokens if laid is None else laid.target
+    stats = vocab.fused(hidden, transformer.head_matrix(params), tokens, spec, self.layout)
+    return stats if laid is None else packing.columns(laid, rows.mask, stats)
+
+  def statistics_along(self, params: Params, direction: Params, rows: Batch, spec: vocab.Spec,
+                       plan: packing.Plan | None = None
+                       ) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(`statistics`, their derivatives along `direction`, a tree like params), [B, T] by name."""
+    laid = _laid(rows, plan)
+    inputs = lambda p: (self.predicting(p, rows, laid), transformer.head_matrix(p))
+    (hidden, head), (d_hidden, d_head) = jax.jvp(inputs, (params,), (direction,))
+    tokens = rows.tokens if laid is None else laid.target
+    found = tangents(hidden, d_hidden, head, d_head, tokens, spec, self.layout)
+    if laid is None:
+      return found
+    stats, moved = (packing.columns(laid, rows.mask, listed) for listed in found)
+    return stats, moved
+
+  def predicting(self, params: Params, rows: Batch, laid: packing.Laid | None) -> Array:
+    """Hidden states [B, T, D] that predict the response tokens; those of the list of `laid`, where
+    rows lie in bins, on which alone the vocabulary is then evaluated."""
+    if laid is not None:
+      return packing.states(laid, transformer.hidden_states(
+          self.config, params, laid.tokens, laid.positions, laid.segment_ids))
     tokens = jnp.concatenate([rows.prompt, rows.tokens], axis=1)
     valid = _in_context(rows)
-    head = transformer.head_matrix(params)
-    if plan is not None:
-      laid = packing.lay(plan, rows.extra[packing.START], tokens, valid, rows.mask)
-      hidden = transformer.hidden_states(self.config, params, laid.tokens, laid.positions,
-                                         laid.segment_ids)
-      # the vocabulary is evaluated on the list of predicting states, and comes back as columns
-      listed = vocab.fused(packing.states(laid, hidden), head, laid.target, spec, self.layout)
-      return packing.columns(laid, rows.mask, listed)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
     hidden = transformer.hidden_states(self.config, params, tokens, positions,
                                        valid.astype(jnp.int32))
     # position i predicts token i + 1: the last prompt position predicts the first response token
-    predicting = hidden[:, rows.prompt.shape[1] - 1:-1]
-    return vocab.fused(predicting, head, rows.tokens, spec, self.layout)
+    return hidden[:, rows.prompt.shape[1] - 1:-1]
 
 
 # ---- What it is built from ---------------------------------------------------------------------
 
-def optimiser(t: Training) -> optax.GradientTransformation:
-  """AdamW with warm-up and a schedule over all optimiser steps; the clip is by global norm.
+def rate(t: Training) -> optax.Schedule:
+  """Optimiser steps before -> the learning rate: warm-up, then the schedule over all steps.
 
   Raises ValueError for an unknown schedule.
   """
@@ -289,12 +307,16 @@ def optimiser(t: Training) -> optax.GradientTransformation:
                "cosine": optax.cosine_decay_schedule(t.lr, total - t.warmup)}
   if t.schedule not in schedules:
     raise ValueError(f"training.schedule={t.schedule!r}; choices: {', '.join(schedules)}")
-  rate = schedules[t.schedule]
-  if t.warmup:
-    warm = optax.linear_schedule(0.0, t.lr, t.warmup)
-    rate = optax.join_schedules([warm, rate], [t.warmup])
+  after = schedules[t.schedule]
+  if not t.warmup:
+    return after
+  return optax.join_schedules([optax.linear_schedule(0.0, t.lr, t.warmup), after], [t.warmup])
+
+
+def optimiser(t: Training) -> optax.GradientTransformation:
+  """AdamW at `rate`; the clip is by global norm. Raises ValueError for an unknown schedule."""
   clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
-  return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, eps=t.eps,
+  return optax.chain(clip, optax.adamw(rate(t), b1=t.b1, b2=t.b2, eps=t.eps,
                                        weight_decay=t.weight_decay))
 
 
@@ -341,6 +363,14 @@ def _in_context(rows: Batch) -> Bool[Array, "B S"]:
   """S = L + T: tokens that stand in the context of later ones, whether they count or not."""
   present = rows.mask if rows.present is None else rows.present
   return jnp.concatenate([rows.prompt_mask, present], axis=1)
+
+
+def _laid(rows: Batch, plan: packing.Plan | None) -> packing.Laid | None:
+  """Where the rows of a part lie in bins; None without a plan."""
+  if plan is None:
+    return None
+  tokens = jnp.concatenate([rows.prompt, rows.tokens], axis=1)
+  return packing.lay(plan, rows.extra[packing.START], tokens, _in_context(rows), rows.mask)
 
 
 def _lengths(batch: Batch) -> Int[Array, "2 B"]:

@@ -30,10 +30,12 @@ LEGEND = (
 
 
 def plain_numbers(metrics: Metrics) -> dict[str, Any]:
-  """JSON values: arrays become numbers, what is not finite becomes null."""
+  """JSON values: arrays become numbers or lists of them, what is not finite becomes null."""
   def plain(x):
     if isinstance(x, np.ndarray | np.generic | jax.Array):
-      x = x.item()
+      x = x.tolist()
+    if isinstance(x, list):
+      return [plain(entry) for entry in x]
     x = x if isinstance(x, int | str) else float(x)
     return None if isinstance(x, float) and not math.isfinite(x) else x
 

@@ -17,7 +17,7 @@ import numpy as np
 from entrolab import config, sharding
 from entrolab.experiment import Experiment
 from entrolab.rollout import compilations
-from entrolab.trainer import alarms, checkpoint, explain, log, report
+from entrolab.trainer import alarms, checkpoint, explain, ledger, log, report
 from entrolab.trainer.files import check_shared, scratch, write_text
 from entrolab.trainer.state import State, check_finite
 from entrolab.trainer.step import Lab, train_step
@@ -122,6 +122,8 @@ def train(session: "Session", state: State, stopping: Callable[[], bool]) -> Sta
     if progress.step % AGREE_EVERY == 0:
       check_hosts(lab, state, f"after step {progress.step}")
 
+    if ledger.due(experiment, progress.step - 1):
+      programs = None  # an account compiles programs for its states
     programs = programs or compiled(lab)
     metrics |= recompilations(lab, programs)
     progress.alarms = alarms.watch(experiment, progress.step, progress.before, metrics,

@@ -23,6 +23,7 @@ from entrolab.tasks.task import Lazy, Tokenizer
 from entrolab.trainer import evaluate, failures, metrics
 from entrolab.trainer.data import Facts
 from entrolab.trainer.learner import AFTER, BEFORE, Learner
+from entrolab.trainer.ledger import EntropyLedger, StepLedger, due, fresh_states
 from entrolab.trainer.packing import Plan
 from entrolab.trainer.state import State, names
 from entrolab.typing import Array, Float
@@ -62,6 +63,7 @@ class Lab:
     self.problems = list(evaluated)
     self.facts = Facts.of(experiment.task, self.data.source, evaluated,
                           experiment.evaluation.problems, experiment.sampling.prompts)
+    self.ledger = EntropyLedger(self.learner)
 
     # what changes beside `State`, on the host alone
     self.host: Mapping[str, np.ndarray] = {}  # what the rollout strategy remembers of earlier steps
@@ -156,10 +158,15 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
                              top_p=experiment.objective.vocab.top_p)
   clock.lap("forward", shown)
 
-  state, of_updates = update(lab, state, step, batch, replayed, folder)
+  ledger = opened_ledger(lab, state, step)
+  clock.lap("ledger")
+  state, of_updates = update(lab, state, step, batch, replayed, folder, ledger)
   if rollout.learned is not None:
     lab.host = rollout.learned(batch)
   clock.lap("train", of_updates)
+  if ledger is not None:
+    clock.move("train", "ledger", ledger.seconds)
+    shown |= ledger.totals()
 
   if measured:
     after = learner.forward(state.params, batch, AFTER, plan)
@@ -248,8 +255,11 @@ def with_reference(learner: Learner, state: State, rows: Batch, plan: Plan | Non
 
 
 def update(lab: Lab, state: State, step: int, batch: Batch, replayed: Batch | None,
-           folder: pathlib.Path) -> tuple[State, dict[str, Any]]:
+           folder: pathlib.Path, ledger: StepLedger | None = None
+           ) -> tuple[State, dict[str, Any]]:
   """All updates of a rollout: (state, metrics); means over the updates, but control/* of the last.
+
+  ledger: gets the account of every update that was applied.
   """
   learner, training = lab.learner, lab.experiment.training
   of_updates = []
@@ -257,14 +267,26 @@ def update(lab: Lab, state: State, step: int, batch: Batch, replayed: Batch | No
     rows = learner.select(batch, np.int32(number), replayed)
     plan, padding = learner.plan(rows, training.micro)
     lab.plan_shapes.add(None if plan is None else plan.shape)
+    before = lab.ledger.before(state) if ledger is not None else None  # a step donates its state
     state, shown = learner.step(state, rows, plan)
     if not bool(shown["train/applied"]):  # waits for the update
       wrong = names(learner.faults(state, rows, plan))
       failures.save(folder, lab.experiment, lab.key, step, number, rows, state, shown, wrong)
+    elif ledger is not None and before is not None:
+      ledger.add(before, state, shown["train/grad_norm"], rows, plan)
     of_updates.append({**shown, "train/padding": padding})
   means = {name: np.mean([float(shown[name]) for shown in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
   return state, {**means, **last}
+
+
+def opened_ledger(lab: Lab, state: State, step: int) -> StepLedger | None:
+  """The ledger of a step that is accounted for, on states of the policy before its updates."""
+  if not due(lab.experiment, step):
+    return None
+  states = fresh_states(lab.engine, lab.learner.serve(state.params), lab.problems, lab.key, step,
+                        lab.experiment)
+  return lab.ledger.open(state.params, states)
 
 
 # ---- What it cost ------------------------------------------------------------------------------
@@ -283,6 +305,11 @@ class Clock:
     now = time.perf_counter()
     self.seconds[phase] = now - self.since
     self.since = now
+
+  def move(self, of: str, to: str, seconds: float) -> None:
+    """Counts seconds of one phase as those of another."""
+    self.seconds[of] -= seconds
+    self.seconds[to] += seconds
 
 
 def speed(lab: Lab, batch: Batch, rollout: Rollout, tokens: int, seconds: dict[str, float]
