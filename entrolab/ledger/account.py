@@ -84,13 +84,13 @@ def entries(of_tokens: Effects, slope: Any, made: adamw.Step, moment: Any, param
       falls = of_tokens.adv < 0.0
       out[POSITIVE] = jnp.where(falls, 0.0, effect).sum()
       out[NEGATIVE] = jnp.where(falls, effect, 0.0).sum()
-  impulse = sum(out.values(), jnp.float32(0.0))
+  impulse = jnp.stack(list(out.values())).sum()
   carried = inner(jax.tree.map(lambda p, h: p * h, made.preconditioner, slope), moment)
   out["clipping"] = (made.clip - 1.0) * impulse
   out["momentum"] = (-made.rate * made.carried * carried
                      + (made.fresh - 1.0) * made.clip * impulse)
   out["weight_decay"] = -made.rate * made.decay * inner(slope, params)
-  out["rest"] = measured - sum(out.values(), jnp.float32(0.0))
+  out["rest"] = measured - jnp.stack(list(out.values())).sum()
   return {**out, "measured": measured}
 
 

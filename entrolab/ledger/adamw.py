@@ -45,12 +45,12 @@ def step(opt: optax.OptState, norm: Float[Array, ""], *, schedule: Callable[[Arr
   """
   adam = _of_adam(opt)
   count: Int[Array, ""] = adam.count  # t
-  correction = 1.0 - jnp.float32(b2) ** count.astype(jnp.float32)
-  corrected = 1.0 - jnp.float32(b1) ** count.astype(jnp.float32)
-  preconditioner = jax.tree.map(lambda v: 1.0 / (jnp.sqrt(v / correction) + eps), adam.nu)
-  rate = jnp.asarray(schedule(count - 1), jnp.float32)
+  corrected = 1.0 - b1**count
+  preconditioner = jax.tree.map(lambda v: 1.0 / (jnp.sqrt(v) + eps),
+                                optax.tree.bias_correction(adam.nu, b2, count))
+  rate = jnp.asarray(schedule(count - 1))
   # optax: g / norm * clip_norm where the norm is larger
-  clip = jnp.where(norm < clip_norm, 1.0, clip_norm / norm) if clip_norm else jnp.float32(1.0)
+  clip = jnp.where(norm < clip_norm, 1.0, clip_norm / norm) if clip_norm else jnp.ones_like(norm)
   return Step(rate, preconditioner, b1 / corrected, (1.0 - b1) / corrected, clip, weight_decay)
 
 
