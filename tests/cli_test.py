@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_and_the_same_command_has_nothing_left_to_train(
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [0, 1, 2, 2]
   for name in ("entropy/exact", "entropy/sequence", "entropy/surprisal", "entropy/truncated@0.8",
-               "entropy/measured", "entropy/predicted", "method/tokens_changed",
+               "entropy/measured", "theory/covariance", "method/tokens_changed",
                "rollout/groups_with_signal", "sampling/logp_difference/max", "reward/unknown",
                "tokens", "seconds"):
     assert isinstance(lines[1][name], float | int), name

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from entrolab.trainer import log, report
@@ -19,7 +20,7 @@ def make(folder, steps=14, text="3*5", **extra):
   for step in range(1, steps + 1):
     rows.append({"step": step, "reward/mean": 0.1 * (step % 5), "reward/accuracy": 0.3,
                  "entropy/exact": 1.0 / step, "entropy/surprisal": None, "train/grad_norm": 1.0,
-                 "entropy/predicted": -0.01 * step, "entropy/measured": -0.02 * step, **extra})
+                 "theory/covariance": -0.01 * step, "entropy/measured": -0.02 * step, **extra})
   rows.append({"step": steps, **evals})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   row = {"step": 1, "prompt": text, "answer": text, "tokens": [text, "</code>"], "ids": [1, 2],
@@ -32,7 +33,7 @@ def make(folder, steps=14, text="3*5", **extra):
 def test_it_is_one_file_without_scripts_or_links(tmp_path):
   page = report.write(make(tmp_path / "run")).read_text()
   assert not re.search(r"<script|<link|<iframe|src=|href=\"http|url\(http|@import", page)
-  assert page.count("<svg") >= 5 and "correlation 1.00, measured = 2.0 x predicted" in page
+  assert page.count("<svg") >= 5 and "correlation 1.00, measured = 2.0 x theory" in page
   assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -93,3 +94,30 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("")
   with pytest.raises(ValueError, match="has no line yet"):
     report.write(tmp_path)
+
+
+def test_the_account_is_drawn_with_its_sums_and_every_class(tmp_path):
+  """Three accounted steps of fourteen: running sums in the legend, tokens in the fields."""
+  run = make(tmp_path / "run")
+  path = run / "metrics.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  cell = np.arange(32.0).reshape(2, 2, 4, 2)
+  for row in rows:
+    if "reward/mean" in row and row["step"] in (5, 10, 14):
+      row |= {"ledger/surrogate_positive": -0.02, "ledger/momentum": 0.005, "ledger/rest": 0.001,
+              "ledger/weight_decay": 0.0, "ledger/measured": -0.014, "ledger/explained": 0.93,
+              "ledger/own/measured": -0.5, "ledger/table/effect": (1e-6 * cell).tolist(),
+              "ledger/table/tokens": np.full(cell.shape, 2.0).tolist()}
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  page = report.write(run).read_text()
+  assert "Account of entropy, 3 of 14 steps accounted for" in page
+  for text in ("surrogate_positive -0.0600", "momentum +0.0150", "rest +0.0030",
+               "measured -0.0420"):
+    assert text in page, text
+  assert "weight_decay" not in page.split("<svg")[1]  # an entry of nothing is not drawn
+  # the cell (A < 0, unlikely, lowest quarter): effects 0 and 1 of 2 tokens each, three times
+  assert ">+0.25<" in page and ">12<" in page
+
+
+def test_a_run_without_accounts_has_no_picture_of_them(tmp_path):
+  assert "Account of entropy" not in report.write(make(tmp_path / "run")).read_text()

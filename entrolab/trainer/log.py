@@ -25,7 +25,8 @@ WALL = ("seconds", "timing_s/", "rollout/tokens_per_second", "rollout/roofline",
         "rollout/recompilations")
 SHOWN = 16  # prompts of a step whose responses are written
 LEGEND = (
-    "each step: accuracy of its responses; entropy, nats a token (its change by the updates);\n"
+    "each step: accuracy of its responses; entropy, nats a token (its change by the updates, and\n"
+    "  how much of it the ledger explains, where one is kept);\n"
     "  learning signal, groups of unequal rewards; tokens changed, those on which the method acts")
 
 
@@ -155,6 +156,8 @@ def line(step: int, steps: int, m: Metrics, seconds: float) -> str:
   change = ""
   if "entropy/measured" in m:
     change = f" ({m['entropy/measured']:+.4f})"
+  if "ledger/measured" in m:
+    change = f" ({m['ledger/measured']:+.4f}, {m['ledger/explained']:.1%} explained)"
   minutes, rest = divmod(int(seconds), 60)
   length = m["response_length/mean"]
   changed = m["method/tokens_changed"]

@@ -7,6 +7,8 @@ from absl import logging
 
 # new -> old
 FORMER_NAMES = {
+    "theory/covariance": "entropy/predicted",
+    "theory/logit_step": "entropy/logit_step",
     "response_length/mean": "rollout/length",
     "reward/accuracy": "reward/right",
     "sampling/logp_difference/max": "rollout/logp_gap",

@@ -15,6 +15,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
+from entrolab.trainer import report_ledger
 from entrolab.trainer.files import write_text
 from entrolab.trainer.names import under_current_names
 
@@ -156,28 +157,34 @@ def _pass(ax: Axes, runs: Sequence[Run]) -> bool:
   return drawn > 0
 
 
-def _change(ax: Axes, runs: Sequence[Run]) -> bool:
+def _theory(ax: Axes, runs: Sequence[Run]) -> bool:
   done = False
   for run, colour in zip(runs, COLOURS, strict=False):
-    pairs = [(r["entropy/predicted"], r["entropy/measured"]) for r in run.rows
-             if r.get("entropy/predicted") is not None and r.get("entropy/measured") is not None]
+    pairs = [(r["theory/covariance"], r["entropy/measured"]) for r in run.rows
+             if r.get("theory/covariance") is not None and r.get("entropy/measured") is not None]
     if len(pairs) < 2:
       continue
     x, y = np.asarray(pairs).T
     fit = "no correlation: one of them does not vary"
     if x.std() > 0 and y.std() > 0:
       slope = float((x * y).sum() / (x * x).sum())
-      fit = f"correlation {np.corrcoef(x, y)[0, 1]:.2f}, measured = {slope:.1f} x predicted"
+      fit = f"correlation {np.corrcoef(x, y)[0, 1]:.2f}, measured = {slope:.1f} x theory"
     ax.scatter(x, y, s=14, alpha=0.7, color=colour,
                label=f"{run.label}: {fit}" if len(runs) > 1 else fit)
     done = True
   if done:
     ax.axline((0, 0), slope=1, color="#888888", linewidth=0.9, linestyle="--")
     ax.legend(frameon=False, fontsize=8.5)
-  ax.set_title("Change of entropy by the updates of a step")
-  ax.set_xlabel("predicted, nats (dashed: equal)")
+  ax.set_title("Tested: a token moves the entropy of its own state alone")
+  ax.set_xlabel("change by that theory, nats (dashed: as measured)")
   ax.set_ylabel("measured, nats")
   return done
+
+
+def _of_one(draw: Callable[[Axes, report_ledger.Rows], bool]
+            ) -> Callable[[Axes, Sequence[Run]], bool]:
+  """A picture of the steps of one run; none where several are compared."""
+  return lambda ax, runs: len(runs) == 1 and draw(ax, runs[0].rows)
 
 
 def _simple(metric: str, title: str, unit: str) -> Callable[[Axes, Sequence[Run]], bool]:
@@ -190,7 +197,8 @@ def _control(ax: Axes, runs: Sequence[Run]) -> bool:
 
 
 PICTURES = {
-    "entropy": _entropy, "reward": _reward, "pass": _pass, "change": _change,
+    "account": _of_one(report_ledger.running_account), "entropy": _entropy, "reward": _reward,
+    "pass": _pass, "classes": _of_one(report_ledger.classes), "theory": _theory,
     "changed": _simple("method/tokens_changed", "Tokens that the method changed", "share"),
     "length": _simple("response_length/mean", "Length of responses", "tokens"),
     "gradient": _simple("train/grad_norm", "Gradient norm before clipping", "norm"),
@@ -215,10 +223,10 @@ def pictures(runs: list[Run]) -> dict[str, str]:
 
 
 def poster(runs: list[Run], path: pathlib.Path) -> None:
-  """Entropy, pass@k, reward and change of entropy, as one PNG."""
+  """Entropy, pass@k, reward and the tested theory of its change, as one PNG."""
   with plt.rc_context({**STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), layout="constrained")
-    for ax, draw in zip(axes.flat, (_entropy, _pass, _reward, _change), strict=True):
+    for ax, draw in zip(axes.flat, (_entropy, _pass, _reward, _theory), strict=True):
       draw(ax, runs)
     figure.suptitle(", ".join(run.label for run in runs), x=0.01, ha="left", fontsize=13)
     figure.savefig(path, dpi=110, metadata={"Software": None})
