@@ -9,14 +9,13 @@ so that, given P and c, which depend on g themselves, the step that was made is 
 gradient g is a sum of, the moment m' of earlier updates, and the parameters theta.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from entrolab.typing import Array, Float, Int
+from entrolab.typing import Array, Float
 
 
 class Step(NamedTuple):
@@ -37,14 +36,14 @@ def moment(opt: optax.OptState) -> Any:
   return _of_adam(opt).mu
 
 
-def step(opt: optax.OptState, norm: Float[Array, ""], *, schedule: Callable[[Array], Array],
+def step(opt: optax.OptState, norm: Float[Array, ""], *, schedule: optax.Schedule,
          b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> Step:
   """The update after which the optimiser's state is `opt`.
 
   norm: of the whole gradient before the clip. schedule: count of earlier updates -> eta.
   """
   adam = _of_adam(opt)
-  count: Int[Array, ""] = adam.count  # t
+  count = jnp.asarray(adam.count)  # t
   corrected = 1.0 - b1**count
   preconditioner = jax.tree.map(lambda v: 1.0 / (jnp.sqrt(v) + eps),
                                 optax.tree.bias_correction(adam.nu, b2, count))
