@@ -66,6 +66,8 @@ class Ledger:
   # 1: the gradient of the entropy at the start of an update; 2: its mean at both ends, which leaves
   # less unexplained and takes another gradient an update
   order: int = 2
+  # pairs of backward passes over the first update, of which locality is estimated; 0: it is not
+  probes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,10 @@ class Experiment:
       raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
     check(self.rollout, s, jax.process_count())
     ledger = self.ledger
-    if ledger.every < 0 or ledger.states < 1 or ledger.order not in (1, 2):
-      raise ValueError(f"{ledger}: every from 0 (none), states from 1, order 1 or 2")
+    if (ledger.every < 0 or ledger.states < 1 or ledger.order not in (1, 2) or ledger.probes < 0
+        or ledger.probes == 1):
+      raise ValueError(f"{ledger}: every from 0 (none), states from 1, order 1 or 2, probes 0 "
+                       "(none) or from 2, whose spread is the standard error")
     self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "

@@ -23,6 +23,7 @@ from entrolab import control, keys, microbatch, sharding
 from entrolab.batch import Batch
 from entrolab.experiment import Experiment
 from entrolab.ledger import account, adamw
+from entrolab.ledger.locality import Locality, locality
 from entrolab.models.transformer import Params
 from entrolab.rollout.engine import Engine
 from entrolab.statistics import Spec
@@ -72,13 +73,15 @@ def fresh_states(engine: Engine, params: Params, problems: Sequence[Example], ke
 class StepLedger:
   """The accounts of one step, update by update; `totals` are its metrics."""
 
-  def __init__(self, ledger: "EntropyLedger", params: Params, states: Batch):
+  def __init__(self, ledger: "EntropyLedger", params: Params, states: Batch, key: jax.Array):
     self.ledger = ledger
+    self.key = key  # of the probes of locality
     self.states = states
     self.start = ledger.slope(params, states)  # at the start of the next update
     self.fresh: list[dict[str, Array]] = []  # accounts, one an update
     self.own: list[dict[str, Array]] = []
     self.tables: list[tuple[Array, Array]] = []
+    self.locality: dict[str, Array] = {}  # of the first update
     self.seconds = 0.0  # that the accounts took
 
   def add(self, before: Before, state: State, norm: Array, rows: Batch,
@@ -95,6 +98,8 @@ class StepLedger:
     accounts = ledger.account(before, state.opt, norm, rows, (self.start, end), plan)
     self.fresh.append(accounts[0])
     self.tables.append(accounts[1])
+    if ledger.probes and not self.locality:
+      self.locality = ledger.locality(before, state.opt, norm, rows, plan, self.key)._asdict()
     self.own.append(ledger.account(before, state.opt, norm, rows, own, plan)[0])
     self.start = end
     jax.block_until_ready(self.own[-1])
@@ -114,6 +119,9 @@ class StepLedger:
     if self.tables:
       effect, tokens = (np.sum([np.asarray(t[i]) for t in self.tables], axis=0) for i in (0, 1))
       out |= {"ledger/table/effect": effect, "ledger/table/tokens": tokens}
+    if self.locality:
+      out |= {"ledger/locality": float(self.locality["share"]),
+              "ledger/locality_error": float(self.locality["error"])}
     return out
 
 
@@ -124,12 +132,14 @@ class EntropyLedger:
     self.learner = learner
     self.order = learner.experiment.ledger.order
     self.slope = jax.jit(self._slope)
+    self.probes = learner.experiment.ledger.probes
     self.account = jax.jit(self._account)
+    self.locality = jax.jit(self._locality)
     self.copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-  def open(self, params: Params, states: Batch) -> StepLedger:
-    """The ledger of one step, at the policy before its updates."""
-    return StepLedger(self, params, states)
+  def open(self, params: Params, states: Batch, key: jax.Array) -> StepLedger:
+    """The ledger of one step, at the policy before its updates; key: of the step."""
+    return StepLedger(self, params, states, key)
 
   def before(self, state: State) -> Before:
     """A copy of what an account reads of a state that is about to be donated."""
@@ -167,9 +177,7 @@ class EntropyLedger:
                ends: tuple[Slope, Slope], plan: packing.Plan | None
                ) -> tuple[dict[str, Array], tuple[Array, Array]]:
     """(entries, table) of one update. ends: entropy and gradient before and after it."""
-    t = self.learner.experiment.training
-    made = adamw.step(opt, norm, schedule=rate(t), b1=t.b1, b2=t.b2, eps=t.eps,
-                      weight_decay=t.weight_decay, clip_norm=t.clip_norm)
+    made = self._made(opt, norm)
     start, end = ends
     slope = start.gradient
     if self.order == 2:
@@ -180,6 +188,40 @@ class EntropyLedger:
     entries = account.entries(of_tokens, slope, made, before.moment, before.params,
                               end.entropy - start.entropy)
     return entries, account.table(of_tokens, rows, live)
+
+  def _made(self, opt: optax.OptState, norm: Array) -> adamw.Step:
+    """The update after which the optimiser's state is `opt`."""
+    t = self.learner.experiment.training
+    return adamw.step(opt, norm, schedule=rate(t), b1=t.b1, b2=t.b2, eps=t.eps,
+                      weight_decay=t.weight_decay, clip_norm=t.clip_norm)
+
+  def _locality(self, before: Before, opt: optax.OptState, norm: Array, rows: Batch,
+                plan: packing.Plan | None, key: jax.Array) -> Locality:
+    """Of the update on its own rows; weights and scales stand still, as in its gradient."""
+    learner, objective = self.learner, self.learner.objective
+    micro = learner.experiment.training.micro
+    rows, order = packing.with_start(learner.with_noise(rows, before.step), plan)
+    spec = objective.statistics
+
+    def columns(part, live):
+      old = {"old_logp": live["logp"], "old_entropy": live["entropy"]}
+      return {**part.columns(), **before.control, **live,
+              **(jax.lax.stop_gradient(old) if learner.on_policy else {})}
+
+    parts = microbatch.split(rows, micro, order)
+    live = jax.lax.map(lambda part: learner.statistics(before.params, part, spec, plan), parts)
+    scored = objective.score(columns(rows, microbatch.merge(live, order)))
+    by_row = {name: x for name, x in scored.items() if x is not None and x.ndim}
+    others = {name: x for name, x in scored.items() if name not in by_row}
+
+    def per_token(params, part_and_scored):
+      part, scored = part_and_scored
+      live = learner.statistics(params, part, spec, plan)
+      losses = objective.tokens(columns(part, live), {**others, **scored})
+      return jnp.where(part.mask, live["entropy"], 0.0), jnp.stack(list(losses.values())).sum(0)
+
+    return locality(per_token, before.params, (parts, microbatch.split(by_row, micro, order)),
+                    self._made(opt, norm).preconditioner, key, self.probes)
 
   def _effects(self, before: Before, along: Params, rows: Batch, plan: packing.Plan | None
                ) -> tuple[account.Effects, dict[str, Array]]:

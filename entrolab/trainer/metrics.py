@@ -63,9 +63,11 @@ def _deviation(x: Float[Array, " B"]) -> Float[Array, ""]:
 
 def logp_difference(logp: Float[Array, "B T"], sampler_logp: Float[Array, "B T"],
                     mask: Bool[Array, "B T"]) -> dict[str, Array]:
-  """|log-prob of the trainer - log-prob of the sampler| at the same parameters, nats."""
+  """|log-prob of the trainer - log-prob of the sampler| at the same parameters, nats; and how many
+  tokens have one at all, in the last bit already."""
   difference = jnp.where(mask, jnp.abs(logp - sampler_logp), 0.0)
-  return {"sampling/logp_difference/max": difference.max(),
+  return {"sampling/logp_difference/count": (difference > 0.0).sum(),
+          "sampling/logp_difference/max": difference.max(),
           "sampling/logp_difference/mean": masked_mean(difference, mask)}
 
 

@@ -20,7 +20,7 @@ def entries(rows: Rows) -> list[str]:
   """Names of the entries that add up to `ledger/measured`, the largest first."""
   names = {name for row in rows for name in row
            if name.startswith("ledger/") and name.count("/") == 1}
-  names -= {"ledger/measured", "ledger/explained"}
+  names -= {"ledger/measured", "ledger/explained", "ledger/locality", "ledger/locality_error"}
   weight = lambda name: sum(abs(row.get(name) or 0.0) for row in rows)
   return sorted((name for name in names if weight(name) > 0.0), key=weight, reverse=True)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from entrolab import row_groups, sharding
+from entrolab import keys, row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips, flops
 from entrolab.experiment import Experiment
@@ -286,7 +286,7 @@ def opened_ledger(lab: Lab, state: State, step: int) -> StepLedger | None:
     return None
   states = fresh_states(lab.engine, lab.learner.serve(state.params), lab.problems, lab.key, step,
                         lab.experiment)
-  return lab.ledger.open(state.params, states)
+  return lab.ledger.open(state.params, states, jax.random.fold_in(keys.ledger(lab.key), step))
 
 
 # ---- What it cost ------------------------------------------------------------------------------
