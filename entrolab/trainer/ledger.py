@@ -7,6 +7,7 @@ smaller than a test error. Nothing here changes the run: states have keys of the
 state is copied before a step donates it.
 """
 
+import copy
 import dataclasses
 import math
 import time
@@ -129,7 +130,10 @@ class EntropyLedger:
   """The jitted functions of the ledger of a run."""
 
   def __init__(self, learner: Learner):
-    self.learner = learner
+    # in float32 whatever the run trains in: a change of entropy is a small difference of two large
+    # numbers, and what the rounding of bfloat16 did to a gradient belongs to the rest
+    self.learner = copy.copy(learner)
+    self.learner.config = dataclasses.replace(learner.config, dtype="float32")
     self.order = learner.experiment.ledger.order
     self.slope = jax.jit(self._slope)
     self.probes = learner.experiment.ledger.probes
