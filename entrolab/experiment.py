@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 
+from entrolab import domains
 from entrolab.follow import MAX_TOKENS, SAMPLES, UPDATES, filled
 from entrolab.objective import Objective
 from entrolab.rollout.strategy import Sampling, Strategy, check
@@ -65,7 +66,7 @@ class Ledger:
   states: int = 32
   # 1: the gradient of the entropy at the start of an update; 2: its mean at both ends, which leaves
   # less unexplained and takes another gradient an update
-  order: int = 2
+  order: Literal[1, 2] = 2
   # pairs of backward passes over the first update, of which locality is estimated; 0: it is not
   probes: int = 0
 
@@ -108,8 +109,7 @@ REPEATS = {"size": (SAMPLES, "a group is the samples of one prompt; write size=f
                                       "max_tokens=follow.MAX_TOKENS"),
            "updates": (UPDATES, "optimiser steps of a rollout; write "
                                 "updates=follow.UPDATES.fill(preset)")}
-# values that name no number: the width of the batch, the whole rollout, no centring
-NONE_NAMED = (("length", 0), ("over", 0), ("over", None))
+NONE_NAMED = {"length": 0, "over": 0}  # the width of the batch, the whole rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +132,12 @@ class Experiment:
 
   def __post_init__(self) -> None:
     s, t = self.sampling, self.training
-    for name, value in (("sampling.prompts", s.prompts), ("sampling.samples", s.samples),
-                        ("sampling.max_tokens", s.max_tokens), ("training.updates", t.updates),
-                        ("training.micro", t.micro)):
-      if value < 1:
-        raise ValueError(f"{name}={value}: at least 1")
-    if s.weights not in ("model", "int8"):
-      raise ValueError(f"sampling.weights={s.weights!r}; choices: model, int8")
+    # before anything computes with them; the objective and the strategy get some numbers from here
+    for part in ("sampling", "training", "evaluation", "saving", "ledger", "mesh", "reference"):
+      domains.check(getattr(self, part), part)
+    self._fill_in()
+    domains.check(self)
     check(self.rollout, s, jax.process_count())
-    ledger = self.ledger
-    if (ledger.every < 0 or ledger.states < 1 or ledger.order not in (1, 2) or ledger.probes < 0
-        or ledger.probes == 1):
-      raise ValueError(f"{ledger}: every from 0 (none), states from 1, order 1 or 2, probes 0 "
-                       "(none) or from 2, whose spread is the standard error")
     self._check_ahead()
     if not 0 <= s.slots <= s.prompts * s.samples:
       raise ValueError(f"sampling.slots={s.slots}: 0 (all rows at once) to {s.prompts} prompts x "
@@ -162,7 +155,7 @@ class Experiment:
     if over:
       raise ValueError(f"evaluation.ks={self.evaluation.ks}: pass@{over[0]} needs at least that "
                        f"many samples, have {self.evaluation.samples}")
-    self._fill_in()
+    self.rollout.further_rows(s.samples, t.updates, t.micro)
 
   def _fill_in(self) -> None:
     """Puts the numbers of this experiment where terms, controllers and strategy follow them.
@@ -178,16 +171,13 @@ class Experiment:
       for name in REPEATS.keys() & values.keys():
         number, why = REPEATS[name]
         want = number.fill(self)
-        if values[name] != want and (name, values[name]) not in NONE_NAMED:
+        numeric = isinstance(values[name], int | float)  # a word of this name is a choice
+        if numeric and values[name] not in (want, NONE_NAMED.get(name)):
           raise ValueError(f"{where}({name}={values[name]}) but {number}={want}: {why}")
-    t = self.training
-    self.rollout.further_rows(self.sampling.samples, t.updates, t.micro)
 
   def _check_ahead(self) -> None:
     """Raises ValueError for responses of the step before that nothing corrects."""
     s, t = self.sampling, self.training
-    if s.ahead not in (0, 1):
-      raise ValueError(f"sampling.ahead={s.ahead}; choices: 0 (responses of the current policy), 1")
     if s.ahead and t.old_logp == "trainer" and not any(
         slot == "weight" and "sampled_logp" in bound.reads
         for slot, bound in self.objective.terms()):

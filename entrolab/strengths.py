@@ -100,6 +100,8 @@ TABLE: dict[str, dict[str, Strength]] = {
         "branches": Strength(3, 3, "run_cure_stage_1.sh: n2"),
         "most": Strength(4, 20, "run_cure_stage_1.sh: critical_top_k"),
         "until": Strength(20, 300, "run_cure_stage_2.sh: its checkpoint is global_step_300"),
+        "verify": Strength("whole", "continuation", "dapo_ray_trainer.py: rows of their own"),
+        "cuts": Strength("signs", "words", "dapo_ray_trainer.py: decoded length above 1"),
         "refills": Strength(2, 9, "dapo_ray_trainer.py: at most 10 batches, the first included")},
     "dapo": {
         "high": Strength(0.28, 0.28, "docs/algo/dapo.md: clip_ratio_high"),

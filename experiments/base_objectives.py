@@ -5,9 +5,8 @@
 Names: cispo (arXiv:2506.13585), gmpo (2507.20673), gpg (2504.02546), gspo (2507.18071), lite_ppo
 (2508.08221), opo (2505.23585), opsm (2512.02556), otb (2602.07078), passk (2503.19595),
 reinforce_pp (2501.03262), remax (2310.10505), rloo (2402.14740), sapo (2511.20347); `corrected`
-weighs GRPO by the sampler-trainer ratio. GSPO and GMPO keep their published ranges.
-Expect (GSPO, seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.472 [0.428, 0.516], pass@16
-0.863 -> 0.828, entropy 0.310 -> 0.262 (GRPO: 0.242).
+weighs GRPO by the sampler-trainer ratio. Expect (GSPO, seed 0, 256 problems, 95 % intervals):
+pass@1 0.400 -> 0.472 [0.428, 0.516], pass@16 0.863 -> 0.828, entropy 0.310 -> 0.262 (GRPO: 0.242).
 """
 
 from entrolab import aggregate, presets  # noqa: I001
@@ -22,8 +21,7 @@ from entrolab.rollout.plain import Plain
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
                objective: str = "gspo", threshold: float | None = None) -> Experiment:
-  """objective: one of the names above; what a line leaves out is GRPO's with PPO's clip.
-  threshold: of OPSM, nats."""
+  """objective: one of the names above, else as GRPO with PPO's clip; threshold: OPSM's, nats."""
   base = presets.get(preset)
   k = base.strengths("base_objectives", threshold=threshold)
   group, rows = dict(size=SAMPLES), term(aggregate.sequence_mean)
@@ -46,8 +44,7 @@ def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0,
   }
   if objective not in lines:
     raise ValueError(f"objective={objective!r}; choices: {', '.join(lines)}")
-  grpo_with_clip = dict(reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
-                        advantage=term(grpo.group_advantage, **group))
-  rollout = Greedy() if objective == "remax" else Plain()
-  return base.experiment(objective, Objective(**{**grpo_with_clip, **lines[objective]}),
-                         seed=seed, steps=steps, rollout=rollout, taken=k.taken)
+  parts = dict(reward=term(grpo.outcome), surrogate=term(ppo.clipped_ratio),
+               advantage=term(grpo.group_advantage, **group)) | lines[objective]
+  return base.experiment(objective, Objective(**parts), seed=seed, steps=steps, taken=k.taken,
+                         rollout=Greedy() if objective == "remax" else Plain())

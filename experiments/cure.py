@@ -7,9 +7,8 @@ penalty for overlong answers, groups without a learning signal replaced.
 
   python -m entrolab.main --config=experiments/cure.py:until=30
 
-The official verifier reads the continuation alone. In countdown that is the rest of a chain, which
-cannot be right without its first steps: here it reads prefix and continuation. Its filter admits
-words of two letters or more; here every sign is a step, so that it admits all of them.
+Officially the verifier reads the continuation alone, and cuts are at words of two letters or more.
+In countdown a chain needs its first steps, and each sign is one: there verify=whole, cuts=signs.
 Expect (seed 0, 256 problems, 95 % intervals): pass@1 0.400 -> 0.476 [0.431, 0.521], pass@16 0.863
 -> 0.820, entropy 0.310 -> 0.261 nats (GRPO: 0.242).
 Three seeds, without refills, after 112,507 sampled tokens: held-out entropy 0.283 in stage 1, 0.273
@@ -23,22 +22,22 @@ from entrolab.experiment import Experiment
 from entrolab.follow import BUFFER, MAX_TOKENS, SAMPLES
 from entrolab.methods import dapo, grpo, ppo
 from entrolab.objective import Objective, term
-from entrolab.rollout.branch import PREFIX, Choose, Cure, originals_of, visible
+from entrolab.rollout.branch import CUTS, PREFIX, Choose, Cure, originals_of
 from entrolab.rollout.switch import Switch
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals: int | None = None,
                branches: int | None = None, most: int | None = None, until: int | None = None,
-               choose: Choose = "entropy", refills: int | None = None) -> Experiment:
-  """most: candidates a response; choose: entropy or random; until: steps of stage 1."""
+               choose: Choose = "entropy", verify: str | None = None, cuts: str | None = None,
+               refills: int | None = None) -> Experiment:
   base = presets.get(preset)
   k = base.strengths("cure", originals=originals, branches=branches, most=most, until=until,
-                     refills=refills)
+                     verify=verify, cuts=cuts, refills=refills)
   longest = base.sampling.max_tokens + max(base.sampling.max_tokens // 4, 1)
   sampling = dict(samples=k.originals * (1 + k.branches), refills=k.refills, max_tokens=longest)
   base = dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, **sampling))
   stage1 = Cure(originals_of(k.branches).fill(base), k.branches, most=k.most, choose=choose,
-                verify="whole", admissible=visible, room=PREFIX.fill(base))
+                verify=k.verify, admissible=CUTS[k.cuts], room=PREFIX.fill(base))
   stage2 = dataclasses.replace(stage1, originals=SAMPLES.fill(base), branches=0)
   overlong = term(dapo.overlong, max_tokens=MAX_TOKENS, buffer=BUFFER)
   objective = Objective(reward=(term(grpo.outcome, wrong=-1.0), overlong),

@@ -86,11 +86,34 @@ def test_explain_names_what_cannot_act():
   assert "kl_cov" not in " ".join(explain.warnings(config.load("experiments/kl_cov.py")))
   said = " ".join(explain.warnings(config.load("experiments/clip_cov.py:fraction=2e-4")))
   assert "selects less than one of at most 1152 tokens of an update" in said
+  said = " ".join(explain.warnings(config.load("experiments/toy.py", (
+      *one, "training.old_logp=sampler"))))
+  assert "every ratio is exactly 1" not in said  # the sampler's log-probs are rounded otherwise
   toy = config.load("experiments/toy.py")
   single = dataclasses.replace(toy.sampling, samples=1)
   objective = dataclasses.replace(toy.objective, advantage=())
   made = dataclasses.replace(toy, sampling=single, objective=objective)
   assert "groups of size 1" in " ".join(explain.warnings(made))
+
+
+@pytest.mark.parametrize("recipe, overrides, said", [
+    ("toy", ("sampling.temperature=0.5",), "sampling.temperature=0.5: responses are drawn from "
+     "another distribution than the one that is learned, which has temperature 1 and all tokens"),
+    ("toy", ("sampling.temperature=0",), "sampling.temperature=0: "),
+    ("toy", ("sampling.top_p=0.9", "sampling.top_k=5"), "sampling.top_p=0.9, sampling.top_k=5: "),
+    ("toy", ("objective.vocab.temperature=0.5",), "sampling.temperature=1: "),
+    ("t1", (), "sampling.temperature=1.2: "),
+    ("toy", (), None), ("siren", (), None),
+    ("toy", ("sampling.temperature=0.5", "objective.vocab.temperature=0.5"), None),
+    # of what is only measured
+    ("toy", ("evaluation.temperature=0.6", "evaluation.top_p=0.7"), None),
+    ("siren:preset=qwen2.5-math-7b", (), None)])
+def test_sampling_from_another_distribution_than_the_learned_one_is_said(recipe, overrides, said):
+  name, _, knobs = recipe.partition(":")
+  notes = explain.warnings(config.load(f"experiments/{name}.py:{knobs}", overrides))
+  found = [note for note in notes if "another distribution" in note]
+  assert bool(found) == (said is not None)
+  assert said is None or found[0].startswith(said)
 
 
 HASHES = pathlib.Path(__file__).parent / "golden/config_hashes.json"

@@ -65,6 +65,9 @@ def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
   return allowed
 
 
+CUTS = {"words": cure.admissible, "signs": visible}  # by what tokens may be cut at
+
+
 @functools.lru_cache(maxsize=4)
 def _table(tokenizer: Tokenizer, special: tuple[int, ...], admissible: Callable) -> np.ndarray:
   """`admissible` of every token; read once, as a vocabulary may be large."""

@@ -79,6 +79,26 @@ def _is_zero(bound: Term, columns: Mapping[str, jax.Array]) -> bool:
   return bool(value == 0.0) and not bool(jnp.any(grad)) and not silent
 
 
+def another_distribution(experiment: Experiment) -> list[str]:
+  """What is said where responses are drawn from another distribution than the one whose log-probs
+  the objective reads; nothing where they are the same."""
+  s = experiment.sampling
+  measured = experiment.objective.vocab.temperature
+  other = []
+  if s.temperature != measured:
+    other.append(f"sampling.temperature={s.temperature:g}")
+  if s.top_p != 1.0:
+    other.append(f"sampling.top_p={s.top_p:g}")
+  if s.top_k:
+    other.append(f"sampling.top_k={s.top_k}")
+  if not other:
+    return []
+  return [f"{', '.join(other)}: responses are drawn from another distribution than the one that is "
+          f"learned, which has temperature {measured:g} and all tokens; log-probs, ratios, clips, "
+          "entropies and the gradient are those of the latter. objective.vocab.temperature sets "
+          "its temperature"]
+
+
 def warnings(experiment: Experiment) -> list[str]:
   """Sentences about parts of the objective that cannot act in this setting."""
   objective, s, t = experiment.objective, experiment.sampling, experiment.training
@@ -86,8 +106,10 @@ def warnings(experiment: Experiment) -> list[str]:
   if s.samples == 1 and "adv" in objective.reads:
     found.append("groups of size 1: an advantage relative to the group has no baseline; "
                  "set sampling.samples >= 2")
+  found += another_distribution(experiment)
   columns = _probe(objective, s.samples)
-  if t.updates == 1:
+  # where the trainer computes old_logp, it is that of the current policy until the first update
+  if t.updates == 1 and t.old_logp == "trainer":
     for entry in objective.penalties:
       if _is_zero(entry.value, columns):
         found.append(f"{entry.value.name} is identically zero with one update a rollout (the "
