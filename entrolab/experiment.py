@@ -60,9 +60,10 @@ class Evaluation:
 @dataclasses.dataclass(frozen=True)
 class Ledger:
   """When the change of entropy is accounted for, and on which states; changes nothing of a run."""
-  every: int = 20  # steps between accounts, all updates of a step; 0: none
+  every: int = 50  # steps between accounts, all updates of a step; 0: none
   # responses to held-out problems on whose states entropy is measured, rounded up to a whole number
-  # a problem of sampling.prompts; the error of the account falls with their square root
+  # a problem of sampling.prompts, and as many rows of an update beside them; the error of the
+  # account falls with their square root
   states: int = 32
   # 1: the gradient of the entropy at the start of an update; 2: its mean at both ends, which leaves
   # less unexplained and takes another gradient an update

@@ -1,7 +1,7 @@
 """The entropy ledger of a run: states to measure on, and the account of every update of a step.
 
 Entropy is measured on responses of the present policy to held-out problems, which no gradient has
-seen ("fresh"), and beside it on the rows of the update itself ("own"). The states of an update's
+seen ("fresh"), and beside it on rows of the update itself ("own"). The states of an update's
 rows share their noise with its gradient: the change on them is larger, as a training error is
 smaller than a test error. Nothing here changes the run: states have keys of their own, and the
 state is copied before a step donates it.
@@ -71,6 +71,15 @@ def fresh_states(engine: Engine, params: Params, problems: Sequence[Example], ke
   return engine.rollout(params, examples, keys.ledger(key), step, sampling).batch
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def thinned(rows: Batch, count: int, ways: int) -> Batch:
+  """Every k-th row, with the largest k that leaves at least `count`; each of `ways` devices keeps
+  as many of its own."""
+  total = rows.tokens.shape[0]
+  every = next(k for k in range(max(total // count, 1), 0, -1) if total // ways % k == 0)
+  return jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:])[:, 0], rows)
+
+
 class StepLedger:
   """The accounts of one step, update by update; `totals` are its metrics."""
 
@@ -95,7 +104,9 @@ class StepLedger:
     began = time.perf_counter()
     ledger = self.ledger
     end = ledger.slope(state.params, self.states)
-    own = ledger.slope(before.params, rows), ledger.slope(state.params, rows)
+    thin = thinned(rows, self.states.tokens.shape[0],
+                   sharding.row_devices(ledger.learner.mesh))
+    own = ledger.slope(before.params, thin), ledger.slope(state.params, thin)
     accounts = ledger.account(before, state.opt, norm, rows, (self.start, end), plan)
     self.fresh.append(accounts[0])
     self.tables.append(accounts[1])
