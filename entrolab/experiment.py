@@ -28,7 +28,9 @@ class Training:
   updates: int = 2  # optimiser steps a rollout
   micro: int = 1  # micro-batches an optimiser step
   lr: float = 5e-5  # after the warm-up
-  warmup: int = 10  # optimiser steps in which the learning rate rises from 0
+  # optimiser steps in which the learning rate rises from 0: update n of them, from 0, has the rate
+  # lr n / warmup, so that the first one moves nothing, as in transformers and verl
+  warmup: int = 10
   schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the rate after the warm-up
   clip_norm: float = 1.0  # of the whole gradient; 0: no clip
   weight_decay: float = 0.0  # of AdamW
@@ -175,6 +177,21 @@ class Experiment:
         numeric = isinstance(values[name], int | float)  # a word of this name is a choice
         if numeric and values[name] not in (want, NONE_NAMED.get(name)):
           raise ValueError(f"{where}({name}={values[name]}) but {number}={want}: {why}")
+
+  def evaluation_calls(self, ways: int) -> tuple[int, int]:
+    """(problems of one call of the engine, slots or 0) of an evaluation; ways: devices of its rows.
+
+    No more rows are decoded at once than in training: fewer problems a call, and where a problem
+    a device is still too much, slots, if the strategy has them.
+    """
+    s, e = self.sampling, self.evaluation
+    budget = s.slots or s.prompts * s.samples
+    problems = min(s.prompts, budget // e.samples) // ways * ways or ways
+    if s.slots:
+      problems = s.prompts
+    rows = problems * e.samples
+    slots = min(budget, rows) if s.slots or rows > budget else 0
+    return problems, slots if "slots" not in self.rollout.unsupported else 0
 
   def _check_ahead(self) -> None:
     """Raises ValueError for responses of the step before that nothing corrects."""

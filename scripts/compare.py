@@ -3,7 +3,7 @@
   python scripts/compare.py RUN [RUN ...] [--write README.md] [--html]
 
 The interval is Student's over seeds; a single seed has none. Before is the mean over all runs,
-whose first evaluation is of one policy on the problems of each seed.
+whose first evaluation is of one policy on the same problems, with the keys of each seed.
 """
 
 import argparse

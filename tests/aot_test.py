@@ -193,9 +193,9 @@ def test_a_search_counts_the_rounds_that_are_said():
 
 
 def test_chips_state_peaks_and_sources():
-  assert set(chips.CHIPS) == {"v4", "v5e", "v5p", "v6e", "A100", "H100"}
+  assert set(chips.CHIPS) == {"v4", "v5e", "v5p", "v6e", "v7x", "A100", "H100", "H200", "B200"}
   for chip in chips.CHIPS.values():
-    assert 1e14 < chip.flops < 1e15 and 1e10 < chip.memory < 2e11 and chip.source
+    assert 1e14 < chip.flops < 3e15 and 1e10 < chip.memory < 2e11 and chip.source
     assert chip.link < chip.bandwidth < 1e13
     assert 100 < chip.flops / chip.bandwidth < 600  # FLOPs a byte at the ridge
   with pytest.raises(ValueError, match="choices: v4, v5e, v5p, v6e, A100, H100"):

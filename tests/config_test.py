@@ -86,10 +86,18 @@ def test_explain_names_what_cannot_act():
   assert "kl_cov" not in " ".join(explain.warnings(config.load("experiments/kl_cov.py")))
   said = " ".join(explain.warnings(config.load("experiments/clip_cov.py:fraction=2e-4")))
   assert "selects less than one of at most 1152 tokens of an update" in said
-  said = " ".join(explain.warnings(config.load("experiments/toy.py", (
-      *one, "training.old_logp=sampler"))))
-  assert "every ratio is exactly 1" not in said  # the sampler's log-probs are rounded otherwise
+  ratio = "every ratio is exactly 1"
+  assert ratio in " ".join(explain.warnings(config.load("experiments/toy.py", one)))
+  for other in (("training.old_logp=sampler",), ("training.updates=2",)):
+    assert ratio not in " ".join(explain.warnings(config.load("experiments/toy.py",
+                                                              (*one, *other))))
   toy = config.load("experiments/toy.py")
+  assert explain.rates(toy.training) == (
+      "learning rate: 0 at the first of 240 updates, which moves nothing, 5e-05 after 20, then "
+      "constant")
+  falling = dataclasses.replace(toy.training, warmup=0, schedule="linear")
+  assert explain.rates(falling) == ("learning rate: 5e-05 from the first update, falling to 0 "
+                                    "(linear)")
   single = dataclasses.replace(toy.sampling, samples=1)
   objective = dataclasses.replace(toy.objective, advantage=())
   made = dataclasses.replace(toy, sampling=single, objective=objective)

@@ -14,7 +14,7 @@ from entrolab.tasks.arithmetic import Arithmetic, Kind
 from entrolab.tasks.countdown import Countdown
 from entrolab.tasks.gym import ReasoningGym
 from entrolab.tasks.task import Example, Lazy, drawn, operands
-from entrolab.tasks.written import Hub, Jsonl
+from entrolab.tasks.written import Choice, Hub, Jsonl
 from entrolab.trainer.data import Facts
 from entrolab.verify import choice, exact
 
@@ -308,6 +308,18 @@ def test_a_row_names_the_shape_of_its_choices(tmp_path):
           {"problem": "q", "answer": "A", "choices": "A) x"}]
   path = write(tmp_path / "c.jsonl", rows)
   with pytest.raises(ValueError, match="c.jsonl:2: choices 'A. x'; shapes: a list of texts"):
+    Jsonl(path, path, verifier=choice.verify).examples("train", 0)
+
+
+def test_a_question_with_twelve_choices_can_be_right(tmp_path):
+  row = {"problem": "Which?", "choices": TWELVE, "answer": "L"}
+  path = write(tmp_path / "twelve.jsonl", [row] * 2)
+  task = Jsonl(path, path, verifier=Choice("ABCDEFGHIJKL"))
+  example = task.examples("train", 0)[0]
+  assert [v.status for v in task.verify(["The answer is (L).", "(B)"], [example] * 2)
+          ] == ["right", "wrong"]
+  assert "verifier=Choice(letters='ABCDEFGHIJKL')" in repr(task)
+  with pytest.raises(ValueError, match="twelve.jsonl:1: answer 'L' is not one of ABCDE"):
     Jsonl(path, path, verifier=choice.verify).examples("train", 0)
 
 

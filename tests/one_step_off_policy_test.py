@@ -15,6 +15,7 @@ from entrolab.cost import chips, flops
 from entrolab.models import transformer
 from entrolab.rollout.plain import Plain
 from entrolab.trainer import loop
+from entrolab.trainer.learner import BEFORE
 from entrolab.trainer.log import WALL
 
 pytestmark = pytest.mark.usefixtures("compiled", "libraries_promote")
@@ -177,12 +178,25 @@ def test_the_floating_point_operations_are_those_of_the_compiled_model():
   assert prompts == own.forward(rows * 16 / 4, rows * 16 * 17 / 2 / 4, 0)
 
 
+def test_steps_that_are_not_measured_compute_no_more_than_they_report():
+  """Log-prob and entropy are the same to the bit whatever else is computed beside them."""
+  lab, state = lab_of(SMALL)
+  batch = lab.rollout(state, 0).batch
+  whole = lab.learner.forward(state.params, batch, BEFORE)
+  part = lab.learner.forward(state.params, batch, ("entropy", "logp"))
+  for name, values in part.items():
+    np.testing.assert_array_equal(np.asarray(values), np.asarray(whole[name]), err_msg=name)
+  assert {*part} == {"entropy", "logp"}
+
+
 def test_a_device_is_in_the_table_or_measured():
   kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p",
-           "TPU v6 lite": "v6e", "NVIDIA H100 80GB HBM3": "H100",
-           "NVIDIA A100-SXM4-80GB": "A100"}
+           "TPU v6 lite": "v6e", "NVIDIA H100 80GB HBM3": "H100", "TPU7x": "v7x",
+           "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H200": "H200", "NVIDIA B200": "B200"}
   for kind, name in kinds.items():
     assert chips.of([SimpleNamespace(device_kind=kind)]).name == name  # type: ignore
+  for other in ("NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB", "NVIDIA H100 NVL", "TPU v4 lite"):
+    assert other not in chips.KINDS  # of other rates than its namesake: measured
   found, half = chips.of(jax.devices()[:1]), chips.of(jax.devices()[:2])
   assert 0.2 < half.flops / found.flops < 1.2
   assert found.source == "measured" and 1e8 < found.flops < 1e13 and 1e7 < found.bandwidth < 1e12

@@ -44,6 +44,15 @@ def test_hostile_text_stays_text(tmp_path):
   assert "{{ 7*7 }}" in page
 
 
+def test_the_paired_change_of_the_last_evaluation_is_shown(tmp_path):
+  run = make(tmp_path / "run")
+  rows = (run / "metrics.jsonl").read_text().splitlines()
+  change = {f"eval/pass@1_change{end}": x for end, x in (("", 0.1), ("_low", 0.05), ("_high", 0.2))}
+  rows[-1] = json.dumps({**json.loads(rows[-1]), **change})
+  (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+  assert "paired change +0.100, +0.050 to +0.200" in report.write(run).read_text()
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path):
   run = make(tmp_path / "run")
   first = report.write(run).read_bytes()

@@ -32,7 +32,13 @@ CHIPS = {chip.name: chip for chip in (
     Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 3, "https://cloud.google.com/tpu/docs/v5p"),
     Chip("v6e", 918e12, 32 * GIB, 1600 * GB, 400 * GB, 2, "https://cloud.google.com/tpu/docs/v6e"),
     Chip("A100", 312e12, 80 * GIB, 2039 * GB, 300 * GB, 1, "NVIDIA A100 80GB SXM data sheet, 2021"),
-    Chip("H100", 989.4e12, 80 * GIB, 3350 * GB, 450 * GB, 1, "NVIDIA H100 SXM data sheet, 2023"))}
+    Chip("H100", 989.4e12, 80 * GIB, 3350 * GB, 450 * GB, 1, "NVIDIA H100 SXM data sheet, 2023"),
+    Chip("H200", 989.4e12, 141 * GB, 4800 * GB, 450 * GB, 1, "NVIDIA H200 SXM data sheet, 2024"),
+    Chip("B200", 2250e12, 180 * GB, 8000 * GB, 900 * GB, 1, "NVIDIA HGX B200 data sheet, 2025"),
+    # a chip of TPU7x is two devices for jax: each has half of 2307 TFLOPs, 192 GiB, 7380 GB/s, and
+    # of 600 GB/s one way
+    Chip("v7x", 1153.5e12, 96 * GIB, 3690 * GB, 300 * GB, 3,
+         "https://cloud.google.com/tpu/docs/tpu7x"))}
 
 
 def get(name: str) -> Chip:
@@ -42,25 +48,32 @@ def get(name: str) -> Chip:
   return CHIPS[name]
 
 
-KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e",
-         "NVIDIA A100": "A100", "NVIDIA H100": "H100"}  # how jax's device kinds begin
+# jax's device kinds, whole: an H100 PCIe or an A100 of 40 GB is another chip than its namesake
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+         "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "v7x",
+         "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200",
+         "NVIDIA B200": "B200"}
 
 
 def of(devices: Sequence[Any]) -> Chip:
   """The chip of devices that are alike; one that is not in CHIPS, such as a CPU, is measured."""
   kind = devices[0].device_kind
-  known = [start for start in KINDS if kind.startswith(start)]
-  if not known:
-    return measured(devices)
-  return get(KINDS[max(known, key=len)])  # "TPU v5 lite" begins with "TPU v5" too
+  return get(KINDS[kind]) if kind in KINDS else measured(devices)
 
 
-def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> Chip:
+def measured(devices: Sequence[Any], size: int = 0, megabytes: int = 0) -> Chip:
   """Rates measured on the first device, in about a quarter of a second.
 
-  flops: the best of five float32 matmuls of `size`; bandwidth and link: of five sums over an array
-  of `megabytes`. Devices of one CPU share its cores, so each gets its part of the rates.
+  flops: the best of five matmuls of `size`, in bfloat16 on an accelerator, as the table has it, and
+  in float32 on a CPU; bandwidth, and link for want of a peer: of five sums over an array of
+  `megabytes`. Sizes of 0 are 8,192 and 1,024 on an accelerator, where less would time its launch,
+  1,024 and 128 on a CPU. Devices of one CPU share its cores, so each gets its part of the rates.
   """
+  on_cpu = devices[0].platform == "cpu"
+  size = size or (1024 if on_cpu else 8192)
+  megabytes = megabytes or (128 if on_cpu else 1024)
+  dtype = jnp.float32 if on_cpu else jnp.bfloat16
+
   def best(fn, *args):
     made = jax.jit(fn).lower(*args).compile()
     jax.block_until_ready(made(*args))
@@ -71,10 +84,11 @@ def measured(devices: Sequence[Any], size: int = 1024, megabytes: int = 128) -> 
       seconds.append(time.perf_counter() - started)
     return min(seconds)
 
-  square, line = jax.device_put((jnp.ones((size, size)), jnp.ones(megabytes << 18)), devices[0])
+  square, line = jax.device_put((jnp.ones((size, size), dtype), jnp.ones(megabytes << 18)),
+                                devices[0])
   flops = 2.0 * size ** 3 / best(lambda x: x @ x, square)
   read = line.nbytes / best(jnp.sum, line)
-  parts = len(devices) if devices[0].platform == "cpu" else 1
+  parts = len(devices) if on_cpu else 1
   return Chip(devices[0].device_kind, flops / parts, 0.0, read / parts, read / parts, 1, "measured")
 
 

@@ -21,7 +21,7 @@ from entrolab.tasks.task import (
     stable_repr,
     without,
 )
-from entrolab.verify import Verdict
+from entrolab.verify import Verdict, choice
 from entrolab.verify import math as mathematics
 
 BOX = "Let's think step by step and output the final answer within \\boxed{}."
@@ -60,6 +60,15 @@ class FewShot:
   def __call__(self, problem: str, tokenizer: Tokenizer) -> str:
     examples = [f"{plain(solved, tokenizer)} {solution}\n\n" for solved, solution in self.solved]
     return "".join(examples) + plain(problem, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """The verifier `choice.verify` for questions with other letters than A to E."""
+  letters: str  # capitals, of all choices of all questions
+
+  def __call__(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    return choice.verify(texts, answers, letters=self.letters)
 
 
 def data_path(name: str) -> pathlib.Path:
@@ -117,7 +126,8 @@ def check_references(rows: Sequence[Example], verifier: Verifier) -> None:
   """
   for row in rows:
     if not row.answer.strip():
-      raise ValueError(f"{row.source}: the reference {row.answer!r} is empty")
+      raise ValueError(f"{row.source}: the reference {row.answer!r} is empty; give the row an "
+                       "answer, or take it out")
   try:
     verifier([""] * len(rows), [row.answer for row in rows])
   except ValueError:

@@ -5,7 +5,7 @@ and a problem that has nothing left for a metric is left out of it. eval/unknown
 samples that were left out; a metric for which no problem is left is NaN.
 
 Every evaluation of a run samples the same problems with the same keys, so that before and after
-differ by the policy alone.
+differ by the policy alone: `changes` are paired. Intervals are Wilson's (`trainer.intervals`).
 """
 
 import dataclasses
@@ -21,7 +21,10 @@ from entrolab.models.transformer import Params
 from entrolab.rollout.engine import Engine
 from entrolab.rollout.strategy import Rollout
 from entrolab.tasks.task import Example
+from entrolab.trainer.intervals import change, interval
 from entrolab.verify import RIGHT, codes, vote
+
+Values = dict[str, np.ndarray]  # [P] of every problem, by the name of the metric
 
 
 def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
@@ -61,27 +64,23 @@ def majority_right(keys: Sequence[str | None], right: Sequence[int]) -> float:
   return float(np.mean([np.mean(v) for v in votes.values() if len(v) == most]))
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-  """(mean, low, high): normal 95 % interval of a mean over problems; itself for one problem.
-
-  Problems whose value is NaN are left out; of none all three are NaN.
-  """
-  values = values[~np.isnan(values)]
-  if not len(values):
-    return math.nan, math.nan, math.nan
-  mean = float(values.mean())
-  half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-  return mean, mean - half, mean + half
-
-
 def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
             key_of: Callable[[str], str | None] = vote.key, problems: int | None = None,
-            groups: row_groups.RowGroups = row_groups.ALONE) -> dict[str, float]:
+            groups: row_groups.RowGroups = row_groups.ALONE, questions: Sequence[str] | None = None
+            ) -> dict[str, float]:
   """eval/* of right [P, N] and P x N texts: pass@k with intervals, maj@N, distinct right ones.
 
   right: as of `pass_at_k`. problems: how many there are in all groups of processes, where `right`
-  is of one of several.
+  is of one of several. questions: of all of them, where some are the same; None: all different.
   """
+  found = of_problems(right, texts, ks, key_of)
+  return with_intervals({name: groups.interleaved(values, problems or len(values))
+                         for name, values in found.items()}, right.shape[1], questions)
+
+
+def of_problems(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
+                key_of: Callable[[str], str | None] = vote.key) -> Values:
+  """What `metrics` averages."""
   count = right.shape[1]
   found: dict[str, np.ndarray] = {f"pass@{k}": pass_at_k(right, k) for k in ks}
   rows = [texts[at:at + count] for at in range(0, len(texts), count)]
@@ -90,26 +89,54 @@ def metrics(right: np.ndarray, texts: Sequence[str], ks: Sequence[int],
                                                                            strict=True)])
   found["distinct"] = np.asarray([len({t for t, v in zip(row, r, strict=True) if v == RIGHT})
                                   for row, r in zip(rows, right, strict=True)], float)
+  return found
+
+
+def with_intervals(values: Values, samples: int, questions: Sequence[str] | None = None
+                   ) -> dict[str, float]:
+  """eval/NAME, with _low and _high, of the values of all problems."""
   out = {}
-  for name, values in found.items():
-    mean, low, high = interval(groups.interleaved(values, problems or len(values)))
+  for name, of_all in values.items():
+    mean, low, high = interval(of_all, questions, most(name, samples))
     out |= {f"eval/{name}": mean, f"eval/{name}_low": low, f"eval/{name}_high": high}
   return out
 
 
+def changes(before: Values, after: Values, samples: int, questions: Sequence[str] | None = None
+            ) -> dict[str, float]:
+  """eval/NAME_change, with _low and _high: after less before, paired by problem."""
+  out = {}
+  for name in after.keys() & before.keys():
+    found, low, high = change(np.asarray(before[name]), after[name], questions,
+                              most(name, samples))
+    out |= {f"eval/{name}_change": found, f"eval/{name}_change_low": low,
+            f"eval/{name}_change_high": high}
+  return dict(sorted(out.items()))
+
+
+def most(name: str, samples: int) -> float:
+  """The largest value of a metric: distinct right answers are counted, all others are shares."""
+  return float(samples) if name == "distinct" else 1.0
+
+
 def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: jax.Array,
-             experiment: Experiment) -> tuple[dict[str, float], np.ndarray]:
-  """(eval/* metrics, verdicts [P, N]) of the policy; every group of processes takes its share of
-  the problems."""
+             experiment: Experiment) -> tuple[dict[str, float], Values]:
+  """(eval/* metrics, values of the problems) of the policy; every group of processes takes its
+  share of them.
+
+  At most as many rows are decoded at once as in training, whatever the number of samples
+  (`Experiment.evaluation_calls`): the caches of evaluation take no more memory than those.
+  """
   e = experiment.evaluation
   count = engine.groups.count
-  chunk = experiment.sampling.prompts // count  # problems of this group in one call of the engine
+  calls, slots = experiment.evaluation_calls(sharding.row_devices(engine.mesh))
+  chunk = calls // count  # problems of this group in one call of the engine
   share = problems[engine.groups.index::count]
   key = keys.evaluation(key)
   # as in training, but for the distribution that evaluation draws from and the number of samples
   sampling = dataclasses.replace(
       experiment.sampling, samples=e.samples, temperature=e.temperature, top_p=e.top_p, top_k=0,
-      slots=min(experiment.sampling.slots, chunk * count * e.samples))
+      slots=slots)
   greedy = dataclasses.replace(sampling, samples=1, temperature=0.0, top_p=1.0, slots=0)
   seen = _Seen()
   for at in range(0, -(-len(problems) // count), chunk):  # as often in every process
@@ -120,7 +147,8 @@ def evaluate(engine: Engine, params: Params, problems: Sequence[Example], key: j
     seen.add_samples(many, len(part) * e.samples)
     greedy_rows = engine.rollout(params, fill, key, 0, greedy)
     seen.greedy += codes(greedy_rows.verdicts[:len(part)])
-  return seen.summary(e, len(problems), engine.task.key, engine.groups)
+  questions = [engine.task.question(example) for example in problems]
+  return seen.summary(e, len(problems), engine.task.key, engine.groups, questions)
 
 
 @dataclasses.dataclass
@@ -143,19 +171,21 @@ class _Seen:
     self.tokens += int(mask.sum())
 
   def summary(self, e: Evaluation, problems: int, key_of: Callable[[str], str | None],
-              groups: row_groups.RowGroups) -> tuple[dict[str, float], np.ndarray]:
-    """(eval/* metrics, verdicts [P, N]) over the problems of all groups."""
+              groups: row_groups.RowGroups, questions: Sequence[str]
+              ) -> tuple[dict[str, float], Values]:
+    """(eval/* metrics, values of the problems) over the problems of all groups."""
     verdicts = np.asarray(self.verdicts, np.int32).reshape(-1, e.samples)
-    out = metrics(verdicts, self.texts, e.ks, key_of, problems, groups)
     of_greedy = np.asarray(self.greedy, float)
-    greedy = groups.interleaved(np.where(of_greedy < 0, np.nan, of_greedy), problems)
-    mean, low, high = interval(greedy)
+    found = {**of_problems(verdicts, self.texts, e.ks, key_of),
+             "greedy": np.where(of_greedy < 0, np.nan, of_greedy)}
+    values = {name: groups.interleaved(x, problems) for name, x in found.items()}
+    out = with_intervals(values, e.samples, questions)
     verdicts = groups.interleaved(verdicts, problems)
     known = verdicts >= 0
     of_groups = np.asarray([[self.entropy, self.tokens]])
     entropy, tokens = groups.interleaved(of_groups, groups.count).sum(0)
-    return {**out, f"eval/avg@{e.samples}": interval((verdicts[known] == RIGHT).astype(float))[0],
-            "eval/greedy": mean, "eval/greedy_low": low, "eval/greedy_high": high,
+    right = (verdicts[known] == RIGHT).astype(float)
+    return {**out, f"eval/avg@{e.samples}": float(right.mean()) if right.size else math.nan,
             "eval/entropy": float(entropy / max(tokens, 1)),
             "eval/unknown": float((~known).mean()),
-            "eval/length": float(tokens / verdicts.size)}, verdicts
+            "eval/length": float(tokens / verdicts.size)}, values

@@ -10,7 +10,7 @@ import numpy as np
 from entrolab import control as controls
 from entrolab import vocab
 from entrolab.batch import COLUMNS
-from entrolab.experiment import Experiment
+from entrolab.experiment import Experiment, Training
 from entrolab.models import parameters
 from entrolab.models.transformer import Config
 from entrolab.objective import Objective, Term
@@ -42,9 +42,13 @@ def memory(experiment: Experiment, config: Config, prompt_length: int) -> dict[s
   rows = s.prompts * s.samples // t.updates
   rows += experiment.rollout.further_rows(s.samples, t.updates, t.micro)
   count = parameters.count(config)
+  position = 2 * config.layers * config.kv_heads * config.head_dim * width
+  problems, slots = experiment.evaluation_calls(max(experiment.mesh.data, 1) * experiment.mesh.fsdp)
+  evaluated = (slots or problems * experiment.evaluation.samples) * (prompt_length + s.max_tokens)
+  evaluated += problems * prompt_length if slots else 0
   return {"parameters": 4 * count, "optimiser": 8 * count,
-          "key-value cache": 2 * config.layers * config.kv_heads * config.head_dim * width
-                             * positions,
+          "key-value cache": position * positions,
+          "key-value cache of an evaluation": position * evaluated,
           "logits that are never stored": 4 * rows // t.micro * s.max_tokens * config.vocab_size}
 
 
@@ -108,8 +112,11 @@ def warnings(experiment: Experiment) -> list[str]:
                  "set sampling.samples >= 2")
   found += another_distribution(experiment)
   columns = _probe(objective, s.samples)
-  # where the trainer computes old_logp, it is that of the current policy until the first update
-  if t.updates == 1 and t.old_logp == "trainer":
+  # what the trainer recomputes before the only update is of the very same policy; what the sampler
+  # reported differs by rounding, or by int8, and replayed rows are of other policies
+  recomputed = t.old_logp == "trainer" and not experiment.rollout.further_rows(
+      s.samples, t.updates, t.micro)
+  if t.updates == 1 and recomputed:
     for entry in objective.penalties:
       if _is_zero(entry.value, columns):
         found.append(f"{entry.value.name} is identically zero with one update a rollout (the "
@@ -143,6 +150,15 @@ def lengths(experiment: Experiment, config: Config) -> list[str]:
           f"the model was made for max_length={longest}: what lies beyond is extrapolated; {mend}"]
 
 
+def rates(t: Training) -> str:
+  """The learning rate of the first and of later updates, as `learner.optimiser` has it."""
+  then = "constant" if t.schedule == "constant" else f"falling to 0 ({t.schedule})"
+  if not t.warmup:
+    return f"learning rate: {t.lr:g} from the first update, {then}"
+  return (f"learning rate: 0 at the first of {t.steps * t.updates} updates, which moves nothing, "
+          f"{t.lr:g} after {t.warmup}, then {then}")
+
+
 def acts(objective: Objective) -> str:
   """Where the objective acts beyond its rewards and its surrogate, as method/tokens_changed counts
   it."""
@@ -173,6 +189,7 @@ def plan(experiment: Experiment, config: Config, data: Sequence[str] = ()) -> st
            f"width {config.width}, vocabulary {config.vocab_size}",
            f"lengths: prompt {prompt_length} + response {experiment.sampling.max_tokens} tokens at "
            f"most ({layout})",
+           rates(experiment.training),
            "memory: " + ", ".join(f"{name} {_bytes(size)}" for name, size in sizes),
            "statistics of the policy at every token: "
            + ", ".join(experiment.objective.statistics.names),

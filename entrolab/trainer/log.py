@@ -179,11 +179,18 @@ def left_out(evaluation: Metrics) -> str:
 
 
 def verdict(before: Metrics, after: Metrics, ks: tuple[int, ...]) -> str:
-  """The evaluations before and after training, for people, with their intervals."""
+  """The evaluations before and after training, for people, with their intervals, and the change of
+  the same problems with its own."""
   def with_interval(name, m):
     return f"{m[f'eval/{name}']:.3f} [{m[f'eval/{name}_low']:.3f}, {m[f'eval/{name}_high']:.3f}]"
 
-  lines = [f"{name} {with_interval(name, before)} -> {with_interval(name, after)}"
+  def paired(name):
+    if f"eval/{name}_change" not in after:  # the run began before values of problems were stored
+      return ""
+    low, high = (after[f"eval/{name}_change_{end}"] for end in ("low", "high"))
+    return f", paired {after[f'eval/{name}_change']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+  lines = [f"{name} {with_interval(name, before)} -> {with_interval(name, after)}{paired(name)}"
            for name in (*(f"pass@{k}" for k in sorted({min(ks), max(ks)})), "greedy")]
   lines += [f"{name} {before[f'eval/{name}']:.3f} -> {after[f'eval/{name}']:.3f}"
             for name in ("distinct", "entropy")]

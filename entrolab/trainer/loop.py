@@ -76,7 +76,7 @@ def loop(session: "Session", state: State) -> dict[str, Any]:
     print(f"nothing left to train: all {steps} steps are done (a larger training.steps goes on); "
           "evaluating again", flush=True)
   if progress.before is None:
-    progress.before = lab.evaluate(state.params)
+    progress.before, progress.values = lab.evaluated(state.params)
     session.write(0, progress.before)
     print(f"before: pass@1 {progress.before.get('eval/pass@1', float('nan')):.3f}  "
           f"entropy {progress.before['eval/entropy']:.3f}{log.left_out(progress.before)}",
@@ -94,7 +94,7 @@ def loop(session: "Session", state: State) -> dict[str, Any]:
   if not trained_before:
     session.save(state)  # what follows is a function of what is saved: a kill in it loses nothing
 
-  after = lab.evaluate(state.params)
+  after, _ = lab.evaluated(state.params, progress.values)
   session.write(progress.step, after)
   print(f"before -> after {progress.step} steps, 95 % intervals over {len(lab.problems)} problems"
         f"{log.left_out(after)}\n"
@@ -131,7 +131,7 @@ def train(session: "Session", state: State, stopping: Callable[[], bool]) -> Sta
     metrics |= alarms.as_metrics(progress.alarms)
     every = experiment.evaluation.every
     if every and progress.step % every == 0 and progress.step < steps:
-      metrics |= lab.evaluate(state.params)
+      metrics |= lab.evaluated(state.params, progress.values)[0]
       programs = None  # an evaluation compiles programs for its shapes
 
     session.write(progress.step, metrics)
@@ -169,6 +169,8 @@ class Progress:
   tokens: int = 0  # that were sampled in them
   seconds: float = 0.0  # of the run, up to the checkpoint
   before: dict[str, float] | None = None  # eval/* before training; None until it was evaluated
+  # what `before` averages, of every problem, for paired changes; none in checkpoints of old
+  values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
   changes: list[str] = dataclasses.field(default_factory=list)  # of the configuration, allowed
   failed: int = 0  # steps in a row that ended with an update that was not finite
   alarms: list[str] = dataclasses.field(default_factory=list)  # those that last
@@ -208,7 +210,10 @@ def start_or_resume(lab: Lab, saved: checkpoint.Checkpoints, folder: pathlib.Pat
                     allow_config_change: bool) -> tuple[State, Progress, int]:
   """(state, progress, bytes of metrics.jsonl that are of it): of the newest whole checkpoint, or of
   step 0 without any. Raises ValueError as `check_same`."""
-  initial = lab.learner.init(lab.params)
+  # from here on the parameters are on the devices: no process keeps a float32 model on its host
+  params, lab.params = lab.params, None
+  initial = lab.learner.init(params)
+  del params
   changes: list[str] = []
 
   def like(meta):

@@ -234,7 +234,7 @@ def poster(runs: list[Run], path: pathlib.Path) -> None:
 
 
 def summary(run: Run) -> list[tuple[str, str, str]]:
-  """(name, before -> after, interval after) of the evaluations."""
+  """(name, before -> after, intervals of after and of the paired change) of the evaluations."""
   if not run.evals:
     return []
   first, last = run.evals[0], run.evals[-1]
@@ -250,6 +250,9 @@ def summary(run: Run) -> list[tuple[str, str, str]]:
     if f"eval/{name}_low" in last:
       low, high = last[f"eval/{name}_low"], last[f"eval/{name}_high"]
       note = f"95 % interval {low:.3f} to {high:.3f}"
+    if f"eval/{name}_change_low" in last:
+      change, low, high = (last[f"eval/{name}_change{end}"] for end in ("", "_low", "_high"))
+      note += f"; paired change {change:+.3f}, {low:+.3f} to {high:+.3f}"
     cards.append((name, f"{before:.3f} → {after:.3f}", note))
   return cards
 

@@ -1,9 +1,10 @@
 """One step of a run, read top to bottom: rollout, verdicts, advantages, updates, measurements."""
 
 import dataclasses
+import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from entrolab.trainer import evaluate, failures, metrics
 from entrolab.trainer.data import Facts
 from entrolab.trainer.learner import AFTER, BEFORE, Learner
 from entrolab.trainer.ledger import EntropyLedger, StepLedger, due, fresh_states
-from entrolab.trainer.packing import Plan
+from entrolab.trainer.packing import Plan, padded_share
 from entrolab.trainer.state import State, names
 from entrolab.typing import Array, Float
 
@@ -80,8 +81,19 @@ class Lab:
 
   def evaluate(self, params: Params) -> dict[str, float]:
     """eval/* on the held-out problems."""
-    return evaluate.evaluate(self.engine, self.learner.serve(params), self.problems, self.key,
-                             self.experiment)[0]
+    return self.evaluated(params)[0]
+
+  def evaluated(self, params: Params, before: Mapping[str, Sequence[float]] | None = None
+                ) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """(eval/* on the held-out problems, their values by metric); before: such values of an earlier
+    policy, from which the changes are taken."""
+    found, values = evaluate.evaluate(self.engine, self.learner.serve(params), self.problems,
+                                      self.key, self.experiment)
+    if before:
+      questions = [self.experiment.task.question(example) for example in self.problems]
+      earlier = {name: np.asarray(x, float) for name, x in before.items()}
+      found |= evaluate.changes(earlier, values, self.experiment.evaluation.samples, questions)
+    return found, {name: x.tolist() for name, x in values.items()}
 
   def checkpoint_state(self, state: State) -> State:
     """The state as a checkpoint stores it: with what the strategy remembers, and rows drawn ahead.
@@ -149,8 +161,7 @@ def train_step(lab: Lab, state: State, step: int, folder: pathlib.Path
   if learner.reads_reference:
     batch = with_reference(learner, state, batch, plan)
     if replayed is not None:
-      plan_of_replayed, _ = learner.plan(replayed, parts_of(experiment))
-      replayed = with_reference(learner, state, replayed, plan_of_replayed)
+      replayed = with_reference(learner, state, replayed, plan_of(lab, replayed))
   batch = learner.prepare(batch, state)
   if step == 0 and experiment.objective.control:
     state = learner.begin_control(state, batch, plan)  # controllers measure the initial policy
@@ -188,7 +199,7 @@ class StepRows(NamedTuple):
 
   rollout: Rollout  # verified
   plan: Plan | None  # where its rows lie in bins; None without packing
-  forward: dict[str, Array] | None  # the policy's BEFORE [B, T]; None where no update needs them
+  forward: dict[str, Array] | None  # as of `forward_before`, [B, T]
 
 
 def draw_and_verify(lab: Lab, state: State, step: int, measured: bool) -> StepRows:
@@ -202,12 +213,12 @@ def draw_and_verify(lab: Lab, state: State, step: int, measured: bool) -> StepRo
   if drawn is None:
     # the strategy looks at verdicts before its last rows are drawn: nothing can overlap
     rollout = lab.rollout(state, step)
-    plan, _ = lab.learner.plan(rollout.batch, parts_of(lab.experiment))
+    plan = plan_of(lab, rollout.batch)
     return StepRows(rollout, plan, forward_before(lab, state, rollout.batch, plan, measured))
 
   # rows of this step: dispatched now, or one step ago and on the devices since
   rows = lab.engine.rows(drawn)
-  plan, _ = lab.learner.plan(rows, parts_of(lab.experiment))  # waits for the rows
+  plan = plan_of(lab, rows)  # with packing, waits for the rows
   # rows of the next step: of the policy before the updates of this one
   lab.in_flight.dispatch_next(lambda: lab.request(state, step + 1))
   forward = forward_before(lab, state, rows, plan, measured)  # dispatched, and not waited for
@@ -216,16 +227,24 @@ def draw_and_verify(lab: Lab, state: State, step: int, measured: bool) -> StepRo
 
 def forward_before(lab: Lab, state: State, rows: Batch, plan: Plan | None, measured: bool
                    ) -> dict[str, Array] | None:
-  """Statistics BEFORE of the rows at the policy before its updates; None where nothing needs them.
-  """
+  """Statistics of the rows at the policy before its updates, all of BEFORE where the step is
+  measured; None where nothing needs them."""
   if not lab.learner.needs_forward(rows, measured):
     return None
-  return lab.learner.forward(state.params, rows, BEFORE, plan)
+  names = BEFORE if measured else ("entropy", "logp")  # the others cost a sort of the vocabulary
+  return lab.learner.forward(state.params, rows, names, plan)
 
 
 def parts_of(experiment: Experiment) -> int:
   """Parts in which a whole rollout passes the model: those of all its updates."""
   return experiment.training.updates * experiment.training.micro
+
+
+def plan_of(lab: Lab, batch: Batch) -> Plan | None:
+  """Where the rows of a whole rollout lie in bins; None, and nothing is waited for, unpacked."""
+  if not lab.experiment.training.packing:
+    return None
+  return lab.learner.plan(batch, parts_of(lab.experiment))[0]
 
 
 def with_old_policy(lab: Lab, batch: Batch, forward: dict[str, Array] | None
@@ -262,19 +281,26 @@ def update(lab: Lab, state: State, step: int, batch: Batch, replayed: Batch | No
   ledger: gets the account of every update that was applied.
   """
   learner, training = lab.learner, lab.experiment.training
-  of_updates = []
+  of_updates, lengths = [], []
   for number in range(training.updates):
     rows = learner.select(batch, np.int32(number), replayed)
-    plan, padding = learner.plan(rows, training.micro)
+    lengths.append(learner.lengths(rows))  # on the devices: without packing no update waits for it
+    plan, padding = learner.plan(rows, training.micro) if training.packing else (None, math.nan)
     lab.plan_shapes.add(None if plan is None else plan.shape)
     before = lab.ledger.before(state) if ledger is not None else None  # a step donates its state
     state, shown = learner.step(state, rows, plan)
-    if not bool(shown["train/applied"]):  # waits for the update
+    # waits for the update: the next one takes the buffers of the state that is saved here
+    if not bool(shown["train/applied"]):
       wrong = names(learner.faults(state, rows, plan))
       failures.save(folder, lab.experiment, lab.key, step, number, rows, state, shown, wrong)
     elif ledger is not None and before is not None:
       ledger.add(before, state, shown["train/grad_norm"], rows, plan)
     of_updates.append({**shown, "train/padding": padding})
+  if not training.packing:
+    positions = batch.prompt.shape[1] + batch.tokens.shape[1]  # of a row
+    for shown, of_rows in zip(of_updates, lengths, strict=True):
+      tokens = np.asarray(of_rows)[0]
+      shown["train/padding"] = padded_share(tokens, len(tokens) * positions)
   means = {name: np.mean([float(shown[name]) for shown in of_updates]) for name in of_updates[0]}
   last = {name: x for name, x in of_updates[-1].items() if name.startswith("control/")}
   return state, {**means, **last}
