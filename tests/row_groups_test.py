@@ -17,6 +17,8 @@ import pytest
 from entrolab import row_groups, sharding
 from entrolab.batch import Batch
 from entrolab.cost import chips
+from entrolab.methods.aepo_agentic import Branching
+from entrolab.rollout.agentic import Agentic
 from entrolab.tasks import prompts
 from entrolab.trainer.learner import Learner
 from tests import small_processes as small
@@ -113,6 +115,16 @@ def test_what_cannot_be_grouped_is_refused_with_the_meshes_that_can(monkeypatch)
     row_groups.of.__wrapped__(mesh)
   with pytest.raises(ValueError, match="6 rows do not divide over data x fsdp=4 devices"):
     row_groups.divided(np.asarray([[0], [1], [2], [3]]), 0).places(6)
+
+
+def test_what_several_processes_cannot_do_is_refused_when_the_experiment_is_built(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  for case in small.CASES:
+    assert small.experiment(case, (1, 1, 2)).name == case
+  rule = Branching(samples=4, beam=2, calls=2, scope="prompt")
+  monkeypatch.setitem(small.CASES, "trees", (Agentic(turns=3, rule=rule), dict(samples=4)))
+  with pytest.raises(NotImplementedError, match="2 processes with Agentic: .* choices: own, path"):
+    small.experiment("trees", (1, 1, 2))
 
 
 # ---- The orders of slices, on forced devices ---------------------------------------------------

@@ -20,9 +20,11 @@ from entrolab import row_groups, sharding
 from entrolab.cost import chips
 from entrolab.experiment import Evaluation, Experiment, Mesh, Training
 from entrolab.methods import grpo, ppo, spear
+from entrolab.methods.aepo_agentic import Branching
 from entrolab.models import parameters, transformer
 from entrolab.models.cloned import Words
 from entrolab.objective import Objective, term
+from entrolab.rollout.agentic import Agentic
 from entrolab.rollout.branch import Cure, visible
 from entrolab.rollout.greedy import Greedy
 from entrolab.rollout.multiturn import MultiTurn
@@ -108,6 +110,8 @@ CASES = {
     "tempered": (Tempered(one_in=1), {}),
     "votes": (Votes(votes=4, size=2), {}),
     "episodes": (MultiTurn(turns=3, action=3), dict(max_tokens=16)),
+    "trees": (Agentic(turns=3, action=3, initial=2, rule=Branching(
+        samples=4, beam=2, calls=2, scope="own")), dict(max_tokens=16, samples=4)),
 }
 CONTROLLED = {"tempered": {"temperature": 1.5}}
 STEPS = {"plain": 1, "replay": 4}  # a replay comes once there is enough to choose from
@@ -119,8 +123,9 @@ def experiment(case, mesh):
   objective = Objective(reward=term(grpo.outcome),
                         advantage=term(grpo.group_advantage, size=sampling.samples),
                         surrogate=term(ppo.clipped_ratio, low=0.2, high=0.2))
+  task = Walk() if case in ("episodes", "trees") else Says()
   return Experiment(
-      case, objective, Random(), Walk() if case == "episodes" else Says(), strategy, sampling,
+      case, objective, Random(), task, strategy, sampling,
       Training(steps=2, updates=2, warmup=0, measure_every=0, old_logp="sampler"),
       Evaluation(problems=5, samples=2, ks=(1, 2)), mesh=Mesh(*mesh))
 
