@@ -267,7 +267,8 @@ def check_hosts(lab: Lab, state: State, when: str) -> None:
         "the configuration": config.config_hash(lab.experiment),
         "the data position": lab.data.get_state(),
         "the key": np.asarray(jax.random.key_data(lab.key)).tolist(),
-        "what the rollout remembers": {name: zlib.crc32(x.tobytes()) for name, x in lab.host.items()},
+        "what the rollout remembers": {name: zlib.crc32(x.tobytes())
+                                       for name, x in lab.host.items()},
         "the parameters": checkpoint.fingerprint(state.params)}, when)
 
 
