@@ -116,7 +116,7 @@ def place(local: Any, sharding: NamedSharding) -> Any:
     # without the global shape, jax takes it that no other process holds these rows, and makes of
     # rows that are shared an array that has fewer
     shape = (len(x) * len(processes) // held, *np.shape(x)[1:])
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x), global_shape=shape)
 
   return jax.tree.map(put, local)
 

@@ -152,6 +152,19 @@ def test_mistakes_name_file_and_leaf(kept, tmp_path):
     failures.Failure.load(run / "failures" / kept.name)
 
 
+def test_rows_of_several_processes_come_back_in_their_places(tmp_path):
+  """On a torus they lie in no order of processes, and some are held by two of them."""
+  (tmp_path / "failure.json").write_text(json.dumps({"processes": 3}))
+  for process, places in enumerate([(1, 2), (0, 3), (1, 2)]):
+    rows = np.asarray(places)
+    np.savez(tmp_path / f"batch_{process}.npz", **{
+        failures.PLACES: rows, "tokens": np.stack([10 * rows, 10 * rows + 1], 1),
+        failures.CONTROL + "beta": np.float32(0.5)})
+  failure = failures.Failure.load(tmp_path)
+  np.testing.assert_array_equal(failure.batch.tokens, [[0, 1], [10, 11], [20, 21], [30, 31]])
+  assert failure.control == {"beta": 0.5}
+
+
 def test_only_so_many_failures_are_kept(kept, tmp_path, caplog):
   experiment = config.load(RECIPE, tuple(SMALL))
   for number in range(failures.LIMIT):
