@@ -41,7 +41,7 @@ from entrolab.verify import Verdict
 
 WORDS = ("go", "at", "one", "two", "three", "home")
 PROMPTS, SAMPLES = 8, 2
-HANGS_S = 500  # after which a process says where it stands, and ends
+HANGS_S = 1700  # after which a process says where it stands, and ends
 
 
 @dataclasses.dataclass(frozen=True)
