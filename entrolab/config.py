@@ -9,7 +9,7 @@ import inspect
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from entrolab.experiment import Experiment
 from entrolab.objective import Term
@@ -73,6 +73,9 @@ def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
     if knob not in defaults:
       raise ValueError(f"{path}: unknown knob {knob!r}; {_suggestion(knob, defaults)}")
     arguments[knob] = parse(value, _like(path.stem, knob, defaults[knob]), f"{path}:{knob}")
+    choices = _choices(parameters[knob].annotation)
+    if choices and arguments[knob] not in choices:
+      raise ValueError(f"{path}:{knob}={value!r}; {_suggestion(value, choices)}")
   experiment = module.get_config(**arguments)
   changes: dict[str, str] = {}
   for entry in overrides:
@@ -81,6 +84,12 @@ def load(text: str, overrides: tuple[str, ...] = ()) -> Experiment:
       raise ValueError(f"--set {entry!r}: write path=value, such as training.lr=1e-5")
     changes[leaf] = value  # the last of several for the same leaf
   return set_paths(experiment, changes) if changes else experiment
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+  """The words of a `Literal`, also of `Literal[...] | None`; none for another type."""
+  literal = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
+  return get_args(literal)
 
 
 def _like(recipe: str, knob: str, default: Any) -> Any:

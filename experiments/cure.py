@@ -22,13 +22,13 @@ from entrolab.experiment import Experiment
 from entrolab.follow import BUFFER, MAX_TOKENS, SAMPLES
 from entrolab.methods import dapo, grpo, ppo
 from entrolab.objective import Objective, term
-from entrolab.rollout.branch import CUTS, PREFIX, Choose, Cure, originals_of
+from entrolab.rollout.branch import CUTS, PREFIX, Choose, Cure, Cuts, Verify, originals_of
 from entrolab.rollout.switch import Switch
 
 
 def get_config(*, preset: str = "tiny", seed: int = 0, steps: int = 0, originals: int | None = None,
                branches: int | None = None, most: int | None = None, until: int | None = None,
-               choose: Choose = "entropy", verify: str | None = None, cuts: str | None = None,
+               choose: Choose = "entropy", verify: Verify | None = None, cuts: Cuts | None = None,
                refills: int | None = None) -> Experiment:
   base = presets.get(preset)
   k = base.strengths("cure", originals=originals, branches=branches, most=most, until=until,

@@ -36,6 +36,10 @@ def test_knobs_and_overrides_reach_their_leaves():
     (SIREN, ("training.micro=7",), "does not divide an update of 64 rows"),
     (SIREN, ("training.steps=1.5",), "needs a value like 60 (int)"),
     (SIREN, ("evaluation.samples=4",), "pass@8 needs at least that many samples"),
+    ("experiments/canon.py:metric=size", (), "metric='size'; choices: entropy, length"),
+    ("experiments/canon.py:schedule=cosin", (), "did you mean 'cosine'? choices: none, accuracy"),
+    ("experiments/cure.py:cuts=word", (), "cuts='word'; did you mean 'words'? choices: words, "),
+    ("experiments/grpo.py:norm=mean", (), "norm='mean'; choices: std, none"),
     ("experiments/cure.py", ("sampling.samples=10",), "choices: multiples of 4"),
     (SIREN, ("task.smallest=9",), "smallest <= largest"),
 ])

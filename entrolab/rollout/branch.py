@@ -25,6 +25,7 @@ from entrolab.typing import Array, Bool, Int, Key
 
 Choose = Literal["entropy", "random"]
 Overflow = Literal["move", "skip"]
+Cuts = Literal["words", "signs"]
 Verify = Literal["continuation", "whole"]
 
 
@@ -65,7 +66,8 @@ def visible(texts: Sequence[str], special: Iterable[int] = ()) -> np.ndarray:
   return allowed
 
 
-CUTS = {"words": cure.admissible, "signs": visible}  # by what tokens may be cut at
+# the tokens that may be cut at, by name
+CUTS: dict[Cuts, Callable] = {"words": cure.admissible, "signs": visible}
 
 
 @functools.lru_cache(maxsize=4)
