@@ -6,11 +6,12 @@ from typing import Any, Literal, Protocol
 import jax
 
 from entrolab import domains
-from entrolab.follow import MAX_TOKENS, SAMPLES, UPDATES, filled
+from entrolab.follow import MAX_TOKENS, ROWS, SAMPLES, UPDATES, filled
 from entrolab.objective import Objective
 from entrolab.rollout.strategy import Sampling, Strategy, check
 from entrolab.strengths import Taken
 from entrolab.tasks.task import Task
+from entrolab.typing import name_of
 
 
 class Model(Protocol):
@@ -104,14 +105,17 @@ class Reference:
       raise ValueError(f"reference rule 'every' needs every >= 1 steps, not {self.every}")
 
 
-# Hyper-parameters that repeat a number of the experiment wherever they stand: which one, and why.
+# Hyper-parameters of terms and fields of controllers that repeat a number of the experiment, by
+# name wherever they stand, or by file.class.name: which one, and why.
 REPEATS = {"size": (SAMPLES, "a group is the samples of one prompt; write size=follow.SAMPLES"),
            "over": (SAMPLES, "a group is the samples of one prompt; write over=follow.SAMPLES"),
            "length": (MAX_TOKENS, "the most tokens of a response; write length=follow.MAX_TOKENS"),
            "max_tokens": (MAX_TOKENS, "the most tokens of a response; write "
                                       "max_tokens=follow.MAX_TOKENS"),
            "updates": (UPDATES, "optimiser steps of a rollout; write "
-                                "updates=follow.UPDATES.fill(preset)")}
+                                "updates=follow.UPDATES.fill(preset)"),
+           "kl.Adaptive.rows": (ROWS, "responses of an optimiser step; write "
+                                      "rows=follow.ROWS.fill(preset)")}
 NONE_NAMED = {"length": 0, "over": 0}  # the width of the batch, the whole rollout
 
 
@@ -168,15 +172,21 @@ class Experiment:
     for part in ("objective", "rollout"):
       object.__setattr__(self, part, filled(getattr(self, part), self))
     repeating = [(bound.name, bound.values) for _, bound in self.objective.terms()]
-    repeating += [(type(c).__name__, {f.name: getattr(c, f.name) for f in dataclasses.fields(c)})
+    repeating += [(name_of(type(c)), {f.name: getattr(c, f.name) for f in dataclasses.fields(c)})
                   for c in self.objective.control]
     for where, values in repeating:
-      for name in REPEATS.keys() & values.keys():
-        number, why = REPEATS[name]
+      for name, value in values.items():
+        repeated = REPEATS.get(f"{where}.{name}", REPEATS.get(name))
+        if repeated is None or not isinstance(value, int | float):  # a word is a choice
+          continue
+        number, why = repeated
         want = number.fill(self)
-        numeric = isinstance(values[name], int | float)  # a word of this name is a choice
-        if numeric and values[name] not in (want, NONE_NAMED.get(name)):
-          raise ValueError(f"{where}({name}={values[name]}) but {number}={want}: {why}")
+        if value not in (want, NONE_NAMED.get(name)):
+          raise ValueError(f"{where}({name}={value}) but {number}={want}: {why}")
+    if self.rollout.samples not in (0, self.sampling.samples):
+      raise ValueError(f"sampling.samples={self.sampling.samples} with "
+                       f"{type(self.rollout).__name__}, whose groups have {self.rollout.samples} "
+                       "rows: a group is the samples of one prompt")
 
   def evaluation_calls(self, ways: int) -> tuple[int, int]:
     """(problems of one call of the engine, slots or 0) of an evaluation; ways: devices of its rows.

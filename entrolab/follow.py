@@ -78,6 +78,8 @@ MAX_TOKENS = Number("sampling.max_tokens", lambda e: e.sampling.max_tokens)
 UPDATES = Number("training.updates", lambda e: e.training.updates)
 ALL_UPDATES = Number("training.steps * training.updates",
                      lambda e: e.training.steps * e.training.updates)
+ROWS = Number("sampling.prompts * sampling.samples // training.updates",
+              lambda e: e.sampling.prompts * e.sampling.samples // e.training.updates)
 TURNS = Number("rollout.turns", lambda e: e.rollout.turns)
 # the last fifth of the longest response, on which DAPO's penalty falls: 4096 tokens of 20480
 BUFFER = Number("max(sampling.max_tokens // 5, 1)", lambda e: max(e.sampling.max_tokens // 5, 1))

@@ -9,8 +9,14 @@ import pytest
 
 from entrolab import aggregate, config, presets
 from entrolab.follow import MAX_TOKENS, SAMPLES, UPDATES, Number, filled
-from entrolab.methods import canon, dapo, gpg, grpo, light_if, ppo, rloo, spear
+from entrolab.methods import canon, dapo, gpg, grpo, kl, light_if, ppo, rloo, spear
+from entrolab.methods.aepo_agentic import Branching
 from entrolab.objective import Objective, term
+from entrolab.rollout.agentic import Agentic
+from entrolab.rollout.branch import Cure
+from entrolab.rollout.replay import Replay
+from entrolab.rollout.sft import SFT
+from entrolab.rollout.switch import Switch
 from entrolab.trainer import loop
 from tests import probe
 
@@ -109,12 +115,24 @@ def test_a_number_that_was_filled_in_follows_into_the_next_experiment():
     (dict(reward=(term(grpo.outcome), term(light_if.with_length))),
      r"with_length\(max_tokens=8192\) but sampling.max_tokens=18"),
     (dict(control=(canon.Cosine(updates=2),)), r"Cosine\(updates=2\) but training.updates=4"),
+    (dict(control=(kl.Adaptive(0.1),)),
+     r"kl.Adaptive\(rows=1\) but sampling.prompts \* sampling.samples // training.updates=64"),
     (dict(control=(spear.Curriculum(),)), r"Curriculum\(updates=1\) but training.updates=4"),
 ])
 def test_a_number_that_is_written_out_and_differs_stops_the_run(parts, said):
   with pytest.raises(ValueError, match=said):
     presets.get("tiny").experiment("mine", Objective(
         **{"surrogate": term(ppo.clipped_ratio), "reward": term(grpo.outcome), **parts}))
+
+
+@pytest.mark.parametrize("rollout", [
+    Cure(2, 2), SFT(copies=3), Agentic(rule=Branching(samples=16)), Replay(Cure(2, 2)),
+    Switch(Cure(2, 2), Cure(6, 0), 1)])
+def test_groups_of_a_strategy_that_differ_stop_the_run(rollout):
+  objective = Objective(surrogate=term(ppo.reinforce), reward=term(grpo.outcome),
+                        advantage=term(grpo.centred_advantage, size=SAMPLES))
+  with pytest.raises(ValueError, match=r"sampling.samples=8 with \w+, whose groups have \d+ rows"):
+    presets.get("tiny").experiment("mine", objective, rollout=rollout)
 
 
 def test_a_number_that_is_written_out_and_agrees_is_left_alone():

@@ -264,6 +264,11 @@ class Agentic(MultiTurn):
                        f"rule.samples = {self.rule.samples}, rule.beam >= 1")
 
   @property
+  def samples(self) -> int:
+    """Rows of a group."""
+    return self.rule.samples
+
+  @property
   def engine(self) -> Callable[..., Trees]:
     """What samples and verifies, in this form."""
     return functools.partial(Trees, form=self.form)

@@ -68,6 +68,11 @@ class Replay(Strategy):
     return tuple(dict.fromkeys((*self.inner.columns, "replayed", "usable", "tool_calls")))
 
   @property
+  def samples(self) -> int:
+    """Rows of a group, of `inner`."""
+    return self.inner.samples
+
+  @property
   def unsupported(self) -> Mapping[Feature, str]:
     """What `inner` does not support."""
     return {**super().unsupported, **self.inner.unsupported}

@@ -22,6 +22,11 @@ class SFT(SingleTurn):
   copies: int = 1  # rows of a prompt, all of them its demonstration
 
   @property
+  def samples(self) -> int:
+    """Rows of a group."""
+    return self.copies
+
+  @property
   def unsupported(self) -> Mapping[Feature, str]:
     """Also refills and slots: nothing is drawn."""
     return {**super().unsupported,

@@ -106,6 +106,7 @@ class Strategy(Protocol):
   have the defaults that stand here.
   """
   columns: tuple[str, ...] = ()  # names of the columns of `Rollout.batch` that only it fills
+  samples: int = 0  # rows of a group, where it fixes them; 0: as many as sampling.samples
 
   @property
   def engine(self) -> Callable[..., Any]:

@@ -36,6 +36,11 @@ class Switch(Strategy):
     return self.first.columns
 
   @property
+  def samples(self) -> int:
+    """Rows of a group, of both."""
+    return self._same("samples", self.first.samples, self.then.samples)
+
+  @property
   def unsupported(self) -> Mapping[Feature, str]:
     """What one of the two does not support."""
     return {**self.then.unsupported, **self.first.unsupported}
