@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from entrolab import config, sharding
 from entrolab.experiment import Saving
-from entrolab.trainer import checkpoint, loop
+from entrolab.tasks.countdown import Countdown
+from entrolab.trainer import checkpoint, log, loop
 from entrolab.trainer.log import WALL
+from entrolab.trainer.state import check_finite
 
 pytestmark = pytest.mark.usefixtures("libraries_promote")
 
@@ -182,6 +185,85 @@ def test_metrics_without_a_checkpoint_are_not_overwritten_in_silence(run, capsys
   shutil.rmtree(run / "checkpoints")
   loop.run(config.load(RECIPE, (*SMALL, "training.steps=1")), run)
   assert "has metrics and no checkpoint: starting anew" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(run, like, caplog):
+  step, state, meta = restored(run, like)
+  spoilt = dataclasses.replace(state, params={
+      **state.params, "embed": state.params["embed"].at[3].set(jnp.nan)})
+  with pytest.raises(FloatingPointError, match=r"step 4: parameters.embed not finite"):
+    check_finite(spoilt, "no checkpoint is written of step 4")
+  saved = checkpoint.Checkpoints(run / "checkpoints", Saving(keep=3))
+  saved.save(4, spoilt, {"progress": meta["progress"]})  # around the check
+  saved.close()
+  assert restored(run, like)[0] == step == 3
+  assert "params.embed: not finite" in caplog.text
+
+
+NUL = "\0"
+LOST = {
+    "deleted": lambda path: path.unlink(),
+    "cut in a row": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "only the first rows": lambda path: path.write_text(
+        "".join(path.read_text().splitlines(keepends=True)[:2])),
+    "filled with zeros": lambda path: path.write_text(NUL * len(path.read_text())),
+}
+
+
+@pytest.mark.parametrize("harm", LOST)
+def test_metrics_that_are_lost_are_rebuilt_and_it_is_said(run, capsys, harm):
+  path = run / "metrics.jsonl"
+  whole_file = path.read_bytes()
+  meta = json.loads((run / "checkpoints/3/meta/metadata").read_text())
+  cursor, before = meta["cursor"], meta["progress"]["before"]
+  LOST[harm](path)
+  if harm == "cut in a row":  # into what the checkpoint was written with
+    path.write_bytes(whole_file[:cursor - 40])
+  log.Log(run, cursor, 3, before).close()
+  assert "rebuilt from what can be read; no row for" in capsys.readouterr().out
+  found = rows(run)
+  assert found[0]["step"] == 0 and found[0]["eval/entropy"] == before["eval/entropy"]
+  steps = [row["step"] for row in found]
+  assert steps == sorted(set(steps)) and steps[-1] < 3
+
+
+def test_metrics_that_are_there_are_cut_to_the_bit(run, capsys):
+  path = run / "metrics.jsonl"
+  cursor = json.loads((run / "checkpoints/3/meta/metadata").read_text())["cursor"]
+  whole_file = path.read_bytes()
+  assert cursor < len(whole_file)  # the evaluation after training came later
+  log.Log(run, cursor, 3, {}).close()
+  assert path.read_bytes() == whole_file[:cursor] and "rebuilt" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_without_its_metrics_goes_on_to_its_end(run, capsys):
+  (run / "metrics.jsonl").unlink()
+  assert loop.run(config.load(RECIPE, (*SMALL, "training.steps=4")), run)["finished"]
+  assert "no row for 3 of its steps, 1 to 3" in capsys.readouterr().out
+  assert [row["step"] for row in rows(run)] == [0, 4, 4]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnFile(Countdown):
+  """A task whose rows are in a file."""
+  content: ClassVar[str] = "a1"
+
+  def identity(self) -> str:
+    return self.content
+
+
+def test_a_changed_data_file_is_refused_or_recorded(monkeypatch):
+  experiment = config.load(RECIPE, SMALL)
+  experiment = dataclasses.replace(experiment, task=OnFile())
+  meta = json.loads(json.dumps({"mathematics": config.mathematics(experiment), "identity": "a1"}))
+  assert loop.check_same(experiment, meta, False) == []
+  monkeypatch.setattr(OnFile, "content", "b2")
+  with pytest.raises(ValueError, match=r"the rows of OnFile\(.*was a1, is b2.*--allow_config"):
+    loop.check_same(experiment, meta, False)
+  assert loop.check_same(experiment, meta, True) == ["content of the data: sha256 a1 -> b2"]
+  with pytest.raises(ValueError, match="was not recorded, is b2"):
+    loop.check_same(experiment, {**meta, "identity": ""}, False)
 
 
 CHILD = """

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from entrolab import config
@@ -174,3 +175,52 @@ def test_only_so_many_failures_are_kept(kept, tmp_path, caplog):
   failures.save(tmp_path, experiment, jax.random.key(0), 99, 1, failure.batch, state, {}, [])
   assert "not saved" in caplog.text
   assert len(list((tmp_path / "failures").iterdir())) == failures.LIMIT
+
+
+def spoilt(tx, part):
+  """The optimiser, whose updates or moments of the embedding are not finite."""
+  def update(grads, state, params=None):
+    updates, state = tx.update(grads, state, params)
+    leaf = updates["embed"] / jnp.zeros_like(updates["embed"])
+    if part == "parameters":
+      return {**updates, "embed": leaf}, state
+    return updates, jax.tree.map(
+        lambda x: x / jnp.zeros_like(x) if x.shape == leaf.shape else x, state)
+
+  return optax.GradientTransformation(tx.init, update)
+
+
+@pytest.mark.parametrize("part, mesh", [
+    ("parameters", ()), pytest.param("moments", (), marks=pytest.mark.slow), pytest.param(
+        "parameters", ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"), marks=pytest.mark.slow)])
+def test_state_that_is_not_finite_is_not_kept(tmp_path, compiled, caplog, part, mesh):
+  """As with an eps of 0, which divides 0 by 0: loss and gradient are finite."""
+  del compiled
+  lab = Lab(config.load(RECIPE.replace("nan", "0.03"), (*SMALL, *mesh)))
+  lab.learner.tx = spoilt(lab.learner.tx, part)
+  state = lab.learner.init(lab.params)
+  before = jax.tree.map(np.asarray, state)
+  state, _, shown = train_step(lab, state, 0, tmp_path)
+  assert np.isfinite(shown["train/loss"]) and np.isfinite(shown["train/grad_norm"])
+  assert shown["train/applied"] == 0.0
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), before)
+  record = json.loads((tmp_path / "failures/step_000000_update_0/failure.json").read_text())
+  assert record["not_finite"] and all(name.startswith(f"new {part}") and name.endswith("embed")
+                                      for name in record["not_finite"])
+  assert f"not finite: new {part}" in caplog.text
+
+
+def test_an_update_in_which_nothing_is_known_moves_nothing(tmp_path, compiled):
+  del compiled
+  lab = Lab(config.load(RECIPE.replace("nan", "0.03"), (*SMALL, "training.warmup=0")))
+  learner, state = lab.learner, lab.learner.init(lab.params)
+  drawn = lab.rollout(state, 0).batch
+  before = jax.tree.map(np.asarray, state)
+  verdict = np.full(drawn.tokens.shape[0], -1, np.int32)
+  rows = learner.select(learner.prepare(drawn.replace(verdict=verdict), state), np.int32(0))
+  state, shown = learner.step(state, rows)
+  assert shown["train/loss"] == 0.0 and shown["train/applied"] == 1.0
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), before)
+  verdict[::2] = 1  # and where some rows are, it does
+  rows = learner.select(learner.prepare(drawn.replace(verdict=verdict), state), np.int32(0))
+  assert int(learner.step(state, rows)[0].step) == 1

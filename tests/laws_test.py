@@ -28,6 +28,7 @@ from entrolab.typing import (
     Float,
     Int,
     Penalty,
+    Scale,
     Surrogate,
     Weight,
     real,
@@ -348,6 +349,10 @@ def weighs_by_row_number(rewards: Float[Array, " B"]) -> Advantage:
   return rewards * real(jnp.arange(rewards.shape[0]))
 
 
+def counts_every_row(mask: Bool[Array, "B T"]) -> Scale:
+  return real(mask) / mask.shape[0]
+
+
 def rounds_to_bfloat16(entropy: Float[Array, "B T"]) -> Penalty:
   return -entropy.astype(jnp.bfloat16)
 
@@ -361,6 +366,7 @@ def rounds_to_bfloat16(entropy: Float[Array, "B T"]) -> Penalty:
     (test_padding_may_hold_nan, multiplies_by_the_mask, {}, "0 * NaN is NaN"),
     (test_empty_rows_and_equal_groups_are_finite, divides_by_nothing, {}, "whose count may be 0"),
     (test_order_of_groups_and_of_rows_in_them, weighs_by_row_number, {}, "number of a row"),
+    (test_an_unknown_row_is_as_if_it_were_not_there, counts_every_row, {}, "`mask.shape[0]`"),
     (test_bfloat16_logits_give_float32, rounds_to_bfloat16, {}, "cast to another type"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_law_fails_and_says_what_usually_breaks_it(test, fn, more, says, monkeypatch):

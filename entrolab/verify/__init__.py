@@ -5,7 +5,8 @@ wrong    compared and different, or there is no answer to compare
 unknown  not compared: refused as too costly, over its deadline, a worker died, or the reference
          itself cannot be read
 
-A trainer may reward unknown like wrong, but the two are always distinct verdicts.
+Unknown is not wrong: a response of unknown verdict is left out of training, evaluation and votes as
+if it had not been drawn, and is counted and shown.
 """
 
 import collections
