@@ -28,6 +28,16 @@ def decided(name, *answers, options=()):
   return task.verify(texts, [example] * len(texts))
 
 
+def test_a_scorer_that_pays_meaningless_text_decides_nothing():
+  """An equation without real solutions: whatever is no number is as right as no answer."""
+  task = ReasoningGym("polynomial_equations", size=60)
+  source = task.examples("train", 0)
+  empty = next(source[at] for at in range(60) if source[at].answer == "")
+  texts = ["<answer></answer>", "<answer>none</answer>", "<answer>7</answer>", "nan"]
+  assert [v.status for v in task.verify(texts, [empty] * 4)] == ["right", "unknown", "wrong",
+                                                                 "unknown"]
+
+
 def statuses(name, *answers, options=()):
   return [verdict.status for verdict in decided(name, *answers, options=options)]
 
@@ -173,7 +183,7 @@ HOSTILE = ["", " ", "9**9**9**9", "(" * 5000, "[" * 5000, "((((9**9)**9)**9)**9)
            "%s%s%s%n", "{}{}{}", "S('__import__(\"os\")')", "sympify('os')", "[[[[1]]]]", "[[]]",
            "[None]", "{}", "[[1, 2], [3]]", "null", "true", "None", "\0", "\ud800", "\u202e４２",
            "e\u0301" * 100, "٣", "lambda: 1", "().__class__", "True", "factorial(10**9)",
-           "Sum(x, (x, 0, 10**9))", "binomial(10**9, 10**8)", "x" + "**9" * 9, "1" + "!" * 100,
+           "Sum(x, (x, 17, 10**9))", "binomial(10**9, 10**8)", "x" + "**9" * 9, "1" + "!" * 100,
            "<answer>", "import os", "raise SystemExit", "exit()", "__builtins__", "globals()"]
 
 

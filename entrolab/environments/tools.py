@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 import selectors
 import subprocess
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from entrolab.environments import OfTask, reward_of
 from entrolab.tasks.task import Example, Step, Task, stable_repr
+from entrolab.verify.fences import last_fence
 from entrolab.verify.sandbox import values
 from entrolab.verify.sandbox.outside import Limits, Run, Sandbox
 
@@ -156,13 +156,12 @@ class ToolUse(OfTask):
   calls: int = 4  # of the tool, at most; the text after them is the answer, whatever it is
   shows: str = "```output\n{}\n```\n"  # the observation; {} stands for what the tool shows
   max_observation: int = 160  # tokens
-  fence: str = "python"  # the language of the fences around programs
+  fence: str = "python"  # the language of the fences around programs, by any of its names
   __repr__ = stable_repr
 
   def program(self, text: str) -> str | None:
     """The program at the end of a text; None for an answer."""
-    found = re.findall(rf"```{re.escape(self.fence)}[^\S\n]*\n(.*?)```", text, re.DOTALL)
-    return found[-1] if found and text.rstrip().endswith("```") else None
+    return last_fence(text, self.fence)
 
   def reset(self, example: Example) -> tuple[ToolUseState, str]:
     """The question."""

@@ -4,12 +4,16 @@ A `Functions` task is Python: tests call functions that the answer defines. Test
 two sandboxes (see `sandbox`). The tests report to the parent under a secret of this run, and an
 answer is right only if the report after the last test arrives. A `Command` task is a program for
 any interpreter, given as a command: each case appends a call to the answer, and the parent compares
-what is printed with an expected text that never enters the sandbox (arXiv:2508.06813). Exit codes
-do not count.
+what is printed with an expected text that never enters the sandbox (arXiv:2508.06813).
+
+What a program printed that did not reach its end proves nothing. A case appends to its call what
+prints a secret of this run, and counts if that arrives. A program can read the secret in its own
+file; that gains nothing, since one that prints nothing can as well end as it should. Where nothing
+is called, or no text is known that prints, a case counts if the program ends by itself with code 0.
 
 right    every test passed
 wrong    a test failed, the program raised or ended early, or the response has no program
-unknown  over a deadline, or the tests themselves are at fault
+unknown  over a deadline, a test looked at what cannot cross, or the tests themselves are at fault
 
 Trust boundary. Trusted: the kernel, bwrap, the interpreter, this package. Not trusted: answers,
 and tests, which come with data. Both run confined, and neither can make the parent raise. The tests
@@ -36,9 +40,11 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from entrolab.verify import Verdict
+from entrolab.verify.fences import program_of
 from entrolab.verify.sandbox.outside import Run, Sandbox
 
 MAX_CHARACTERS = 200_000  # of a program
+LEAVE_SECONDS = 0.5  # in which a process whose output has ended ends by itself, or is killed
 MAX_REASON = 300  # characters of a reason that a confined process gives
 
 
@@ -69,7 +75,8 @@ class Case:
 class Command:
   """A program for any interpreter, and the cases that it must pass.
 
-  Raises ValueError when there are no cases, or no {file} in `argv`.
+  Blanks at the ends of lines do not count, line breaks do. Raises ValueError when there are no
+  cases, or no {file} in `argv`.
   """
   argv: tuple[str, ...]  # the command; {file} stands for the path of the program
   cases: tuple[Case, ...]  # all of which it must pass
@@ -77,6 +84,8 @@ class Command:
   languages: tuple[str, ...] = ()  # of the fence around the program in a response
   # variables in addition to PATH, HOME and LANG
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # a line that prints what stands for {sign}; empty: that of the interpreter, if its name is known
+  end: str = ""
 
   def __post_init__(self) -> None:
     if not self.cases or not any("{file}" in word for word in self.argv):
@@ -84,7 +93,32 @@ class Command:
                        f"cases and {self.argv}")
 
 
+  def ending(self, sign: str) -> str:
+    """What prints a sign at the end of a program; empty for an interpreter that is not known."""
+    names = [os.path.basename(word).rstrip("0123456789.") for word in self.argv]
+    known = next((_PRINTS[name] for name in names if name in _PRINTS), "")
+    return (self.end or known).replace("{sign}", sign)
+
+
+# Lines that print {sign} to the descriptor, past what the program may have put in its place.
+_PYTHON = "__import__('os').write(1, b'{sign}')"
+_SHELL = "command printf %s {sign}"
+_NODE = "require('fs').writeSync(1, '{sign}');"
+_PRINTS = {
+    "python": _PYTHON, "pypy": _PYTHON,
+    "sh": _SHELL, "bash": _SHELL, "dash": _SHELL, "ksh": _SHELL, "zsh": _SHELL, "node": _NODE,
+    "nodejs": _NODE, "ruby": "STDOUT.syswrite('{sign}')", "perl": "; print STDOUT '{sign}';",
+    "lua": "io.write('{sign}')", "php": "; fwrite(STDOUT, '{sign}');", "Rscript": "cat('{sign}')",
+    "julia": 'print("{sign}")', "q": '-1"{sign}";'}
+
 Task = Functions | Command
+
+
+def _sought(task: Task) -> tuple[Sequence[str], Sequence[str]]:
+  """(languages, names that it must define) of the program in a response: what the calls name."""
+  if isinstance(task, Functions):
+    return ("python",), task.names
+  return task.languages, re.findall(r"[^\W\d]\w*", " ".join(case.call for case in task.cases))
 
 
 def _total(task: Task) -> int:
@@ -103,28 +137,6 @@ def reward(score: Score, *, base: float = 1.0, bonus: float = 1.0) -> float:
   share = score.passed / score.total if score.total else 0.0
   return base * share + (bonus if share == 1.0 else 0.0)
 
-
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
-
-
-def program_of(text: str, languages: Sequence[str] = ()) -> str:
-  """The program in a response.
-
-  Of the text after </think>, and of its last <answer> if there is one: the last fence in one of
-  `languages`, else the last fence, else the text itself without unclosed fences.
-  """
-  text = text.rpartition("</think>")[2]
-  inner = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-  text = inner[-1] if inner else text
-  fences = _FENCE.findall(text)
-  of_language = [body for tag, body in fences if tag.lower() in languages]
-  bodies = of_language or [body for _, body in fences]
-  if bodies:
-    return bodies[-1]
-  return re.sub(r"^[ \t]*```.*$", "", text, flags=re.MULTILINE)
-
-
-_LANGUAGES = ("python", "py", "python3")
 
 # How an item is decided: yields each run of confined processes, is sent "" when its output has
 # ended or else the reason why it was stopped, and returns the result.
@@ -203,8 +215,10 @@ def _functions(box: Sandbox, task: Functions, source: str) -> Steps:
 
 
 def _same(output: bytes, expected: str) -> bool:
-  """Equal apart from surrounding white space; an empty string may be printed as two quotes."""
-  printed, wanted = output.decode(errors="replace").strip(), expected.strip()
+  """Equal apart from blanks at line ends and surrounding white space; an empty string may be
+  printed as two quotes."""
+  printed, wanted = ("\n".join(line.rstrip(" \t\r\f\v") for line in text.split("\n")).strip()
+                     for text in (output.decode(errors="replace"), expected))
   return (printed if printed != '""' else "") == (wanted if wanted != '""' else "")
 
 
@@ -212,7 +226,7 @@ def _start_case(box: Sandbox, task: Command, argv: list[str | None], folder: str
                 case: Case) -> Run:
   """Starts the interpreter on one case; the expected text is not part of its orders."""
   report, to_report = os.pipe()
-  run = Run([], report, box.limits.output)
+  run = Run([], report, box.limits.output, LEAVE_SECONDS)
   orders = {"role": "command", "argv": argv, "text": case.stdin,
             "environment": dict(task.environment)}
   try:
@@ -225,6 +239,16 @@ def _start_case(box: Sandbox, task: Command, argv: list[str | None], folder: str
   return run
 
 
+def _fault(run: Run, case: Case, sign: str, known: bool) -> str:
+  """Why a case has not passed; empty if it has. known: whether its program was to print the sign"""
+  if len(run.data) > run.most:
+    return f"over {run.most} bytes"
+  at_end = run.data.count(sign.encode()) == 1
+  if not at_end and (case.call and known or run.codes[0] != 0):
+    return "the program did not reach its end"
+  return "" if _same(run.data.replace(sign.encode(), b""), case.expected) else "another output"
+
+
 def _command(box: Sandbox, task: Command, source: str) -> Steps:
   """Decides an item of a `Command` task: a sandbox for each case, one after the other."""
   passed, total = 0, len(task.cases)
@@ -234,18 +258,18 @@ def _command(box: Sandbox, task: Command, source: str) -> Steps:
     path = os.path.join(folder, "program" + task.suffix)
     argv = [shutil.which(task.argv[0]), *(word.replace("{file}", path) for word in task.argv[1:])]
     for number, case in enumerate(task.cases, 1):
+      sign = secrets.token_hex(16)
+      ending = task.ending(sign)
       with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:
-        file.write(f"{source}\n\n{case.call}\n")
+        file.write(f"{source}\n\n{case.call}\n{ending}\n")
       run = _start_case(box, task, argv, folder, case)
       stopped = yield run
       if stopped:
         return Verdict("unknown", f"{stopped}, in case {number}"), Score(passed, total)
       box.check_confined(run.status[0])
-      too_long = len(run.data) > run.most
-      if _same(run.data, case.expected) and not too_long:
-        passed += 1
-      elif not why:
-        fault = f"over {run.most} bytes" if too_long else "another output"
+      fault = _fault(run, case, sign, bool(ending))
+      passed += not fault
+      if fault and not why:
         why = f"; case {number}: {fault}"
   status = "right" if passed == total else "wrong"
   return Verdict(status, f"{passed} of {total} cases passed{why}"), Score(passed, total)
@@ -261,7 +285,7 @@ class _Batch:
     self.active: dict[int, tuple[Steps, Run, float]] = {}  # by item: steps, run, deadline
     self.end = time.monotonic() + box.batch_seconds
     for at, (text, task) in enumerate(zip(texts, tasks, strict=True)):
-      source = program_of(text, _LANGUAGES if isinstance(task, Functions) else task.languages)
+      source = program_of(text, *_sought(task))
       if not source.strip():
         self.results[at] = Verdict("wrong", "no program"), Score(0, _total(task))
       elif len(source) > MAX_CHARACTERS:

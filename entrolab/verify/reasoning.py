@@ -22,6 +22,8 @@ from typing import Any
 from entrolab.verify.sandbox import values
 
 PAID = 0.99  # the lowest score that is right
+# What is right for no problem: a scorer that pays for one of them says nothing of an answer.
+MEANINGLESS = ("?", "no answer at all")
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _NODES = (ast.Expression, ast.Expr, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator,
           ast.unaryop, ast.boolop, ast.cmpop, ast.Constant, ast.Name, ast.Load, ast.Call,
@@ -155,4 +157,12 @@ def work(prepared: tuple[Any, Any], what: Any, reference: str = "") -> tuple[lis
     _Watch.scoring = False
   if not math.isfinite(score):
     return ["unknown", f"the score {score} is not finite"], _Watch.evaluated
+  if score >= PAID and what.strip() != reference.strip() and _pays_anything(scored, problem):
+    return ["unknown", "the scorer pays meaningless text for this problem"], _Watch.evaluated
   return ["right" if score >= PAID else "wrong", f"score {score:.2f}"], _Watch.evaluated
+
+
+def _pays_anything(scored: Any, problem: Any) -> bool:
+  """Whether the scorer pays for meaningless text, as some do where the reference is empty."""
+  return any(float(scored.score_answer(text, copy.deepcopy(problem))) >= PAID
+             for text in MEANINGLESS)

@@ -8,6 +8,7 @@ seccomp  rlimits, another user id (when started by root), Landlock (kernel 5.13)
 What a confined process does is in `inside`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -72,26 +73,34 @@ def _has_capability(number: int) -> bool:
 class Run:
   """Processes that run until their output ends.
 
-  processes: those that run; output: the descriptor to read; most: bytes of output that are read.
+  processes: those that run; output: the descriptor to read; most: bytes of output that are read;
+  leave: seconds in which a process may end by itself once its output has ended.
   """
 
-  def __init__(self, processes: list[subprocess.Popen], output: int, most: int) -> None:
-    self.processes, self.output, self.most = processes, output, most
+  def __init__(self, processes: list[subprocess.Popen], output: int, most: int,
+               leave: float = 0.0) -> None:
+    self.processes, self.output, self.most, self.leave = processes, output, most, leave
+    self.ended = False  # whether the output has
     self.data = b""  # the output so far: written by code that nobody trusts
     self.status: list[str] = []  # what each process reported before it ran such code; after `end`
+    self.codes: list[int] = []  # how each process ended, negative where it was killed; after `end`
 
   def read(self) -> bool:
     """Reads what has arrived; whether the output has ended or is too long."""
     part = os.read(self.output, 1 << 16)
     self.data += part
-    return not part or len(self.data) > self.most
+    self.ended = not part
+    return self.ended or len(self.data) > self.most
 
   def end(self) -> None:
     """Kills and reaps the processes, and reads what each reported before it was confined."""
     for process in self.processes:
+      if self.ended and self.leave:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+          process.wait(self.leave)
       process.kill()
     for process in self.processes:
-      process.wait()
+      self.codes.append(process.wait())
       assert process.stderr
       # a descendant may still hold the pipe: take what is there, never wait for its end
       os.set_blocking(process.stderr.fileno(), False)

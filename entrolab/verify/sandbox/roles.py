@@ -22,6 +22,7 @@ from typing import Any
 from entrolab.verify.sandbox.values import (
     Channel,
     Objects,
+    Stand,
     content,
     fill,
     packed,
@@ -230,7 +231,7 @@ rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul and o
 invert int float complex index round str repr format enter exit""".split()
 
 
-class _Object(type("_Looks", (), {f"__{name}__": _looks_into for name in _LOOKS})):
+class _Object(type("_Looks", (Stand,), {f"__{name}__": _looks_into for name in _LOOKS})):
   """An object of the program as the tests see it: it can be passed back and called."""
 
   def __init__(self, remote: _Remote, number: int, kind: str, silent: bool) -> None:

@@ -37,6 +37,10 @@ class Objects:
     self.all.append(value)
 
 
+class Stand:
+  """What stands for a value of the other process."""
+
+
 def _no_number(value: Any) -> Any:
   raise TypeError(f"{type(value).__name__} is no plain data")
 
@@ -72,7 +76,8 @@ def plain(value: Any, objects: Objects | None = None,
   made = _STANDARD.get((type(value).__module__, type(value).__qualname__))
   if made:
     return {"made": [type(value).__module__, type(value).__qualname__, *made(value)]}
-  if isinstance(value, Iterator):  # perhaps endless; MAX_MESSAGE items are too long to cross
+  if isinstance(value, Iterator) and not isinstance(value, Stand):
+    # perhaps endless; MAX_MESSAGE items are too long to cross
     return {"iter": [plain(item, objects, other) for item in islice(value, MAX_MESSAGE)]}
   return other(value)
 

@@ -178,8 +178,8 @@ class Pool:
     """A result for each job, in order, none later than its deadline.
 
     seconds, batch_seconds: None takes the pool's. Raises ImportError when a library of the service
-    is absent, SandboxError when a worker cannot be confined, RuntimeError when workers do not start,
-    ValueError for a job that is too long to send.
+    is absent, SandboxError when a worker cannot be confined, RuntimeError when workers do not
+    start, ValueError for a job that is too long to send.
     """
     if os.getpid() != self._owner:  # this process was forked: the workers are its parent's
       self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
