@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from entrolab.environments import BETWEEN, play
+from entrolab.environments import BETWEEN, adapters, judge, play
 from entrolab.environments.adapters import Attempts, Gym
 from entrolab.environments.calculator import WordProblems, calculate
 from entrolab.environments.forms import FIELDS, Form
@@ -15,7 +15,10 @@ from entrolab.environments.text_world import CHEST, HAND, NOTHING, TextWorld
 from entrolab.environments.tools import Python, ToolUse
 from entrolab.models.cloned import Cloned, Words, demonstrations
 from entrolab.tasks.countdown import Countdown
+from entrolab.verify import Verdict
 from entrolab.verify.sandbox.outside import Limits, Sandbox, SandboxError
+from entrolab.verify.workers import gymnasium
+from tests.evaluating_environment import Evaluates
 
 WORLDS = [TextWorld(), TextWorld(rooms=8, things=5, locked=1.0), Form(7), Form(8), WordProblems()]
 name = lambda x: repr(x)
@@ -284,6 +287,55 @@ def test_gymnasium_like_environments():
   verdicts = gym.verify([BETWEEN.join("111"), "3", BETWEEN.join("22"), "1"], [source[1]] * 4)
   assert [v.status for v in verdicts] == ["right", "right", "wrong", "wrong"]
   assert gym.examples("eval", 0)[1].source != source[1].source
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  monkeypatch.setattr(adapters, "SECONDS", 2.0)
+
+
+def test_an_environment_that_evaluates_actions_does_so_in_a_worker(quick, tmp_path):
+  gym = Gym(Evaluates, size=100)
+  path = tmp_path / "written"
+  example = gym.examples("train", 0)[1]
+  state, _ = gym.reset(example)
+  texts = [f"__import__('pathlib').Path({str(path)!r}).write_text('x')",
+           "__import__('os')._exit(0)", "9**9**9**9", "float('nan')", "1 / 0",
+           "[0] * 10**12", "0.5", "1"]
+  steps = gym.steps([state] * len(texts), texts)
+  assert [step[2] for step in steps[-2:]] == [0.5, 1.0] and not path.exists()
+  for after, text, reward, done in steps[:6]:
+    assert np.isnan(reward) and (done and after.lost and not text or after.actions)
+  verdicts = gym.verify(texts, [example] * len(texts))
+  assert [v.status for v in verdicts] == ["unknown"] * 6 + ["wrong", "right"], verdicts
+  assert judge(float("inf"), 1, "done").status == "unknown" and not path.exists()
+
+
+def test_an_environment_is_found_by_its_name():
+  for make in (lambda: Counter(), Counter(), dataclasses.dataclass):
+    if make is dataclasses.dataclass:
+      assert gymnasium.reference(make)[2] == "dataclass"
+      continue
+    with pytest.raises(ValueError, match="by its name"):
+      Gym(make)
+  module, file, name = gymnasium.reference(Evaluates)
+  assert gymnasium.found(module, file, name) is Evaluates
+  assert gymnasium.found("no_such_module", file, name).__name__ == name
+
+
+class Unsure(Countdown):
+  """A task that knows nothing of an answer."""
+
+  def verify(self, texts, examples):
+    return [Verdict("unknown", "who knows")] * len(texts)
+
+
+@pytest.mark.parametrize("wrap", [Attempts, lambda task: ToolUse(task, tool=lambda programs: [])])
+def test_an_answer_of_which_nothing_is_known_leaves_its_episode_unknown(wrap):
+  task = wrap(Unsure())
+  example = task.examples("eval", 0)[0]
+  _, _, reward, done = task.step(task.reset(example)[0], "7")
+  assert done and judge(reward, 1, "done").status == "unknown"
 
 
 def test_attempts_at_a_task_with_one_answer():

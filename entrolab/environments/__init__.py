@@ -16,13 +16,13 @@ BETWEEN = "\x1e"  # the record separator: joins the actions of an episode into a
 
 
 def judge(total: float, turns: int, ending: str) -> Verdict:
-  """The verdict on an episode.
+  """The verdict on an episode; unknown where a reward is not finite, which is no reward.
 
   total: the sum of its rewards, NaN where one of them is not known; turns: the number of its
   actions; ending: how it ended, in words.
   """
-  if math.isnan(total):
-    return Verdict("unknown", f"a reward in {turns} turns is not known: {ending}")
+  if not math.isfinite(total):
+    return Verdict("unknown", f"reward {total:g}, which is not known, in {turns} turns: {ending}")
   status = "right" if total >= SUCCESS else "wrong"
   return Verdict(status, f"reward {total:g} in {turns} turns: {ending}")
 

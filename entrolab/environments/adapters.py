@@ -1,29 +1,32 @@
 """Adapters to episodes: gymnasium's interface, and several attempts at a single-answer task.
 
-`Gym` takes any object with gymnasium's `reset` and `step`; gymnasium is not imported. `Attempts`
-makes an environment of a single-answer task, such as `tasks.gym.ReasoningGym`: after a wrong answer
-the observation is a request to try again.
+`Gym` takes anything with gymnasium's `reset` and `step`, and runs it in a worker; gymnasium is not
+imported here. `Attempts` makes an environment of a single-answer task, such as
+`tasks.gym.ReasoningGym`: after a wrong answer the observation is a request to try again.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrolab.environments import OfTask, Spoken, reward_of
+from entrolab.environments import BETWEEN, OfTask, Spoken, judge, reward_of
 from entrolab.tasks.task import Example, Lazy, Step, Task, part_of
 from entrolab.typing import name_of
+from entrolab.verify import Verdict
+from entrolab.verify.workers import gymnasium, pool
+
+SECONDS = 10.0  # in which an environment must have taken an action, or a whole episode again
 
 SEEDS = 2**31  # seeds of a reset are below it
 
 
 @dataclasses.dataclass(frozen=True)
 class GymState:
-  """Where an episode is, as a value: the environment can be rebuilt from it."""
+  """Where an episode is, as a value: the environment can be made again from it."""
   seed: int  # of the reset
-  actions: tuple[str, ...]  # since the reset
-  # an environment in this state, unless a step from this state or a later one has moved it on:
-  # `live.count` is the number of its steps
-  live: "_Live" = dataclasses.field(compare=False)
+  actions: tuple[str, ...] = ()  # since the reset
+  lost: str = ""  # why the last action has no result; empty when it has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Gym(Spoken):
 
   It has `reset(seed=) -> (observation, info)` and
   `step(action) -> (observation, reward, terminated, truncated, info)`, and must be deterministic in
-  its seed and actions: it is rebuilt where an earlier state is stepped again.
+  its seed and actions: it is made again where an earlier state is stepped again. It runs in a
+  confined worker, as do `act` and `show`, so that all three must stand at the top level of a file;
+  an action that hangs or kills it leaves its episode unknown. Raises ValueError for a function that
+  a worker cannot import.
   """
   make: Callable[[], Any]  # makes such an environment
   act: Callable[[str], Any] = str  # text -> action; raises ValueError for a text that is none
@@ -42,6 +48,9 @@ class Gym(Spoken):
   max_observation: int = 128  # tokens
   unread: str = "nothing happens"  # the observation after a text that is no action
   stop: tuple[str, ...] = ()  # strings that end an action
+
+  def __post_init__(self) -> None:
+    self._context()
 
   def __repr__(self) -> str:
     make, act, show = map(name_of, (self.make, self.act, self.show))
@@ -69,45 +78,65 @@ class Gym(Spoken):
     return example.source
 
   def reset(self, example: Example) -> tuple[GymState, str]:
-    """Resets a new environment with the example's seed."""
-    seed = int(example.source.split("/")[1])
-    live = _Live(self.make())
-    return GymState(seed, (), live), self.show(live.reset(seed))
+    """Resets a new environment with the example's seed. Raises RuntimeError where it fails, which
+    no policy causes."""
+    seed = _seed(example)
+    result, = self._ask([("reset", seed, ())])
+    if result.lost:
+      raise RuntimeError(f"{self!r}: reset(seed={seed}): {result.lost}")
+    return GymState(seed), str(result.value[0])
 
   def step(self, state: GymState, text: str) -> Step:
-    """A step of the live environment, or of a rebuilt one if that has moved on."""
-    try:
-      action = self.act(text)
-    except ValueError:
-      return state, self.unread, 0.0, False
-    live = state.live
-    if live.count != len(state.actions):  # another step was made from this state before
-      live = _Live(self.make())
-      live.reset(state.seed)
-      for earlier in state.actions:
-        live.step(self.act(earlier))
-    observation, reward, done = live.step(action)
-    state = GymState(state.seed, (*state.actions, text), live)
-    return state, self.show(observation), reward, done
+    """`steps` of a single episode."""
+    return self.steps([state], [text])[0]
+
+  def steps(self, states: Sequence[GymState], texts: Sequence[str]) -> list[Step]:
+    """An action of each episode; the reward of one without a result is nan, and ends it."""
+    asked = [("step", state.seed, (*state.actions, text))
+             for state, text in zip(states, texts, strict=True)]
+    steps: list[Step] = []
+    for state, text, result in zip(states, texts, self._ask(asked), strict=True):
+      if result.lost:
+        steps.append((dataclasses.replace(state, lost=result.lost), "", math.nan, True))
+        continue
+      read, observation, reward, done = result.value
+      if read:
+        state = GymState(state.seed, (*state.actions, text))
+      steps.append((state, observation if read else self.unread, reward, done))
+    return steps
+
+  def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
+    """By playing every episode again."""
+    asked = [("play", _seed(example), text.split(BETWEEN))
+             for text, example in zip(texts, examples, strict=True)]
+    verdicts = []
+    for result in self._ask(asked):
+      if result.lost:
+        verdicts.append(Verdict("unknown", f"the environment: {result.lost}"))
+        continue
+      total, turns, done = result.value
+      verdicts.append(judge(total, turns, "done" if done else "not done"))
+    return verdicts
+
+  def _context(self) -> list[list[str]]:
+    """What `gymnasium.prepare` finds the functions by."""
+    return [gymnasium.reference(function) for function in (self.make, self.act, self.show)]
+
+  def _ask(self, jobs: Sequence[tuple]) -> list[pool.Result]:
+    """The results of jobs of `gymnasium.work`."""
+    context = self._context()
+    return workers().run([pool.Job(context, job) for job in jobs], seconds=SECONDS)
 
 
-class _Live:
-  """A gymnasium environment that counts its steps."""
+def workers() -> pool.Pool:
+  """The worker of this process: a single one, whose child has the environments that live."""
+  return pool.shared("entrolab.verify.workers.gymnasium", size=1, batch_seconds=3600.0,
+                     grace=120.0, memory=4 << 30)
 
-  def __init__(self, environment: Any):
-    self.environment = environment
-    self.count = 0
 
-  def reset(self, seed: int) -> Any:
-    """The first observation."""
-    self.count = 0
-    return self.environment.reset(seed=seed)[0]
-
-  def step(self, action: Any) -> tuple[Any, float, bool]:
-    """(observation, reward, done)."""
-    observation, reward, terminated, truncated, _ = self.environment.step(action)
-    self.count += 1
-    return observation, float(reward), bool(terminated or truncated)
+def _seed(example: Example) -> int:
+  """That of the reset, which the example's source names."""
+  return int(example.source.split("/")[1]) % 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +164,7 @@ class Attempts(OfTask):
     results = []
     verdicts = self.task.verify(texts, [state.example for state in states])
     for state, verdict in zip(states, verdicts, strict=True):
-      wrong = verdict.status == "wrong"
       state = dataclasses.replace(state, made=state.made + 1)
-      results.append((state, self.again, reward_of(verdict),
-                      not wrong or state.made == self.tries))
+      done = verdict.status != "wrong" or state.made == self.tries
+      results.append((state, self.again, reward_of(verdict), done))
     return results

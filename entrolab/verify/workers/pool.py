@@ -179,7 +179,7 @@ class Pool:
 
     seconds, batch_seconds: None takes the pool's. Raises ImportError when a library of the service
     is absent, SandboxError when a worker cannot be confined, RuntimeError when workers do not
-    start, ValueError for a job that is too long to send.
+    start.
     """
     if os.getpid() != self._owner:  # this process was forked: the workers are its parent's
       self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
@@ -249,8 +249,13 @@ class _Batch:
     for at, worker in enumerate(self.pool._workers):
       if self.waiting and worker.ready and worker.job is None:
         job = self.waiting.popleft()
-        if worker.send({"context": self.jobs[job].context, "job": self.jobs[job].arguments,
-                        "seconds": self.seconds}):
+        try:
+          taken = worker.send({"context": self.jobs[job].context, "job": self.jobs[job].arguments,
+                               "seconds": self.seconds})
+        except ValueError as error:  # too long
+          self._lose(job, str(error))
+          continue
+        if taken:
           worker.job = job
           worker.deadline = time.monotonic() + self.seconds + self.pool.grace
         else:  # it died while idle, which this job did not cause
