@@ -1,6 +1,20 @@
 """A third-party environment that evaluates actions: what a worker must confine."""
 
 
+import os
+
+from tests.dying_service import status_of
+
+
+class Located:
+  """An environment that shows in which process it is."""
+
+  def reset(self, seed=None):
+    """(observation, info)."""
+    del seed
+    return [os.getpid(), *status_of("self")], {}
+
+
 class Evaluates:
   """The reward is the value of the action."""
 

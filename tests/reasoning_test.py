@@ -187,11 +187,35 @@ HOSTILE = ["", " ", "9**9**9**9", "(" * 5000, "[" * 5000, "((((9**9)**9)**9)**9)
            "<answer>", "import os", "raise SystemExit", "exit()", "__builtins__", "globals()"]
 
 
+NOT_WALKED = {"composite": "needs other data sets", "game_of_life_halting": "refused"}
+
+
+def all_data_sets() -> list[str]:
+  from reasoning_gym.factory import DATASETS
+  return sorted(DATASETS.keys() - NOT_WALKED.keys())
+
+
+@pytest.mark.slow
+def test_references_are_scored_as_the_library_scores_them():
+  differ = []
+  for name in all_data_sets():
+    task = ReasoningGym(name, size=8)
+    source = task.examples("train", 0)
+    examples = [source[at] for at in range(4)]
+    found = task.verify([f"<answer>{e.answer}</answer>" for e in examples], examples)
+    data = reasoning.data(name, 8, 0, ())
+    for at, verdict in enumerate(found):
+      problem = data[at]
+      score = data.score_answer(str(problem["answer"]), problem)
+      if verdict.status != ("right" if score >= reasoning.PAID else "wrong"):
+        differ.append((name, at, score, verdict))
+  assert differ == []
+
+
 @pytest.mark.slow
 def test_no_data_set_writes_hangs_or_pays(tmp_path, monkeypatch):
-  """Every data set of the library: oracle answers are scored as the library does, no hostile one is
-  paid, none writes a file, and each is decided in its time."""
-  from reasoning_gym.factory import DATASETS
+  """Every data set of the library: no hostile answer is paid, none writes a file, and each is
+  decided in its time."""
   monkeypatch.setattr(gym, "SECONDS", 2.0)
   path = tmp_path / "written"
   code = [writing(path), f"[{writing(path)}]", f'"{{}}".format({writing(path)})',
@@ -199,8 +223,8 @@ def test_no_data_set_writes_hangs_or_pays(tmp_path, monkeypatch):
           f"eval({writing(path)!r})", f"exec({writing(path)!r})", f"x = {writing(path)}",
           f"lambdify(x, {writing(path)!r})(1)", f"parse_expr({writing(path)!r})",
           f"[{writing(path)} for x in [1]]", f"print(1, file=open({str(path)!r}, 'w'))"]
-  paid, differ, slow, unknown, total = [], [], [], 0, 0
-  for name in sorted(set(DATASETS) - {"composite", "game_of_life_halting"}):
+  paid, slow, unknown, total = [], [], 0, 0
+  for name in all_data_sets():
     task = ReasoningGym(name, size=8)
     example = task.examples("train", 0)[2]
     answers = [a for a in [*HOSTILE, *code] if a.strip() != example.answer.strip()]
@@ -213,12 +237,7 @@ def test_no_data_set_writes_hangs_or_pays(tmp_path, monkeypatch):
     paid += [(name, a[:40], v.why) for a, v in zip(answers, found, strict=True)
              if v.status == "right"]
     slow += [(name, seconds, hung)] if seconds > 20 + 2.5 * hung else []
-    data = reasoning.data(name, 8, 0, ())
-    score = data.score_answer(example.answer, data[2])
-    told = task.verify([f"<answer>{example.answer}</answer>"], [example])[0]
-    expected = "right" if score >= reasoning.PAID else "wrong"
-    differ += [(name, score, told)] if told.status != expected else []
     assert not path.exists(), name
   print(f"{total} answers, {unknown} unknown")
-  assert (paid, differ, slow) == ([], [], [])
+  assert (paid, slow) == ([], [])
   assert os.listdir(tmp_path) == [] and not pathlib.Path("written").exists()

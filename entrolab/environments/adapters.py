@@ -49,9 +49,6 @@ class Gym(Spoken):
   unread: str = "nothing happens"  # the observation after a text that is no action
   stop: tuple[str, ...] = ()  # strings that end an action
 
-  def __post_init__(self) -> None:
-    self._context()
-
   def __repr__(self) -> str:
     make, act, show = map(name_of, (self.make, self.act, self.show))
     return f"Gym({make}, act={act}, show={show}, size={self.size})"
@@ -59,6 +56,7 @@ class Gym(Spoken):
   def __post_init__(self) -> None:
     if not 1 <= self.size <= SEEDS // 2:
       raise ValueError(f"size={self.size}: 1 to {SEEDS // 2}")
+    self._context()
 
   def examples(self, split: str, seed: int) -> Lazy:
     """Examples whose source names the seed of the reset.
