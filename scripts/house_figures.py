@@ -17,8 +17,8 @@ BOUNDS = (f"a file over {FILE_LINES} lines or {FILE_NODES:,} AST nodes, a functi
 
 # Parts of the package that the table names beside the whole; "-" where a package has none such.
 PARTS = {
-    "core": ("typing", "arguments", "objective", "microbatch", "vocab", "fused", "nucleus", "aggregate",
-             "ranks", "control", "keys"),
+    "core": ("typing", "arguments", "objective", "microbatch", "vocab", "fused", "nucleus",
+             "aggregate", "ranks", "control", "keys"),
     "methods": ("methods",),
     "rollout": ("rollout",),
 }

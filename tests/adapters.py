@@ -1,10 +1,12 @@
-"""From golden files to methods: one table of names, one account of every stored array.
+"""From golden files to methods: one table of names, one account of every array and hyper-parameter.
 
 A golden file `SLUG_CASE.npz` holds inputs and outputs of an official implementation. The function
 `golden(case)` of `tests/methods/SLUG_test.py`, or of `tests/analysis`, runs ours on the inputs and
 compares every output. Files that compare several methods are listed in `SHARED`.
 Nothing is skipped in silence: an array that is neither an input, nor compared, nor ignored with a
-reason fails the file, and so does a file whose slug nobody knows.
+reason fails the file, and so do a hyper-parameter (an entry of `config`, or of any other stored
+JSON) that is neither read, nor the one value that the adapter computes, nor ignored with a reason,
+and a file whose slug nobody knows.
 """
 
 import contextlib
@@ -12,13 +14,17 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import vocab
+from entrolab import aggregate, vocab
+from entrolab.methods import kl
+from entrolab.objective import term
+from entrolab.typing import Array, Bool, Float, Scale
 
 VALUE, GRADIENT = 1e-6, 1e-5  # largest relative error, in float64
 # golden name -> column of a batch
@@ -26,6 +32,7 @@ COLUMNS = dict(tokens="tokens", response_mask="mask", old_logprobs="old_logp",
                ref_logprobs="ref_logp", advantages="adv", rewards="rewards",
                rollout_logprobs="sampled_logp")
 INPUTS = {*COLUMNS, "logits", "group_ids"}  # every file may carry them, used or not
+DESCRIBES = ("source", "note", "mended")  # entries of a config that are no hyper-parameters
 # golden files of several methods -> the test file that compares them
 SHARED = {"base_objectives_adv": "tests.methods.advantages_test",
           "base_objectives_misc": "tests.methods.value_loss_test",
@@ -44,6 +51,72 @@ class Mismatch(AssertionError):
   """A stored array that ours does not reproduce, or that nobody accounts for."""
 
 
+class Config(dict):
+  """A stored JSON object that knows which of its entries were read; `keys` and `in` read none."""
+
+  def __init__(self, entries, path, name):
+    super().__init__({key: _tracked(value, path, f"{name}.{key}")
+                      for key, value in entries.items()})
+    self.path, self.name, self.seen = path, name, set()
+    self.ignored = {}
+
+  def __getitem__(self, key):
+    if key not in self:
+      raise Mismatch(f"{self.path.name}: {self.name} has no {key}; has: {', '.join(self)}")
+    self.seen.add(key)
+    return super().__getitem__(key)
+
+  def get(self, key, default=None):
+    return self[key] if key in self else default
+
+  def items(self):
+    self.seen.update(self)
+    return super().items()
+
+  def values(self):
+    self.seen.update(self)
+    return super().values()
+
+  def expect(self, **known):
+    """For each entry that is there: the one value, or the tuple of values, that ours computes."""
+    for key, values in known.items():
+      values = values if isinstance(values, tuple) else (values,)
+      if key in self and self[key] not in values:
+        raise Mismatch(f"{self.path.name}: {self.name}.{key} is {self[key]!r}; the adapter "
+                       f"computes {' or '.join(map(repr, values))}")
+
+  def ignore(self, reason, *keys):
+    """Leaves entries out, and says why: in this file they cannot act."""
+    if len(reason) < 8:
+      raise ValueError(f"ignore({keys}): say why")
+    self.ignored.update(dict.fromkeys((key for key in keys if key in self), reason))
+
+  def unread(self):
+    """Paths of the entries that nobody accounts for."""
+    for key in self.keys():
+      value = super().__getitem__(key)
+      if key not in self.seen and key not in self.ignored and key not in DESCRIBES:
+        yield f"{self.name}.{key}"
+      elif key in self.seen:
+        yield from _unread(value)
+
+
+def _tracked(value, path, name):
+  if isinstance(value, dict):
+    return Config(value, path, name)
+  if isinstance(value, list):
+    return [_tracked(x, path, f"{name}[{i}]") for i, x in enumerate(value)]
+  return value
+
+
+def _unread(value):
+  if isinstance(value, Config):
+    yield from value.unread()
+  elif isinstance(value, list):
+    for x in value:
+      yield from _unread(x)
+
+
 @dataclasses.dataclass
 class Row:
   """One compared array: its largest relative error and the tolerance."""
@@ -53,23 +126,30 @@ class Row:
 
 
 class Case:
-  """The arrays of one golden file, each of which has to be accounted for."""
+  """The arrays of one golden file, each of which has to be accounted for.
 
-  def __init__(self, path):
-    self.path = pathlib.Path(path)
+  hasty: the first array out of tolerance raises Mismatch at once, and not `finish` for all.
+  """
+
+  def __init__(self, path, *, hasty=False):
+    self.path, self.hasty = pathlib.Path(path), hasty
     with np.load(self.path, allow_pickle=False) as stored:
       self.arrays = {name: stored[name] for name in stored.files}
     self.used: set[str] = set()
     self.rows: list[Row] = []
     self.ignored: dict[str, str] = {}
+    self.broken: list[str] = []
+    self.parsed = {}
 
   def __contains__(self, name):
     return name in self.arrays
 
   def text(self, name):
-    """A stored JSON string."""
+    """A stored JSON string; its objects keep account of what is read."""
     self.used.add(name)
-    return json.loads(str(self.arrays[name]))
+    if name not in self.parsed:
+      self.parsed[name] = _tracked(json.loads(str(self.arrays[name])), self.path, name)
+    return self.parsed[name]
 
   @property
   def config(self):
@@ -108,7 +188,20 @@ class Case:
       want, got = want[keep], got[keep]
     if tolerance is None:
       tolerance = GRADIENT if name.startswith("grad") else VALUE
-    self.rows.append(Row(name, _error(got, want), tolerance))
+    self.add(Row(name, _error(got, want), tolerance))
+
+  def add(self, row):
+    """Takes in a comparison."""
+    self.rows.append(row)
+    if self.hasty and not row.error <= row.tolerance:
+      raise Mismatch(f"{self.path.name}: {row.name} is off by {row.error:.2e}")
+
+  def require(self, holds, sentence):
+    """Fails the file with this sentence unless it holds, without hiding what else is wrong."""
+    if not holds:
+      self.broken.append(sentence)
+      if self.hasty:
+        raise Mismatch(f"{self.path.name}: {sentence}")
 
   def ignore(self, name, reason):
     """Leaves an array out, and says why."""
@@ -125,10 +218,15 @@ class Case:
       raise Mismatch(f"{self.path.name}: neither input, compared nor ignored: {', '.join(left)}")
     if not self.rows:
       raise Mismatch(f"{self.path.name}: nothing was compared")
-    bad = [r for r in self.rows if not r.error <= r.tolerance]
-    if bad:
-      raise Mismatch(f"{self.path.name}: " + "; ".join(
-          f"{r.name} is off by {r.error:.2e} (at most {r.tolerance:.0e})" for r in bad))
+    bad = [f"{r.name} is off by {r.error:.2e} (at most {r.tolerance:.0e})" for r in self.rows
+           if not r.error <= r.tolerance]
+    unread = [key for value in self.parsed.values() for key in _unread(value)]
+    if unread:
+      bad.append(f"hyper-parameters that nobody reads: {', '.join(unread)}")
+    for config in (value for value in self.parsed.values() if isinstance(value, Config)):
+      self.ignored.update({f"{config.name}.{key}": why for key, why in config.ignored.items()})
+    if self.broken or bad:
+      raise Mismatch(f"{self.path.name}: " + "; ".join([*self.broken, *bad]))
     return max(self.rows, key=lambda r: r.error / r.tolerance)
 
 
@@ -211,6 +309,56 @@ def check(path):
   with double():
     run(case)
   return case, case.finish()
+
+
+def selected_sum(mask: Bool[Array, "B T"], weight: Float[Array, "B T"]) -> Scale:
+  """Mean over rows with a selected token of the sum over their selected tokens."""
+  return aggregate.sequence_sum(mask & (weight != 0.0))
+
+
+# the names of verl's `agg_loss`: over all tokens, and over those with a weight alone
+AGGREGATES = {"token-mean": aggregate.token_mean, "seq-mean-token-sum": aggregate.sequence_sum,
+              "seq-mean-token-mean": aggregate.sequence_mean}
+SELECTED = {"token-mean": aggregate.selected_mean, "seq-mean-token-sum": selected_sum,
+            "seq-mean-token-mean": aggregate.selected_sequence_mean}
+
+
+def aggregation(config, key="agg", *, width, rest="", names=AGGREGATES, default=None):
+  """The aggregation that a config names, as a term; `rest` is what may stand behind the name.
+
+  width: T, by which seq-mean-token-sum-norm divides the sum over rows where no `loss_scale_factor`
+  is stored. default: the name where the config has none.
+  """
+  text = config[key] if default is None else config.get(key, default)
+  found = re.match(r"[a-z]+(-[a-z]+)+", text)
+  name, behind = (found[0], text[found.end():]) if found else (text, "")
+  if behind not in ("", rest):
+    raise Mismatch(f"{config.path.name}: {config.name}.{key} is {text!r}; nobody reads {behind!r}")
+  if name == "seq-mean-token-sum-norm" and names is AGGREGATES:
+    return term(aggregate.fixed_sum, divisor=float(config.get("loss_scale_factor") or width))
+  if name not in names:
+    raise Mismatch(f"{config.path.name}: {config.name}.{key} is {text!r}; choices: "
+                   f"{', '.join(names)}")
+  return term(names[name])
+
+
+def divergence(config, key="kl"):
+  """The estimator of the KL that a config names: k1, k2, k3, or "k3 clamped to [-10,10]"."""
+  text = config[key]
+  if found := re.fullmatch(r"k3 clamped to \[-([0-9.e+-]+), ?([0-9.e+-]+)\]", text):
+    if float(found[1]) == float(found[2]):
+      return term(kl.k3, cap=float(found[1]))
+  plain = {"k1": term(kl.k1), "k2": term(kl.k2), "k3": term(kl.k3, cap=float("inf"))}
+  if text not in plain:
+    raise Mismatch(f"{config.path.name}: {config.name}.{key} is {text!r}; choices: "
+                   f"{', '.join(plain)}, 'k3 clamped to [-c,c]'")
+  return plain[text]
+
+
+def weighted_mean(case, scale, value):
+  """sum(scale value) over the file's valid tokens."""
+  mask = case["response_mask"]
+  return (scale({"mask": mask}) * jnp.where(mask, value, 0.0)).sum()
 
 
 def per_group(case, fn, *columns, **knobs):

@@ -242,6 +242,16 @@ def test_shapes_are_checked_when_traced_and_leave_nothing_behind():
   assert str(jax.make_jaxpr(ppo.clipped_ratio)(x, x, x)) == str(plain)
 
 
+def test_arrays_that_are_all_alike_may_have_another_rank():
+  """Packed tokens [N] stand for [B, T] in a function of tokens."""
+  x = jnp.linspace(-2.0, -0.1, 6)
+  got = ppo.clipped_ratio(x, x - 0.5, jnp.ones(6))
+  want = ppo.clipped_ratio(x.reshape(2, 3), x.reshape(2, 3) - 0.5, jnp.ones((2, 3)))
+  np.testing.assert_array_equal(got, want.ravel())
+  with pytest.raises(ValueError, match=r"adv \[B, T\] has shape \(2,\)"):
+    ppo.clipped_ratio(x.reshape(2, 3), x.reshape(2, 3), jnp.ones(2))
+
+
 def test_flags_of_a_batch_are_those_that_it_declares():
   fields = inspect.get_annotations(batch.Batch)
   kinds = {name: str(note) for name, note in fields.items()}

@@ -64,12 +64,12 @@ def bound(sets: np.ndarray, labels: np.ndarray, alpha: float) -> np.ndarray:
           + alpha * mean(log(classes - size), ~covered))
 
 
-def expected_entropy(posteriors: np.ndarray) -> np.ndarray:
+def expected_entropy(posteriors: np.ndarray, *, clamp: float = CLAMP) -> np.ndarray:
   """Mean over simulated answers of the posterior's entropy [Q], bits; 0 without any answer.
 
-  The criterion of information pursuit.
+  The criterion of information pursuit. clamp: the least probability that enters.
   """
-  p = np.maximum(posteriors, CLAMP)
+  p = np.maximum(posteriors, clamp)
   return -(p * np.log2(p)).sum((-1, -2)) / max(p.shape[-2], 1)
 
 

@@ -112,17 +112,22 @@ def mean_entropy(old_entropy: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> 
   return jnp.where(mask, old_entropy, 0.0).sum(1) / (real(mask).sum(1) + 1e-8)
 
 
-def cosine_weight(step: Array, *, reverse: bool = False) -> Array:
+def cosine_weight(step: Array, *, reverse: bool = False, total: int = TOTAL, warm: int = WARM,
+                  cycles: int = CYCLES) -> Array:
   """Weight of the comparison within halves at steps counted from 1: three restarts after 30 steps.
 
-  It falls from 0.6 to 0 in each cycle of 40; `reverse`: from 0 (after 1) up to 0.6.
+  It falls from 0.6 to 0 in each cycle of (total - warm) / cycles = 40; `reverse`: from 0 (after 1)
+  up to 0.6. Raises ValueError unless 0 < warm < total and cycles >= 1.
   """
+  if not 0 < warm < total or cycles < 1:
+    raise ValueError(f"cosine_weight(total={total}, warm={warm}, cycles={cycles}): 0 < warm < "
+                     "total, at least one cycle")
   s = real(step)
-  length = (TOTAL - WARM) / CYCLES
-  wave = 0.3 * (1.0 + jnp.cos(jnp.pi * jnp.mod(s - WARM, length) / length))
+  length = (total - warm) / cycles
+  wave = 0.3 * (1.0 + jnp.cos(jnp.pi * jnp.mod(s - warm, length) / length))
   if reverse:
-    return jnp.where(s < WARM, 1.0 - (s + 1.0) / WARM, 1.0 - (0.4 + wave))
-  return jnp.where(s < WARM, 0.6 * (s + 1.0) / WARM, wave)
+    return jnp.where(s < warm, 1.0 - (s + 1.0) / warm, 1.0 - (0.4 + wave))
+  return jnp.where(s < warm, 0.6 * (s + 1.0) / warm, wave)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,24 +17,24 @@ from entrolab.typing import Advantage, Array, Bool, Float, Int, real
 
 @checked
 def gains(entropy: Float[Array, "S B"], valid: Bool[Array, "S B"], *, sharpness: float = 1.0,
-          clarity: float = 1.0) -> tuple[Array, Array, Array]:
+          clarity: float = 1.0, eps: float = 1e-8) -> tuple[Array, Array, Array]:
   """(normalised entropy, g, f) of all steps of the batch, equations 7 to 9.
 
-  n = (H - min) / (max - min + 1e-8); g = exp(-k n) / mean exp(-k n); f = exp(-k' n). Zero where
-  a step has no token.
+  n = (H - min) / (max - min + eps); g = exp(-k n) / (mean exp(-k n) + eps); f = exp(-k' n). Zero
+  where a step has no token.
   """
   low = jnp.where(valid, entropy, jnp.inf).min()
   high = jnp.where(valid, entropy, -jnp.inf).max()
-  n = jnp.where(valid, (entropy - low) / (high - low + 1e-8), 0.0)
+  n = jnp.where(valid, (entropy - low) / (high - low + eps), 0.0)
   e = jnp.where(valid, jnp.exp(-sharpness * n), 0.0)
   mean = e.sum() / jnp.maximum(real(valid).sum(), 1.0).astype(e.dtype)
-  return n, e / (mean + 1e-8), jnp.where(valid, jnp.exp(-clarity * n), 0.0)
+  return n, e / (mean + eps), jnp.where(valid, jnp.exp(-clarity * n), 0.0)
 
 
 @checked
 def modulate(adv: Float[Array, "B T"], old_entropy: Float[Array, "B T"], phase: Int[Array, "B T"],
              mask: Bool[Array, "B T"], *, steps: int, sharpness: float = 1.0, clarity: float = 1.0,
-             zeta: float = 0.05, recentre: bool = True) -> Advantage:
+             zeta: float = 0.05, recentre: bool = True, eps: float = 1e-8) -> Advantage:
   """A g_s + zeta f_{s+1}, less its mean over all steps of the batch (equations 10 to 12).
 
   H_s: mean entropy of the policy that sampled over the step's tokens. The last step of a row gets
@@ -45,7 +45,7 @@ def modulate(adv: Float[Array, "B T"], old_entropy: Float[Array, "B T"], phase: 
   count = step_sums(jnp.ones_like(adv), phase, mask, steps=steps)
   valid, safe = count > 0, jnp.maximum(count, 1.0)
   mean_of = lambda x: step_sums(x, phase, mask, steps=steps) / safe
-  _, g, f = gains(mean_of(old_entropy), valid, sharpness=sharpness, clarity=clarity)
+  _, g, f = gains(mean_of(old_entropy), valid, sharpness=sharpness, clarity=clarity, eps=eps)
   following = jnp.concatenate([f[1:], jnp.zeros_like(f[:1])])
   moved = jnp.where(valid, mean_of(adv) * g + zeta * following, 0.0)
   if recentre:

@@ -40,27 +40,27 @@ def token_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
 @checked
 def joint_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
-                    eps: float = 1e-8, floor: float = 0.0) -> Advantage:
-  """A = (x - mean x) / (std x + 1e-6), x = `token_reward`, over all tokens of a group.
+                    eps: float = 1e-8, floor: float = 0.0, std_eps: float = 1e-6) -> Advantage:
+  """A = (x - mean x) / (std x + std_eps), x = `token_reward`, over all tokens of a group.
 
   With bonus = 0 this is GRPO on rewards of +-base with every token counted. A group all right or
   all wrong is not 0: what remains is its entropy. Arguments and errors of `token_reward`.
   """
   sign, excess, on = _parts(rewards, old_entropy, mask, size, bonus, eps, floor)
-  return _normalised(sign, excess, on, base, bonus).reshape(mask.shape)
+  return _normalised(sign, excess, on, base, bonus, std_eps).reshape(mask.shape)
 
 
 @checked
 def split_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                     mask: Bool[Array, "B T"], *, size: int, base: float = 1.0, bonus: float = 0.1,
-                    eps: float = 1e-8, floor: float = 0.0) -> Advantage:
+                    eps: float = 1e-8, floor: float = 0.0, std_eps: float = 1e-6) -> Advantage:
   """As `joint_advantage`, but over the tokens of right rows and of wrong rows apart, equation 6.
 
   Both means are 0: credit moves between the tokens of a side alone. Arguments and errors of
   `token_reward`.
   """
   sign, excess, on = _parts(rewards, old_entropy, mask, size, bonus, eps, floor)
-  right, wrong = (_normalised(sign, excess, on & side, base, bonus)
+  right, wrong = (_normalised(sign, excess, on & side, base, bonus, std_eps)
                   for side in (sign > 0.0, sign < 0.0))
   return (right + wrong).reshape(mask.shape)
 
@@ -82,14 +82,15 @@ def sequence_reward(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"
 @checked
 def sequence_advantage(rewards: Float[Array, " B"], old_entropy: Float[Array, "B T"],
                        mask: Bool[Array, "B T"], *, size: int, base: float = 1.0,
-                       bonus: float = 0.1, eps: float = 1e-8, floor: float = 0.0) -> Advantage:
-  """A = (x - mean x) / (std x + 1e-6), x = `sequence_reward`, over the rows of a group.
+                       bonus: float = 0.1, eps: float = 1e-8, floor: float = 0.0,
+                       std_eps: float = 1e-6) -> Advantage:
+  """A = (x - mean x) / (std x + std_eps), x = `sequence_reward`, over the rows of a group.
 
   Arguments and errors of `sequence_reward`.
   """
   h, on = _rows(old_entropy, mask)
-  return joint_advantage(rewards, h, on, size=size, base=base, bonus=bonus, eps=eps,
-                         floor=floor)[:, 0]
+  return joint_advantage(rewards, h, on, size=size, base=base, bonus=bonus, eps=eps, floor=floor,
+                         std_eps=std_eps)[:, 0]
 
 
 @checked
@@ -145,8 +146,8 @@ def _excess(w: Float[Array, "P G T"], on: Bool[Array, "P G T"], eps: float) -> A
 
 
 def _normalised(sign: Array, excess: Array, on: Bool[Array, "P G T"], base: float,
-                bonus: float) -> Array:
-  """(x - mean x) / (std x + 1e-6) over the tokens of each group that are on; 0 for fewer than 2.
+                bonus: float, std_eps: float) -> Array:
+  """(x - mean x) / (std x + std_eps) over the tokens of each group that are on; 0 for fewer than 2.
 
   Signs and excesses are centred apart, so that one sign alone cancels to exactly 0.
   """
@@ -158,4 +159,4 @@ def _normalised(sign: Array, excess: Array, on: Bool[Array, "P G T"], base: floa
 
   middle = (base + bonus) * centred(sign) + bonus * centred(sign * excess)
   variance = jnp.square(middle).sum((1, 2), keepdims=True) / jnp.maximum(count - 1.0, 1.0)
-  return jnp.where(count > 1.0, middle / (jnp.sqrt(variance) + 1e-6), 0.0)
+  return jnp.where(count > 1.0, middle / (jnp.sqrt(variance) + std_eps), 0.0)

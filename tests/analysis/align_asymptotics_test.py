@@ -8,6 +8,8 @@ from entrolab.analysis import align_asymptotics as aa
 
 def golden(case):
   config, p, r = case.config, case.raw("p"), case.raw("r")
+  config.expect(V=len(p), units="nats", N_rule="floor(exp(m*delta))",
+                best_of_n_ties="uniform among the tied samples")
   tilts = [aa.tilt(p, r, w) for w in case.raw("omegas")]
   entropy = lambda q: -(q[q > 0] * np.log(q[q > 0])).sum()
   case.compare("tilted", np.stack(tilts))

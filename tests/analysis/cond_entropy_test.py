@@ -10,8 +10,11 @@ from entrolab.analysis import cond_entropy
 
 
 def golden(case):
-  case.text("config")
   logits, steps = case["answer_logits"], case["n_steps"]
+  chains, prefixes, tokens, entries = logits.shape
+  case.config.expect(
+      C=chains, K=prefixes - 1, M=tokens, V=entries, units="nats", span="mean over answer tokens",
+      slope="least squares over step index 0..K_c", cubic="not-a-knot when K_c>=3 else linear")
   answer = jnp.arange(logits.shape[2])[None] < case["answer_len"][:, None]
   entropy = cond_entropy.token_entropy(logits)
   case.compare("token_entropy", entropy)

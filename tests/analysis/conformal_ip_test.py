@@ -5,10 +5,18 @@ import pytest
 
 from entrolab.analysis import conformal_ip as cip
 
+SELECTION = (
+    "simulated labels = every class once, prior over all classes (as in the released code, not "
+    "reweighted by the current posterior); lowest value, first index among values within 1e-6 of "
+    "the minimum; user answers without flips")
+
 
 def _functions(case):
   config = case.config
   posteriors, labels = case.raw("cal_posteriors"), case.raw("cal_labels")
+  queries, simulated, classes = case.raw("posteriors").shape
+  config.expect(Q=queries, n=simulated, C=classes, n_cal=len(labels), units="bits",
+                alpha_n="alpha-1/(n+1) with n = number of simulated labels")
   score = cip.scores(posteriors, labels)
   case.compare("cal_scores", score, tolerance=1e-6)
   for name, rank in (("official", "higher"), ("standard", "split")):
@@ -20,7 +28,8 @@ def _functions(case):
   case.compare("pred_sets", sets)
   case.compare("set_sizes", sets.sum(-1))
   case.compare("covered", sets[:, np.arange(len(true)), true])
-  value, entropy = cip.bound(sets, true, config["alpha"]), cip.expected_entropy(asked)
+  value, entropy = cip.bound(sets, true, config["alpha"]), cip.expected_entropy(
+      asked, clamp=config["entropy_clamp"])
   case.compare("bound", value, tolerance=2e-6)  # the official code computes in float32
   case.compare("entropy_emp", entropy, tolerance=2e-6)
   case.compare("best_query", cip.choose(value))
@@ -52,6 +61,9 @@ def play(attributes, truth, steps, config, thresholds=None):
 
 def _game(case):
   config, attributes = case.config, case.raw("attributes")
+  config.expect(Q=attributes.shape[1], C=len(attributes), steps=case.raw("cip_queries").shape[1],
+                selection=SELECTION)
+  config.ignore("the thresholds that came of it are given", "n_cal")
   for name, thresholds in (("cip", case.raw("qhat_by_length")), ("ip", None)):
     games = [play(attributes, y, config["steps"], config, thresholds) for y in range(config["C"])]
     case.compare(f"{name}_queries", np.stack([g[0] for g in games]))

@@ -12,6 +12,11 @@ from entrolab.analysis import did
 def golden(case):
   config = case.config
   beta = config["beta"]
+  pairs, width, entries = case.raw("logits_w").shape
+  config.expect(
+      N=pairs, T=width, V=entries, S=len(case.raw("ref_pmf")), K=len(case.raw("samples_pi")),
+      units="nats", estimators="from pi: log w = -log ref; from ref: log w = log pi - 2 log ref; "
+                               "H = log mean w - sum wbar*log(pi/ref)")
   total = {}
   for side in "wl":
     mask = case[f"mask_{side}"] > 0

@@ -12,6 +12,12 @@ from entrolab.ranks import masked_mean
 def golden(case):
   config = case.config
   logits = case["sample_logits"]
+  questions, samples, width, entries = logits.shape
+  config.expect(
+      B=questions, n_samples=samples, T=width, V=entries, D=case.raw("hidden").shape[1],
+      hidden=len(case.raw("W1")), classes=["Easy", "Normal", "Hard"],
+      budget_rule="floor(fraction*max_len)", rule_order="Normal test first, then Hard, else Easy",
+      seq_entropy="token mean per sample, then mean over samples")
   on = jnp.arange(logits.shape[2])[None, None] < case["sample_lengths"][..., None]
   flat = lambda x: x.reshape(-1, x.shape[-1])
   h = masked_mean(flat(vocab.entropy(logits)), flat(on), axis=1).reshape(on.shape[:2])

@@ -13,6 +13,7 @@ from entrolab.ranks import masked_mean
 
 def _fit(case):
   h, r, config = case.raw("H"), case.raw("R"), case.config
+  config.expect(ordering="training order", natural_log=True)
   whole = entropy_law.fit(h, r)
   for name in ("a", "b", "rmse", "r2", "ceiling"):
     case.compare(f"{name}_full", getattr(whole, name))
@@ -27,7 +28,10 @@ def _fit(case):
 
 
 def _group(case):
-  case.text("config")
+  case.config.expect(
+      group_cov="population covariance (divide by K) of length-normalised log-prob and advantage "
+                "inside each prompt group, then mean over prompts",
+      token_cov="(logp-mean)(A-mean) over all valid tokens of the batch")
   logp, mask, adv = case["logprobs"], case["response_mask"], case["advantages"]
   flat = lambda x: x.reshape(-1, x.shape[-1])
   mean = masked_mean(flat(logp), flat(mask), axis=1).reshape(adv.shape)
@@ -42,7 +46,9 @@ def _group(case):
 
 
 def _dynamics(case):
-  case.text("config")
+  case.config.expect(
+      definitions="cov over a~pi per state; dH_* rows follow etas; dH_sample: step "
+                  "eta*ratio*adv*(onehot-pi)")
   z, adv, etas = case["logits"], case["adv"], case["etas"]
   p = jax.nn.softmax(z)
   case.compare("probs", p)

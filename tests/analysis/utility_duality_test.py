@@ -9,6 +9,9 @@ from entrolab.analysis import utility_duality as duality
 
 def golden(case):
   config, u = case.config, case["u0"]
+  candidates, length, _ = case.raw("cand_logits").shape
+  config.expect(B=len(u), V=u.shape[1], C=candidates, L=length, steps=len(case.raw("observed")),
+                tau_grid="exp(linspace(log .05, log 20, 121))")
   path = [u]
   for observed in case["observed"]:
     path.append(duality.learn(path[-1], observed, rate=config["lr"]))

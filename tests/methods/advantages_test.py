@@ -16,7 +16,8 @@ def _compare_whitened(case, name, value, mask):
   where = mask if name.startswith("gae") else None  # theirs leaves numbers on padding
   if not np.asarray(value).any():
     # equal returns: ours is exactly 0, theirs about 1e-4 / N of the return (it divides by N + 1e-8)
-    assert np.abs(case.raw(name)[np.asarray(mask)]).max(initial=0.0) < 1e-3
+    case.require(np.abs(case.raw(name)[np.asarray(mask)]).max(initial=0.0) < 1e-3,
+                 f"{name} is not 0, ours is")
     return case.compare(name, value, where=where, tolerance=1.0)
   return case.compare(name, value, where=where)
 
@@ -25,14 +26,18 @@ def golden(case):
   config, mask, token_rewards = case.config, case["response_mask"], case["token_level_rewards"]
   rewards = token_rewards.sum(1)  # an empty row has none, whatever its verdict
   eps, gammas = config["epsilon"], config["gamma"]
+  config.expect(reward="placed at last valid token")
   spread = lambda row: jnp.where(mask, row[:, None], 0.0)
   per_group = lambda fn, **k: spread(adapters.per_group(case, fn, rewards, **k))
   case.compare("grpo", per_group(grpo.group_advantage, eps=eps))
   case.compare("drgrpo", per_group(grpo.centred_advantage))
   case.compare("rloo", per_group(rloo.leave_one_out))
   case.compare("rloo_vectorized", per_group(rloo.leave_one_out, alone=0.0))
+  norms = {"norm by std": "std", "no norm": "none"}
+  config.expect(grpo_passk=tuple(norms))
   if "grpo_passk" in case:
-    case.compare("grpo_passk", per_group(passk.best_margin, eps=eps))
+    case.compare("grpo_passk", per_group(passk.best_margin, eps=eps,
+                                         norm=norms[config["grpo_passk"]]))
   case.compare("opo", spread(adapters.per_group(case, opo.length_baseline, rewards, mask)))
   scaled = gpg.rescale(rewards) * adapters.per_group(case, grpo.centred_advantage, rewards)
   case.compare("gpg", spread(scaled))

@@ -19,6 +19,7 @@ def golden(case):
 
 def _budget(case):
   config, steps = case.config, case.raw("step_entropies")
+  config.expect(rule="clip(floor(n*sigmoid(beta*(H_root-mean_step)))+1,1,n)")
   count, root = case.raw("n_steps"), case.raw("h_root")
   on = np.arange(steps.shape[1]) < count[:, None]
   mean = np.where(count > 0, (steps * on).sum(1) / np.maximum(count, 1), root)
@@ -29,6 +30,7 @@ def _budget(case):
 
 def _segment(case):
   config = case.config
+  config.expect(top=case.raw("top_logprobs").shape[-1])
   case.compare("segment_entropy", aepo_agentic.segment_entropy(
       case["top_logprobs"], case["n_tokens"], vocab=config["vocab"],
       first=config["first_tokens"]))
@@ -36,26 +38,41 @@ def _segment(case):
 
 def _branch(case):
   config = case.config
-  test = aepo_agentic.arpo_test if config["variant"] == "arpo" else aepo_agentic.aepo_test
+  tests = dict(arpo=aepo_agentic.arpo_test, aepo=aepo_agentic.aepo_test)
+  config.expect(variant=tuple(tests))
+  test = tests[config["variant"]]
+  if config["variant"] == "arpo":
+    config.ignore("ARPO knows no streak", "consecutive_penalty")
   rule = aepo_agentic.Branching(
       samples=config["n"], beam=config["beam_size"], probability=config["branch_probability"],
-      weight=config["entropy_weight"], penalty=config["consecutive_penalty"],
+      weight=config["entropy_weight"], penalty=config.get("consecutive_penalty", 0.0),
       calls=config["tool_call_limit"], test=test)
   entropy, asks = case.raw("segment_entropy"), case.raw("segment_is_tool_call") > 0
   tree = rule.start([config["initial_rollouts"]] * config["prompts"])
   draws, widths = iter(case.raw("uniform_draws").tolist()), []
+
+  def draw(i):
+    number = next(draws, None)
+    if number is None:
+      raise adapters.Mismatch(f"{case.path.name}: more draws than are stored")
+    return number
+
   while tree.active:
     call = len(widths)
     widths.append(len(tree.active))
-    tree = rule.advance(tree, entropy[call], asks[call], lambda i: next(draws))
+    if call >= len(entropy) or widths[-1] > entropy.shape[1]:
+      raise adapters.Mismatch(f"{case.path.name}: more calls or rollouts than are stored")
+    tree = rule.advance(tree, entropy[call], asks[call], draw)
   case.compare("n_calls", len(widths))
   case.compare("active_per_call", widths)
   case.compare("segment_call", np.repeat(np.arange(len(widths)), widths))
   case.compare("segment_slot", np.concatenate([np.arange(w) for w in widths]))
   case.compare("n_draws_used", len(case.raw("uniform_draws")) - len(list(draws)))
   out = rule.outputs(tree)
-  assert len(out) == config["n"] * config["prompts"]
   want = case.raw("paths")
+  case.require(len(out) == len(want), f"{len(want)} paths are stored, ours are {len(out)}")
+  if max(len(r.path) for r in out) > want.shape[1]:
+    raise adapters.Mismatch(f"{case.path.name}: a path is longer than what is stored")
   fill = lambda x, width, value: [*x, *[value] * (width - len(x))]
   case.compare("paths", [fill(r.path, want.shape[1], -1) for r in out])
   # two tokens a segment, two of its tool's result, one that ends a rollout at its limit
@@ -73,13 +90,16 @@ def _loss(case):
   case.compare("ratio", ppo.ratio(logp, old, limit=INF), where=mask)
   knobs = dict(low=config["clip_low"], high=config["clip_high"], limit=INF)
   shape = ()
-  if config["entropy_balanced_advantage"]:
+  if not config["entropy_balanced_advantage"]:
+    config.ignore("the advantage is not balanced by entropy", "adv_coef")
+  else:
     adv = aepo_agentic.entropy_aware(adv, live["entropy"], mask, coef=config["adv_coef"])
     shape = term(aepo_agentic.entropy_aware, coef=config["adv_coef"])
   case.compare("adjusted_advantages", adv, where=mask)
   form = (aepo_agentic.balanced_clip if config["entropy_balanced_clipping"]
           else ppo.clipped_ratio)
-  objective = Objective(surrogate=term(form, dual=config["clip_c"], **knobs), advantage=shape)
+  objective = Objective(surrogate=term(form, dual=config["clip_c"], **knobs), advantage=shape,
+                        aggregate=adapters.aggregation(config, width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, logits)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

@@ -25,10 +25,11 @@ def golden(case):
   tempered = jnp.arange(both["mask"].shape[0]) >= rows
   clipped = term(ppo.clipped_ratio, low=config["clip_low"], high=config["clip_high"],
                  dual=config["clip_dual"])
+  scale = adapters.aggregation(config, rest=", masked_mean", width=0, names=adapters.SELECTED)
   # paper: GRPO on all on-policy rows plus an explicit term on all tempered ones
   explicit = Objective(
       surrogate=clipped, weights=(term(aepo_arbitrary.on_policy),),
-      aggregate=term(aggregate.selected_mean), extra=("tempered",),
+      aggregate=scale, extra=("tempered",),
       penalties=(Penalty(float(case.raw("paper_alpha")), term(aepo_arbitrary.right_answers),
                          scale=term(aepo_arbitrary.tempered_mean)),))
   loss, grad = _loss_and_grad(explicit, both, both["logits"], tempered=tempered)
@@ -50,13 +51,14 @@ def golden(case):
     valid = both["mask"][order] if name == "advantages" else None  # theirs is 1 on padding too
     case.compare(f"mixed_{name}", np.asarray(columns[column])[order], where=valid)
   mixed = Objective(surrogate=clipped, weights=(replace,), extra=("tempered", "temperature"),
-                    aggregate=term(aggregate.selected_mean))
+                    aggregate=scale)
   loss, grad = _loss_and_grad(mixed, columns, both["logits"])
   case.compare("loss", loss)
   case.compare("grad_mixed_logits", np.asarray(grad)[order])
   live = vocab.from_logits(both["logits"], both["tokens"], mixed.statistics)
-  scale = mixed.score({**columns, **live})
-  mean = lambda x: (scale["scale"] * scale["weight"] * jnp.where(both["mask"], x, 0.0)).sum()
+  weight = mixed.score({**columns, **live})["weight"]
+  over = aggregate.selected_mean(both["mask"], weight)  # whatever the loss does
+  mean = lambda x: (over * weight * jnp.where(both["mask"], x, 0.0)).sum()
   case.compare("entropy_estimate", mean(-live["logp"]))
   case.compare("full_entropy_token_mean", mean(live["entropy"]))
 
@@ -66,6 +68,9 @@ def _controller(case):
   control = aepo_arbitrary.Switch(config["entropy_base"], hot=config["temperature_high"],
                                   cold=config["temperature_low"])
   state = control.update(control.init(), {"entropy/exact": case["entropy_prev"]})
+  hot = float(state["temperature"]) == config["temperature_high"]
+  config.ignore("the last entropy is on the other side of the target",
+                "temperature_low" if hot else "temperature_high")
   case.compare("temperature", state["temperature"])
   case.ignore("temperature_used_for_sampling", "how the file's tempered tokens were drawn")
   return state

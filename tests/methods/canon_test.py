@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import aggregate
 from entrolab.methods import canon, grpo, ppo
 from entrolab.objective import Objective, term
 from tests import adapters
@@ -14,39 +13,53 @@ COLUMNS = dict(intra=lambda rng: np.float32(0.3))
 
 def golden(case):
   if "step" in case:
-    steps = case["step"]
-    case.text("config")
-    case.compare("intra_weight_cosine", canon.cosine_weight(steps))
-    case.compare("intra_weight_cosine_r", canon.cosine_weight(steps, reverse=True))
+    steps, config = case["step"], case.config
+    spans = dict(total=config["total"], warm=config["warmup"], cycles=config["cycles"])
+    case.compare("intra_weight_cosine", canon.cosine_weight(steps, **spans))
+    case.compare("intra_weight_cosine_r", canon.cosine_weight(steps, reverse=True, **spans))
     return
   config, logits, mask = case.config, case["logits"], case["response_mask"]
   rewards = case["rewards"]
   entropy = case.live(logits)["entropy"]
   kind = config["metric"]
+  config.expect(metric=("entropy", "length", "cosine", "cosine_r", "annel"))
   metric = (jnp.asarray(mask, float).sum(1) if kind == "length"
             else canon.mean_entropy(entropy, mask))
   case.compare("metric_value", metric)
   mu = config["mu"]
-  if kind in ("cosine", "cosine_r"):
+  if kind not in ("cosine", "cosine_r"):
+    config.ignore("mu follows no schedule", "step")
+  else:
     mu = 1.0 - canon.cosine_weight(jnp.asarray(config["step"]), reverse=kind == "cosine_r")
   if kind == "annel":
     mu = rewards.mean()
   plain = kind not in ("entropy", "length")
-  alpha, beta = (1.0, 0.0) if plain else (config["alpha"], config["beta"])
+  alpha, beta = 1.0, 0.0
+  if plain:
+    config.ignore("a schedule sets mu and compares halves as they are", "mu", "alpha", "beta")
+  else:
+    alpha, beta = config["alpha"], config["beta"]
   favoured = "lower" if kind == "length" else "upper"
+  # the official code divides by the longest response under its default aggregation alone
+  divisor = 1.0
+  if config["agg"] == "seq-mean-token-sum":
+    divisor = config["max_length"]
+  else:
+    config.ignore("no division under another aggregation", "max_length")
   ids, adv, centred = case.raw("group_id"), np.zeros(len(rewards)), np.zeros(len(rewards))
   for one in np.unique(ids):
     rows = np.flatnonzero(ids == one)
     upper = canon.upper_half(metric[rows], jnp.zeros((len(rows), 1)), size=len(rows))
     adv[rows] = canon.conditional(rewards[rows], upper, mu, size=len(rows), alpha=alpha, beta=beta,
-                                  favoured=favoured, divisor=config["max_length"])
-    centred[rows] = grpo.centred_advantage(rewards[rows], size=len(rows)) / config["max_length"]
+                                  favoured=favoured, divisor=divisor)
+    centred[rows] = grpo.centred_advantage(rewards[rows], size=len(rows)) / divisor
   spread = lambda a: jnp.where(mask, jnp.asarray(a)[:, None], 0.0)
   case.compare("advantages", spread(adv))
   case.compare("dr_grpo_advantages", spread(centred))
   objective = Objective(
       surrogate=term(ppo.clipped_ratio, low=config["clip_low"], high=config["clip_high"],
-                     dual=config["clip_c"]), aggregate=term(aggregate.sequence_sum))
+                     dual=config["clip_c"]),
+      aggregate=adapters.aggregation(config, width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, logits, adv=spread(adv))
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

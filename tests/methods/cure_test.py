@@ -27,6 +27,7 @@ def golden(case):
 def _select(case):
   config, tokens, prompt = case.config, case["responses"], case["prompts"]
   pad = config["pad_token_id"]
+  config.expect(max_prompt_length=case.raw("prompts").shape[1])
   entropy = vocab.entropy(case["logits"])
   case.compare("entropies", entropy)
   allowed = jnp.asarray(cure.admissible(config["token_text"], config["special_ids"]))
@@ -46,9 +47,13 @@ def _select(case):
 def _loss(case):
   config, mask, group = case.config, case["response_mask"], case.raw("group_id")
   kind, parent = cure.family(config["n1"], config["n2"])
-  assert (case.raw("row_kind").reshape(-1, len(kind)) == kind[None]).all()
-  rows = case.raw("row_parent").reshape(-1, len(kind))
-  assert (rows - rows[:, :1] == parent[None]).all()  # counted in the file or in the group
+  if len(mask) % len(kind):
+    raise adapters.Mismatch(f"{case.path.name}: {len(mask)} rows are no groups of {len(kind)}")
+  case.require((case.raw("row_kind").reshape(-1, len(kind)) == kind[None]).all(),
+               "row_kind is another order of originals and branches")
+  rows = case.raw("row_parent").reshape(-1, len(kind))  # counted in the file or in the group
+  case.require((rows - rows[:, :1] == parent[None]).all(),
+               "row_parent is another order of branches")
   case.arrays["group_ids"] = group
   adv = adapters.per_group(case, functools.partial(grpo.group_advantage, eps=config["adv_eps"]),
                            case["rewards"])
@@ -63,7 +68,8 @@ def _loss(case):
   case.compare("ppo_kl", share(old - live["logp"]))
   plain = ppo.clipped_ratio(live["logp"], old, adv, **bounds)
   case.compare("clipfrac_lower", share((adv < 0) & (plain > -adv * config["clip_c"])))
-  objective = Objective(surrogate=term(ppo.clipped_ratio, dual=config["clip_c"], **bounds))
+  objective = Objective(surrogate=term(ppo.clipped_ratio, dual=config["clip_c"], **bounds),
+                        aggregate=adapters.aggregation(config, width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, case["logits"], adv=adv)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

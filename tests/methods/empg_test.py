@@ -16,7 +16,7 @@ def golden(case):
   entropy = case["old_entropy"]
   count = ranks.step_sums(jnp.ones(mask.shape), phase, mask, steps=steps)
   mean = ranks.step_sums(entropy, phase, mask, steps=steps) / jnp.maximum(count, 1.0)
-  knobs = dict(sharpness=config["k"], clarity=config["k_prime"])
+  knobs = dict(sharpness=config["k"], clarity=config["k_prime"], eps=config["eps"])
   n, g, f = empg.gains(mean, count > 0, **knobs)
   at = lambda x: np.asarray(x)[index, rows]
   for name, value in dict(step_entropy=mean, step_entropy_norm=n, g=g, f=f,
@@ -39,7 +39,8 @@ def golden(case):
   case.compare("final_step_advantage", of_step(final))
   case.compare("advantages", final)
   objective = Objective(surrogate=term(ppo.clipped_ratio, low=config["clip_low"],
-                                       high=config["clip_high"], dual=config["clip_c"]))
+                                       high=config["clip_high"], dual=config["clip_c"]),
+                        aggregate=adapters.aggregation(config, width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, case["logits"], adv=final)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import aggregate, vocab
+from entrolab import vocab
 from entrolab.methods import bonus, epo, kl, ppo
 from entrolab.objective import Objective, Penalty, term
 from tests import adapters
@@ -26,6 +26,7 @@ def golden(case):
 
 def _paper(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
+  config.expect(k_mid=config.get("K", 2 * config["k_mid"]) // 2)
   past = case.raw("entropy_history")
   history = jnp.asarray(past.mean() if past.size else -1.0)
   beta = epo.phase_weight(config["k"], gamma=config["gamma"], middle=config["k_mid"])
@@ -64,29 +65,37 @@ def _code(case):
   live = case.live(logits)
   case.compare("logprobs", live["logp"], where=mask)
   case.compare("entropy", live["entropy"], where=mask)
-  weight = epo.code_phase(case["epoch"], epochs=config["max_epochs"]) if config["phase"] else 1.0
-  case.compare("phase_weight", jnp.asarray(weight))
+  weight = jnp.ones(())
+  if config["phase"]:  # w(epoch), whether or not the gate is open
+    weight = epo.code_phase(case["epoch"], epochs=config["max_epochs"])
+  else:
+    case.raw("epoch")
+    config.ignore("the weight does not depend on the epoch", "max_epochs")
+  case.compare("phase_weight", weight)
   # the gate: any row of the micro-batch at or past half of max_step
   gate = float((step >= config["max_step"] // 2).any())
-  form = epo.indicator if config["mode"] == "token" else epo.indicator_rows
+  forms = dict(token=epo.indicator, seq=epo.indicator_rows)
+  config.expect(mode=tuple(forms))
+  form = forms[config["mode"]]
   knobs = dict(low=config["min_ratio"], high=config["max_ratio"],
                alpha=config["alpha"] * float(weight) * gate)
   penalty = form(live["entropy"], center, **knobs)
   case.compare("penalty", penalty, where=mask)
-  # the official ratio counts padding too
+  # the official ratio counts padding too, and is 0 where the gate is closed: no test was run
   inside = form(live["entropy"], center, **{**knobs, "alpha": 1.0}) == 0.0
-  case.compare("in_range_ratio", inside.mean())
+  case.compare("in_range_ratio", gate * inside.mean(dtype=float))
   surrogate = term(ppo.clipped_ratio, low=config["clip"], high=config["clip"],
                    dual=config["clip_c"])
-  c = config["entropy_coeff"]
+  c, scale = config["entropy_coeff"], adapters.aggregation(config, width=mask.shape[1])
   objective = Objective(surrogate=surrogate, extra=("turn_history",), penalties=(
       (c, term(bonus.negative_entropy)), (c * config["smooth_coeff"], term(form, **knobs)),
-      (config["kl_coef"], term(kl.k3))))
-  scale = aggregate.token_mean(mask)
-  case.compare("entropy_loss", (scale * jnp.where(mask, live["entropy"], 0.0)).sum())
-  case.compare("penalty_loss", (scale * penalty).sum())
-  case.compare("kl_loss", (scale * kl.k3(live["logp"], case["ref_logprobs"])).sum())
-  case.compare("pg_loss", adapters.loss_and_grad(Objective(surrogate=surrogate), case, logits)[0])
+      (config["kl_coef"], term(kl.k3))), aggregate=scale)
+  mean = lambda value: adapters.weighted_mean(case, scale, value)
+  case.compare("entropy_loss", mean(live["entropy"]))
+  case.compare("penalty_loss", mean(penalty))
+  case.compare("kl_loss", mean(kl.k3(live["logp"], case["ref_logprobs"])))
+  case.compare("pg_loss", adapters.loss_and_grad(
+      Objective(surrogate=surrogate, aggregate=scale), case, logits)[0])
   loss, grad = adapters.loss_and_grad(objective, case, logits, turn_history=center)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

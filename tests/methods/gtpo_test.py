@@ -21,14 +21,15 @@ def golden(case):
   gathered and computed alone, as groups do not read each other."""
   config, mask, rewards = case.config, case["response_mask"], case["rewards"]
   entropy = case.live(case["old_logits"])["entropy"]
-  assert config["std_epsilon"] == 1e-6  # a constant of ours
+  config.expect(agg="token mean (GTPO), mean over rows (GRPO-S); no dual clip")
+  std_eps = dict(std_eps=config["std_epsilon"])
   # the stored ratios have no limit
   clip = dict(low=config["clip_low"], high=config["clip_high"], limit=float("inf"))
   tokens, rows = (dict(base=config[f"{letter}1"], bonus=config[f"{letter}2"], eps=config["epsilon"])
                   for letter in ("alpha", "beta"))
 
-  def each_token(fn):
-    alone = lambda h, r, m, size: fn(r, h, m, size=size, **tokens)
+  def each_token(fn, **more):
+    alone = lambda h, r, m, size: fn(r, h, m, size=size, **tokens, **more)
     return adapters.per_group(case, alone, entropy, rewards, mask)
 
   def rounded(name, reward):
@@ -44,10 +45,12 @@ def golden(case):
 
   case.compare("reward_gtpo", each_token(gtpo.token_reward))
   for name, fn in (("gtpo_split", gtpo.split_advantage), ("gtpo_joint", gtpo.joint_advantage)):
-    case.compare(f"adv_{name}", each_token(fn), tolerance=rounded(f"adv_{name}", "reward_gtpo"))
+    case.compare(f"adv_{name}", each_token(fn, **std_eps),
+                 tolerance=rounded(f"adv_{name}", "reward_gtpo"))
     trained(name, case[f"adv_{name}"], surrogate=term(ppo.clipped_ratio, **clip))
-  for name, fn in (("reward", gtpo.sequence_reward), ("adv", gtpo.sequence_advantage)):
-    value = adapters.per_group(case, fn, rewards, entropy, mask, **rows)
+  for name, fn, more in (("reward", gtpo.sequence_reward, {}),
+                         ("adv", gtpo.sequence_advantage, std_eps)):
+    value = adapters.per_group(case, fn, rewards, entropy, mask, **rows, **more)
     case.compare(f"{name}_grpo_s", value, tolerance=rounded(f"{name}_grpo_s", "reward_grpo_s"))
   trained("grpo_s", jnp.where(mask, case["adv_grpo_s"][:, None], 0.0),
           surrogate=term(gtpo.mean_ratio, **clip), aggregate=term(aggregate.row_mean))

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import ranks
+from entrolab import aggregate, ranks
 from entrolab.methods import grpo, kl_cov, ppo
 from entrolab.objective import Objective, Penalty, term
 from tests import adapters
-from tests.methods.clip_cov_test import AGGREGATES
 
 # stored log-probs were rounded by another library: on policy the difference is about 1e-16, and
 # its sign would be noise
@@ -16,6 +15,7 @@ ROUNDING = 1e-12
 
 
 def recipe(*, fraction, beta, aggregate):
+  """KL-Cov; aggregate: a term."""
   return Objective(
       surrogate=term(ppo.plain_ratio), advantage=term(grpo.group_advantage, size=2),
       penalties=(Penalty(beta, term(kl_cov.distance, tolerance=ROUNDING),
@@ -34,7 +34,8 @@ def golden(case):
   gap = jnp.abs(columns["logp"] - columns["old_logp"])
   case.compare("ppo_kl_abs", ranks.masked_mean(gap, mask))
   objective = recipe(fraction=config["kl_cov_ratio"], beta=config["ppo_kl_coef"],
-                     aggregate=term(AGGREGATES[config["loss_agg_mode"]]))
+                     aggregate=adapters.aggregation(config, "loss_agg_mode",
+                                                    width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, logits)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)
@@ -47,10 +48,8 @@ def test_on_policy_it_is_the_plain_policy_gradient():
   columns = dict(old_logp=logp, adv=jnp.asarray(rng.normal(size=(4, 8)), jnp.float32),
                  mask=jnp.ones((4, 8), bool), noise=jnp.zeros((4, 8)),
                  rewards=jnp.zeros(4), entropy=jnp.zeros((4, 8)))
-  aggregate = term(AGGREGATES["token-mean"])
-
   def grad(beta):
-    objective = recipe(fraction=0.2, beta=beta, aggregate=aggregate)
+    objective = recipe(fraction=0.2, beta=beta, aggregate=term(aggregate.token_mean))
     return jax.grad(lambda x: objective.loss({**columns, "logp": x})[0])(logp)
 
   np.testing.assert_array_equal(grad(1.0), grad(0.0))

@@ -77,13 +77,17 @@ def _tea(case):
   entropy = (Penalty(1.0, term(bonus.negative_entropy), weight=term(light_if.tea_weight, **knobs)),)
   if not config["weights_detached"]:
     entropy += (Penalty(-1.0, term(light_if.pull), weight=term(light_if.tea_pull, **knobs)),)
-  none = adapters.loss_and_grad(Objective(surrogate=zero), case, logits)
-  some = adapters.loss_and_grad(Objective(surrogate=zero, penalties=entropy), case, logits)
+  scale = adapters.aggregation(config, width=mask.shape[1])
+  over = dict(aggregate=scale)
+  none = adapters.loss_and_grad(Objective(surrogate=zero, **over), case, logits)
+  some = adapters.loss_and_grad(Objective(surrogate=zero, penalties=entropy, **over), case, logits)
   case.compare("entropy_term", none[0] - some[0])
   case.compare("grad_entropy_term", none[1] - some[1])
-  case.compare("pg_loss", adapters.loss_and_grad(Objective(surrogate=surrogate), case, logits)[0])
-  case.compare("kl_loss", masked_mean(kl.k3(live["logp"], case["ref_logprobs"]), mask))
-  objective = Objective(surrogate=surrogate,
+  case.compare("pg_loss", adapters.loss_and_grad(
+      Objective(surrogate=surrogate, **over), case, logits)[0])
+  case.compare("kl_loss", adapters.weighted_mean(
+      case, scale, kl.k3(live["logp"], case["ref_logprobs"])))
+  objective = Objective(surrogate=surrogate, **over,
                         penalties=(*entropy, (config["kl_coef"], term(kl.k3))))
   loss, grad = adapters.loss_and_grad(objective, case, logits)
   case.compare("loss", loss)

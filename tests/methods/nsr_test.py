@@ -13,16 +13,20 @@ from tests import adapters, bandit
 def golden(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
   rewards = case.raw("rewards")
-  assert set(rewards) <= {0.0, 1.0}, "rewards of these files are 0 or 1"
+  case.require(set(rewards) <= {0.0, 1.0}, "a reward is neither 0 nor 1")
+  config.expect(gamma=1.0)  # every token has the reward of its response
+  scales = [adapters.aggregation(config, rest=" over the kept rows", width=mask.shape[1],
+                                 names=names) for names in (adapters.SELECTED, adapters.AGGREGATES)]
   case.ignore("token_level_rewards", "the reward of the response, on every or its last token")
   verdict = jnp.asarray(rewards, jnp.int32)
   forms = dict(positive=(nsr.positive, {}), negative=(nsr.negative, {}),
                weighted=(nsr.weighted, dict(positive=config["positive_advantage_weight"])))
   clip = config["clip_ratio"]
   clipped = term(ppo.clipped_ratio, low=clip, high=clip, limit=float("inf"))
-  kept = dict(weights=(term(nsr.kept_rows),), aggregate=term(aggregate.selected_mean))
-  recipes = {"": dict(surrogate=clipped, **kept), "fullbatch_": dict(surrogate=clipped),
-             "reinforce_": dict(surrogate=term(ppo.reinforce))}
+  kept = dict(weights=(term(nsr.kept_rows),), aggregate=scales[0])
+  recipes = {"": dict(surrogate=clipped, **kept),
+             "fullbatch_": dict(surrogate=clipped, aggregate=scales[1]),
+             "reinforce_": dict(surrogate=term(ppo.reinforce), aggregate=scales[1])}
   for name, (fn, knobs) in forms.items():
     row = fn(verdict, **knobs)
     adv = jnp.where(mask, row[:, None], 0.0)
@@ -35,7 +39,7 @@ def golden(case):
         case.compare(f"loss_{prefix}{name}", loss)
         case.compare(f"grad_{prefix}{name}", grad)
       else:
-        assert not (np.asarray(row) != 0.0).any(), f"loss_{prefix}{name} is missing"
+        case.require(not (np.asarray(row) != 0.0).any(), f"loss_{prefix}{name} is missing")
 
 
 def gradient(advantage, verdict, **more):

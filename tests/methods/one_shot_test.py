@@ -9,20 +9,24 @@ from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
 from tests import adapters
 
+K3, TOKENS = term(kl.k3), term(aggregate.token_mean)
 
-def recipe(config):
+
+def recipe(config, divergence=K3, scale=TOKENS):
   return Objective(
       surrogate=term(one_shot.policy_loss, coefficient=config["pg_loss_coeff"],
                      clip=config["clip"]),
       penalties=((config["entropy_coeff"], term(bonus.negative_entropy)),
-                 (config["kl_coef"], term(kl.k3))),
-      aggregate=term(aggregate.token_mean), vocab=vocab.Spec(temperature=config["temperature"]))
+                 (config["kl_coef"], divergence)),
+      aggregate=scale, vocab=vocab.Spec(temperature=config["temperature"]))
 
 
 def golden(case):
   config = case.config
   if "history" in case:
     history = case["history"]
+    config.expect(N=len(history), epochs=history.shape[1], ddof=0,
+                  ragged=bool(np.isnan(np.asarray(history)).any()))
     variance = one_shot.historical_variance(history)
     case.compare("variance", variance)
     case.compare("std", jnp.sqrt(variance))
@@ -31,6 +35,11 @@ def golden(case):
     case.compare("order_lim", one_shot.ranked(one_shot.lim_score(history)))
     return
   logits, mask = case["logits"], case["response_mask"]
+  groups = len(np.unique(case.raw("group_ids")))
+  config.expect(P=groups, G=len(mask) // groups, T=mask.shape[1], V=logits.shape[2], std_ddof=1)
+  rest = " per micro-batch, weighted by rows/total rows"
+  scale = adapters.aggregation(config, rest=rest, width=mask.shape[1])
+  divergence = adapters.divergence(config)
   live = case.live(logits, temperature=config["temperature"])
   case.compare("logprobs", live["logp"], where=mask)
   case.compare("entropy", live["entropy"], where=mask)
@@ -38,22 +47,28 @@ def golden(case):
   adv = jnp.where(mask, adv[:, None], 0.0)
   case.compare("advantages", adv)
   parts = [np.asarray(rows) for rows in config["micro"]]
-  mean = lambda x: jnp.stack([masked_mean(x[rows], mask[rows]) for rows in parts])
+  over = lambda x, mean: jnp.stack([mean(x[rows], mask[rows]) for rows in parts])
+  mean = lambda x: over(x, lambda x, on: (scale({"mask": on}) * jnp.where(on, x, 0.0)).sum())
   old = case["old_logprobs"]
   whole = dict(pg_loss=ppo.clipped_ratio(live["logp"], old, adv, low=config["clip"],
                                          high=config["clip"]),
-               entropy_loss=live["entropy"], ppo_kl=old - live["logp"],
-               clipfrac=jnp.asarray(ppo.is_clipped(live["logp"], old, adv), float))
+               entropy_loss=live["entropy"])
   for name, value in whole.items():
     case.compare(name, mean(value))
+  clipped = ppo.is_clipped(live["logp"], old, adv, low=config["clip"], high=config["clip"])
+  case.compare("ppo_kl", over(old - live["logp"], masked_mean))
+  case.compare("clipfrac", over(jnp.asarray(clipped, float), masked_mean))
   if config["kl_coef"]:
-    case.compare("kl_loss", mean(kl.k3(live["logp"], case["ref_logprobs"])))
+    case.compare("kl_loss", mean(divergence({"logp": live["logp"],
+                                             "ref_logp": case["ref_logprobs"]})))
   else:
+    config.ignore("the loss has no KL at coefficient 0", "kl")
     case.ignore("kl_loss", "the official loss leaves the term out at coefficient 0")
   total, grads = 0.0, np.zeros(logits.shape)
   for rows in parts:  # the official sum over micro-batches, weighted by rows
     part = _Rows(case, rows)
-    loss, grad = adapters.loss_and_grad(recipe(config), part, logits[rows], adv=adv[rows])
+    loss, grad = adapters.loss_and_grad(recipe(config, divergence, scale), part, logits[rows],
+                                        adv=adv[rows])
     share = len(rows) / len(mask)
     total, grads[rows] = total + share * loss, share * np.asarray(grad)
   case.compare("loss", total)

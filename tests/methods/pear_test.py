@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import aggregate
 from entrolab.methods import grpo, kl, pear, ppo
 from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
@@ -14,6 +13,11 @@ COLUMNS = dict(think_end=lambda rng: rng.integers(-1, 12, 16).astype(np.int32))
 
 def golden(case):
   config, mask, end = case.config, case["response_mask"], case["think_end"]
+  groups = len(np.unique(case.raw("group_ids")))
+  config.expect(
+      P=groups, G=len(mask) // groups, T=mask.shape[1], V=case.raw("logits").shape[2], std_ddof=1,
+      missing_tag="literal k=T: the last response token is the delimiter, H_answer=0; h_think_all "
+                  "counts every token")
   before = case.live(case["old_logits"])
   old_entropy, old_logp = (jnp.where(mask, before[n], 0.0) for n in ("entropy", "logp"))
   case.compare("entropy_old", old_entropy, where=mask)
@@ -36,7 +40,7 @@ def golden(case):
   case.compare("logprobs", case.live(case["logits"])["logp"], where=mask)
   objective = Objective(
       surrogate=term(ppo.clipped_ratio, low=config["clip"], high=config["clip"]),
-      aggregate=term(aggregate.sequence_mean),
+      aggregate=adapters.aggregation(config, rest=" (paper GRPO objective)", width=mask.shape[1]),
       penalties=((config["kl_coef"], term(kl.k3)),))
   loss, grad = adapters.loss_and_grad(objective, case, case["logits"], old_logp=old_logp,
                                       adv=jnp.where(mask, adv[:, None], 0.0))

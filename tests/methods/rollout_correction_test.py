@@ -27,11 +27,12 @@ def golden(case):
       for option, threshold in zip(options, thresholds, strict=True):
         keep = keep & (_rejection(option, threshold, args) > 0)
       case.compare(name, keep)
-  case.config  # noqa: B018  (the source and the safety bound, which is LIMIT)
+  case.config.expect(log_ratio="old_logprobs - rollout_logprobs",
+                     safety_bound=rollout_correction.LIMIT)
   ours = _over_all_rows(rollout_correction.mismatch(*args), mask)
   for key, want in case.text("offpolicy_metrics").items():
     error = abs(float(ours[key]) - want) / (abs(want) + 1e-3)
-    case.rows.append(adapters.Row(f"offpolicy:{key}", error, 1e-5))  # theirs are float32
+    case.add(adapters.Row(f"offpolicy:{key}", error, 1e-5))  # theirs are float32
   objective = Objective(surrogate=term(ppo.clipped_ratio, dual=3.0),
                         weights=(term(rollout_correction.token_weight, cap=2.0),))
   loss, grad = adapters.loss_and_grad(objective, case, case["logits"])

@@ -26,6 +26,13 @@ def recipe(*, fraction, beta, top_p, anchor=-1.0, length=0):
 def golden(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
   top_p, fraction = config["p"], 1.0 - config["tau"]
+  config.expect(entropy_agg="seq-mean-token-mean, mean over ALL B rows",
+                pg="dual-clip PPO low=high=0.2 c=3, Dr.GRPO advantages, seq-mean-token-sum-norm = "
+                   "mean_b(sum_t)/T")
+  # ours searches the whole vocabulary: the same where no nucleus is as large as theirs may be
+  largest = int(mask_of(logits, top_p, True).sum(-1).max())
+  case.require(config["topk"] >= min(largest, logits.shape[2]),
+               f"a nucleus of {largest} tokens, theirs has at most {config['topk']}")
 
   def entropies(z, inclusive=False):
     return jnp.where(mask, entropy_of(z, top_p, inclusive), 0.0)

@@ -1,9 +1,9 @@
 """SPEAR: golden parity of reward, schedules, buffer and loss; bursts, and who survives a rise."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import aggregate
 from entrolab.methods import clip_cov, grpo, ppo, spear
 from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
@@ -40,19 +40,27 @@ def _repeat(case):
 
 
 def _tools(case):
+  case.config.expect(columns=["mode(0 none,1 constant,2 cosine)", "global_step", "n_tool_calls",
+                              "outcome"])
   mode, step, calls, outcome = case["inputs"].T
   length = case.config["max_toolcall_steps"]
   weight = jnp.where(mode == 2, spear.fading(step, length=length), mode)
   for name, once in (("score_default", False), ("score_qwen3", True)):
-    case.compare(name, spear.tool_reward(outcome, calls, weight, once=once))
+    # the weight is one number a step, and the rows of the file are of several steps
+    each = jax.vmap(lambda r, n, w, once=once: spear.tool_reward(r[None], n[None], w, once=once)[0])
+    case.compare(name, each(outcome, calls, weight))
 
 
 def _buffer(case):
   config, size = case.config, case.config["group_size"]
+  config.expect(variant="verl", replay_trigger="size>1.5*buffer_size",
+                selection="identity permutation (the first rows)")
   decay = max(config["weight_decay_trajectory_replay"], 0.0)
+  if decay:
+    config.ignore("a decayed advantage is not taken anew", "norm_by_std")
   rule = spear.Replay(size=config["buffer_size"], baseline=config["baseline_buffer_size"],
                       tolerance=config["tolerate_steps"], decay=decay,
-                      by_std=config["norm_by_std"])
+                      by_std=config.get("norm_by_std", False))
   rewards, tools = case.raw("rewards"), case.raw("has_tool_call")
   adv = np.stack([grpo.centred_advantage(jnp.asarray(r), size=size) for r in rewards])
   case.compare("group_advantage", adv)
@@ -76,18 +84,29 @@ def _buffer(case):
     seen["size_after"].append((rule.recalibrated(state) > 0).sum())
     seen["p50_after"].append(np.median(state["groups"]["mean"]))
     steps.append(np.unique(stored["step"]).tolist())
-  assert steps == case.text("kept_steps_json")
+  case.require(steps == case.text("kept_steps_json"), "kept_steps_json is not ours")
   for name, value in seen.items():
     want = case.raw(name)
-    if name in ("replay_rows", "replay_advantage"):  # padded on the right
-      fill = -1 if name == "replay_rows" else 0.0
-      value = [np.pad(v.astype(want.dtype), (0, want.shape[1] - len(v)), constant_values=fill)
-               for v in value]
-    case.compare(name, np.asarray(value, want.dtype).reshape(want.shape))
+    fill = {"replay_rows": -1, "replay_advantage": 0.0}.get(name)
+    case.compare(name, np.asarray(value, want.dtype) if fill is None
+                 else padded(value, want.shape, fill))
+
+
+def padded(rows, shape, fill):
+  """Rows of unequal length as they are stored: one row of padding where there is none.
+
+  What does not fit stays as large as it is, so that a comparison of shapes finds it."""
+  height = max(len(rows), 1)
+  width = max([shape[1], *map(len, rows)])
+  out = np.full((height, width), fill, np.result_type(fill))
+  for row, values in zip(out, rows, strict=False):
+    row[:len(values)] = values
+  return out
 
 
 def _loss(case):
   config, mask, logits = case.config, case["response_mask"], case["logits"]
+  config.expect(variant=("agent", "verl"))  # one loss, with the bounds that are stored
   live, old, adv = case.live(logits), case["old_logprobs"], case["advantages"]
   logp = live["logp"]
   case.compare("logprobs", logp, where=mask)
@@ -105,10 +124,9 @@ def _loss(case):
   dropped, ours = case.raw("dropped") > 0, np.asarray(keep) == 0.0
   if dropped.sum() == np.asarray(pool).sum():
     case.compare("dropped", ours)
-  assert ours.sum() == dropped.sum() and not (ours & ~np.asarray(pool)).any()
-  sums = dict(divisor=float(mask.shape[1]))
-  scale = (term(aggregate.token_mean) if config["agg"] == "token-mean"
-           else term(aggregate.fixed_sum, **sums))
+  case.require(ours.sum() == dropped.sum(), "another number of dropped tokens than ours")
+  case.require(not (dropped & ~np.asarray(pool)).any(), "a dropped token is not eligible")
+  scale = adapters.aggregation(config, width=mask.shape[1])
   parts = dict(surrogate=term(ppo.clipped_ratio, limit=INF, **clip), aggregate=scale)
   drawn = dict(drawn=jnp.asarray(1.0 - dropped))
   plain = Objective(weights=(term(kept),), extra=("drawn",), **parts)
@@ -117,6 +135,9 @@ def _loss(case):
   if config["is_replay"]:
     weight = config["replay_loss_coef"] * spear.growing(config["global_step"],
                                                         length=config["max_replay_loss_steps"])
+  else:
+    config.ignore("an on-policy batch has weight 1", "replay_loss_coef", "global_step",
+                  "max_replay_loss_steps")
   case.compare("loss_weight", weight)
   both = Objective(weights=(term(kept), term(spear.replay_weight)),
                    extra=("drawn", "replayed", "sil_weight"), **parts)
@@ -153,6 +174,13 @@ def test_replay_comes_in_bursts_and_only_the_best_survive_a_rise():
   assert share == sorted(share, reverse=True) and share[3] < share[0] - 0.02, share
   empty = spear.Replay(size=1).replay(spear.Replay().init(), np.arange)
   assert empty[0] is None
+
+
+def test_padding_fits_what_was_never_replayed_and_hides_no_row():
+  assert padded([], (1, 4), -1).tolist() == [[-1] * 4]
+  assert padded([np.asarray([5, 6])], (1, 4), -1).tolist() == [[5, 6, -1, -1]]
+  assert padded([np.asarray([5]), np.asarray([6])], (1, 2), -1).shape == (2, 2)
+  assert padded([np.asarray([5, 6, 7])], (1, 2), 0.0).shape == (1, 3)
 
 
 def test_an_empty_buffer_has_no_advantages():

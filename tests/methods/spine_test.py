@@ -12,6 +12,12 @@ from tests import adapters
 
 def golden(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
+  groups = len(np.unique(case.raw("group_ids")))
+  config.expect(
+      P=groups, G=len(mask) // groups, T=mask.shape[1], V=logits.shape[2], std_ddof=1,
+      agg="sum over forking tokens of the batch / number of forking tokens", quantile="linear",
+      k_rule="max(1,ceil(rho*n))", hinge="relu with zero gradient at 0",
+      thresholds="per response over its forking tokens, stop-gradient, current policy")
   live = case.live(logits)
   noise = jnp.zeros(mask.shape)
   case.compare("logprobs", live["logp"], where=mask)

@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entrolab import aggregate
 from entrolab.methods import grpo, ppo, steer
 from entrolab.objective import Objective, term
 from tests import adapters, bandit
-
-AGGREGATES = {"token-mean": aggregate.token_mean, "seq-mean-token-mean": aggregate.sequence_mean,
-              "seq-mean-token-sum": aggregate.sequence_sum}
 
 
 def golden(case):
@@ -23,16 +19,19 @@ def golden(case):
   columns = {**case.columns(), **live, "old_entropy": case["entropy_in"]}
   args = [columns[k] for k in ("logp", "entropy", "old_logp", "old_entropy", "adv")]
   case.compare("omega", jnp.where(mask, steer.change(*args), 0.0))
-  low, high = config["token_weight_min"], config["token_weight_max"]
+  low = config["token_weight_min"]
   if config["linear"]:
-    weight = term(steer.linear, low=low, high=high)
+    config.ignore("the exponential form alone has a floor", "exp_floor")
+    weight = term(steer.linear, low=low, high=config["token_weight_max"])
   else:
+    config.ignore("the largest weight of the exponential form is 1", "token_weight_max")
     weight = term(steer.exponential, low=low, floor=config["exp_floor"])
   case.compare("token_weights", weight(columns))
   objective = Objective(
       surrogate=term(ppo.clipped_ratio, low=config["clip_ratio_low"],
                      high=config["clip_ratio_high"], dual=config["clip_ratio_c"]),
-      weights=(weight,), aggregate=term(AGGREGATES[config["loss_agg_mode"]]))
+      weights=(weight,),
+      aggregate=adapters.aggregation(config, "loss_agg_mode", width=mask.shape[1]))
   loss, grad = adapters.loss_and_grad(objective, case, logits, old_entropy=case["entropy_in"])
   live["old_entropy"] = case["entropy_in"]
   case.compare("loss", loss, tolerance=adapters.slack(case, objective, live, loss))

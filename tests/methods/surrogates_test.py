@@ -12,40 +12,42 @@ from tests import adapters
 
 KL = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "abs": kl.absolute, "k1+": kl.k1_plus,
       "k3+": kl.k3_plus}
-PLAIN = {"token-mean": aggregate.token_mean, "seq-mean-token-sum": aggregate.sequence_sum,
-         "seq-mean-token-mean": aggregate.sequence_mean}
 
 
-def _scale(mode, case, factor=None):
-  if mode == "seq-mean-token-sum-norm":
-    return term(aggregate.fixed_sum, divisor=float(factor or case.raw("response_mask").shape[1]))
-  return term(PLAIN[mode])
+def _bounds(run):
+  """The clip range of a run: `low` and `high`, or `clip` for both, or 0.2."""
+  if "clip" in run:
+    return dict(low=run["clip"], high=run["clip"])
+  return dict(low=run.get("low", 0.2), high=run.get("high", 0.2))
 
 
 def _surrogate(run, case):
-  """(surrogate, aggregation) of one run of the file's configuration."""
-  mode = run["mode"]
-  low, high = run.get("low", run.get("clip", 0.2)), run.get("high", run.get("clip", 0.2))
+  """(surrogate, aggregation) of one run; what its mode does not read stays unread, and fails."""
+  mode, width = run["mode"], case.raw("response_mask").shape[1]
+  always = dict(gspo=aggregate.sequence_mean, sapo=aggregate.sequence_mean,
+                geo_mean=aggregate.row_mean)  # verl aggregates these in one way
+  default = dict(vanilla="token-mean", cispo="token-mean", gpg="token-mean",
+                 reinforce="seq-mean-token-sum")
+  run.expect(mode=(*always, *default))
+  if mode in always:
+    scale = term(always[mode])
+  else:
+    scale = adapters.aggregation(run, width=width, default=default[mode])
   if mode == "vanilla":
-    surrogate = term(ppo.clipped_ratio, low=low, high=high, dual=run.get("c", 3.0))
-    return surrogate, _scale(run.get("agg", "token-mean"), case, run.get("loss_scale_factor"))
+    return term(ppo.clipped_ratio, dual=run.get("c", 3.0), **_bounds(run)), scale
   if mode == "sapo":
-    knobs = dict(positive=run["tau_pos"], negative=run["tau_neg"])
-    return term(sapo.soft_gate, **knobs), term(aggregate.sequence_mean)
-  fns = dict(gspo=(gspo.clipped_sequence, aggregate.sequence_mean),
-             geo_mean=(gmpo.geometric_mean, aggregate.row_mean),
-             cispo=(cispo.clipped_weight, aggregate.token_mean),
-             gpg=(ppo.reinforce, aggregate.token_mean),
-             reinforce=(ppo.reinforce, aggregate.sequence_sum))
-  fn, scale = fns[mode]
-  knobs = {} if fn is ppo.reinforce else dict(low=low, high=high)
-  return term(fn, **knobs), term(scale)
+    return term(sapo.soft_gate, positive=run["tau_pos"], negative=run["tau_neg"]), scale
+  if mode in ("gpg", "reinforce"):
+    return term(ppo.reinforce), scale
+  clipped = dict(gspo=gspo.clipped_sequence, geo_mean=gmpo.geometric_mean,
+                 cispo=cispo.clipped_weight)
+  return term(clipped[mode], **_bounds(run)), scale
 
 
 def _metrics(case, name, run, live, mask):
   """The stored clip fractions of a run, from our own tests of what a clip removes."""
   logp, old, adv = live["logp"], case["old_logprobs"], case["advantages"]
-  low, high = run.get("low", run.get("clip", 0.2)), run.get("high", run.get("clip", 0.2))
+  low, high = _bounds(run).values()
   lower = jnp.zeros(mask.shape, bool)
   if run["mode"] == "geo_mean":
     d = logp - old  # counted outside the range, whether or not the minimum takes the clip
@@ -68,8 +70,7 @@ def _metrics(case, name, run, live, mask):
           "actor/ppo_kl": share(old - logp)}
   for key, want in case.text(f"metrics_{name}").items():
     got = ours[key]
-    case.rows.append(adapters.Row(f"{name}:{key}", abs(got - want) / (abs(want) + 1e-3),
-                                  adapters.VALUE))
+    case.add(adapters.Row(f"{name}:{key}", abs(got - want) / (abs(want) + 1e-3), adapters.VALUE))
 
 
 def golden(case):

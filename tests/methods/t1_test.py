@@ -10,13 +10,13 @@ import numpy as np
 from entrolab.experiment import Reference
 from entrolab.methods import bonus, grpo, kl, ppo, rloo, t1
 from entrolab.objective import Objective, Penalty, term
-from entrolab.ranks import masked_mean
 from entrolab.trainer.learner import next_reference
 from tests import adapters, bandit
 
 
 def golden(case):
   if case.path.stem.startswith("t1_ema"):
+    case.config.expect(order="update after the policy step")
     return case.compare("ref", _anchors(case["ref0"], case["policy"], case.config["decay"]))
   config, mask, logits = case.config, case["response_mask"], case["logits"]
   bad, columns = case.raw("bad_pattern") > 0, case.columns()
@@ -35,13 +35,13 @@ def golden(case):
   adv = jnp.where(mask, adv[:, None], 0.0)
   case.compare("advantages", adv)
   forms = {"logp": ppo.reinforce, "ratio": ppo.plain_ratio}
-  surrogate = term(forms[config["form"]])
-  case.compare("pg_loss", adapters.loss_and_grad(Objective(surrogate=surrogate), case, logits,
-                                                 adv=adv)[0])
-  entropy = case.live(logits)["entropy"]
-  case.compare("entropy", masked_mean(entropy, mask))
-  objective = Objective(surrogate=surrogate,
-                        penalties=((config["alpha"], term(bonus.negative_entropy)),))
+  config.expect(form=tuple(forms))
+  loss = dict(surrogate=term(forms[config["form"]]),
+              aggregate=adapters.aggregation(config, width=mask.shape[1]))
+  case.compare("pg_loss", adapters.loss_and_grad(Objective(**loss), case, logits, adv=adv)[0])
+  case.compare("entropy", adapters.weighted_mean(case, loss["aggregate"],
+                                                 case.live(logits)["entropy"]))
+  objective = Objective(**loss, penalties=((config["alpha"], term(bonus.negative_entropy)),))
   loss, grad = adapters.loss_and_grad(objective, case, logits, adv=adv)
   case.compare("loss", loss)
   case.compare("grad_logits", grad)

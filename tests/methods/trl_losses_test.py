@@ -13,6 +13,7 @@ INF = float("inf")
 def golden(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
   rewards, eps = case["rewards"], config["adv_eps"]
+  config.expect(std_ddof=1)
   live = case.live(logits)
   case.compare("logprobs", live["logp"], where=mask)
   case.compare("entropy", live["entropy"], where=mask)
@@ -26,6 +27,7 @@ def golden(case):
   top = highent_tokens.quantile_mask(live["entropy"], mask, fraction=0.2)
   case.compare("top20_mask", top > 0, where=mask)
   for name, run in config["runs"].items():
+    run.expect(advantage=tuple(advs))
     objective = _trl_objective(run, config)
     adv = jnp.where(mask, advs[run["advantage"]][:, None], 0.0)
     loss, grad = adapters.loss_and_grad(objective, case, logits, adv=adv)
@@ -34,20 +36,23 @@ def golden(case):
 
 
 def _trl_objective(run, config):
-  low = run.get("epsilon_low", 0.2)
-  high = run.get("epsilon_high", low)
+  """The objective of a run; what its kind of loss does not read stays unread, and fails."""
   scale = {"grpo": term(aggregate.row_mean), "sapo": term(aggregate.row_mean),
-           "dr_grpo": term(aggregate.fixed_length, length=config["max_completion_length"])}
+           "dr_grpo": term(aggregate.fixed_length, length=config["max_completion_length"]),
+           **dict.fromkeys(("bnpo", "dapo", "cispo"), term(aggregate.token_mean))}
+  run.expect(loss_type=tuple(scale), importance_sampling_level=("token", "sequence"))
   kind = run["loss_type"]
   if kind == "cispo":
-    surrogate = term(cispo.capped_weight, cap=high)
+    surrogate = term(cispo.capped_weight, cap=run["epsilon_high"])
   elif kind == "sapo":
     surrogate = term(sapo.soft_gate, limit=INF)
-  elif run.get("importance_sampling_level") == "sequence":
-    surrogate = term(gspo.clipped_sequence, low=low, high=high, path="sequence")
-  else:  # TRL's delta bounds the ratio where A < 0, which is the dual clip
-    surrogate = term(ppo.clipped_ratio, low=low, high=high, dual=run.get("args_delta", 0.0),
-                     limit=INF)
+  else:
+    low = run.get("epsilon_low", 0.2)
+    bounds = dict(low=low, high=run.get("epsilon_high", low))
+    if run.get("importance_sampling_level") == "sequence":
+      surrogate = term(gspo.clipped_sequence, path="sequence", **bounds)
+    else:  # TRL's delta bounds the ratio where A < 0, which is the dual clip
+      surrogate = term(ppo.clipped_ratio, dual=run.get("args_delta", 0.0), limit=INF, **bounds)
   weights, penalties = [], []
   if "top_entropy_quantile" in run:
     weights.append(term(highent_tokens.quantile_mask, fraction=run["top_entropy_quantile"]))
@@ -58,5 +63,5 @@ def _trl_objective(run, config):
   if run.get("_entropy_bonus_enabled"):
     penalties.append(Penalty(run["entropy_coef"], term(bonus.negative_entropy),
                              scale=term(aggregate.token_mean)))
-  return Objective(surrogate=surrogate, aggregate=scale.get(kind, term(aggregate.token_mean)),
-                   weights=tuple(weights), penalties=tuple(penalties))
+  return Objective(surrogate=surrogate, aggregate=scale[kind], weights=tuple(weights),
+                   penalties=tuple(penalties))

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from entrolab import aggregate, vocab
-from entrolab.methods import bonus, grpo, kl, ppo, ttrl
+from entrolab import vocab
+from entrolab.methods import bonus, grpo, ppo, ttrl
 from entrolab.objective import Objective, term
 from entrolab.ranks import masked_mean
 from tests import adapters
@@ -17,6 +17,11 @@ def golden(case):
   config, logits, mask = case.config, case["logits"], case["response_mask"]
   answers, truth = case["answers"], case["ground_truth"]
   size, kept = config["n_votes"], config["n_samples"]
+  config.expect(P=len(answers), n_votes=answers.shape[1], T=mask.shape[1], V=logits.shape[2],
+                std_ddof=1)
+  scale = adapters.aggregation(config, width=mask.shape[1])
+  divergence = adapters.divergence(config)
+  mean = lambda value: adapters.weighted_mean(case, scale, value)
   flat, knobs = answers.reshape(-1), dict(size=size, silent=True)
   case.compare("vote_label", ttrl.label(flat, **knobs))
   rewards = ttrl.agreement(flat, **knobs).reshape(answers.shape)
@@ -37,23 +42,24 @@ def golden(case):
   live = case.live(logits, temperature=config["temperature"])
   case.compare("logprobs", live["logp"], where=mask)
   case.compare("entropy", live["entropy"], where=mask)
-  k3 = kl.k3(live["logp"], case["ref_logprobs"])
-  case.compare("kl_per_token", k3, where=mask)
-  case.compare("kl_loss", masked_mean(k3, mask))
-  case.compare("entropy_mean", masked_mean(live["entropy"], mask))
+  gap = divergence({"logp": live["logp"], "ref_logp": case["ref_logprobs"]})
+  case.compare("kl_per_token", gap, where=mask)
+  case.compare("kl_loss", mean(gap))
+  case.compare("entropy_mean", mean(live["entropy"]))
   old, clip = case["old_logprobs"], dict(low=config["clip_low"], high=config["clip_high"])
+  # fractions and the distance of the policies are over tokens, whatever the loss is over
   case.compare("ppo_kl", masked_mean(old - live["logp"], mask))
   hit = ppo.is_clipped(live["logp"], old, adv, **clip)
   case.compare("clipfrac", masked_mean(jnp.asarray(hit, float), mask))
   loss = ppo.clipped_ratio(live["logp"], old, adv, **clip)
   lower = (loss > -adv * config["clip_c"]) & (adv < 0)
   case.compare("clipfrac_lower", masked_mean(jnp.asarray(lower, float), mask))
-  case.compare("pg_loss", masked_mean(ppo.clipped_ratio(live["logp"], old, adv,
-                                                        dual=config["clip_c"], **clip), mask))
+  case.compare("pg_loss", mean(ppo.clipped_ratio(live["logp"], old, adv, dual=config["clip_c"],
+                                                 **clip)))
   objective = Objective(
       surrogate=term(ppo.clipped_ratio, dual=config["clip_c"], **clip),
-      aggregate=term(aggregate.token_mean), vocab=vocab.Spec(temperature=config["temperature"]),
-      penalties=((config["kl_coef"], term(kl.k3)),
+      aggregate=scale, vocab=vocab.Spec(temperature=config["temperature"]),
+      penalties=((config["kl_coef"], divergence),
                  (config["entropy_coef"], term(bonus.negative_entropy))))
   value, grad = adapters.loss_and_grad(objective, case, logits, adv=adv)
   case.compare("loss", value)

@@ -22,6 +22,7 @@ def golden(case):
   clipped = gae.is_value_clipped(case["vpreds"], old, target, clip=clip)
   case.compare("vf_clipfrac", masked_mean(clipped.astype(float), mask))
   cfg, lengths = case.text("overlong_cfg"), case.raw("overlong_lengths")
+  cfg.expect(applied="every response, incl. truncated at max_resp_len -> -1")
   rows = jnp.arange(max(lengths.max(), 1))[None] < jnp.asarray(lengths)[:, None]
   case.compare("overlong_penalty", dapo.overlong(
       jnp.zeros(len(lengths)), rows, max_tokens=cfg["max_resp_len"], buffer=cfg["buffer_len"],
