@@ -104,7 +104,8 @@ from entrolab.verify import (
 path = sys.argv[1]
 run = f"__import__('pathlib').Path({path!r}).write_text('x')"
 texts = [run, f"\\\\boxed{{{run}}}", f"<answer>{run}</answer>", f"```python\\n{run}\\n```",
-         "(" * 500, f"calc {run}", f"answer {run}", f"The answer is {run}", "9**9**9**9", "{0.__class__}"]
+         "(" * 500, f"calc {run}", f"answer {run}", f"The answer is {run}",
+         "9**9**9**9", "{0.__class__}"]
 form, world, words = forms.Form(3), text_world.TextWorld(), calculator.WordProblems()
 tool = ToolUse(Countdown(), tool=lambda programs: list(programs))
 tasks = (Countdown(), Arithmetic(), form, world, words, tool)
@@ -123,7 +124,7 @@ for text in texts:
   math.quick("7", canonical.canonical(extract.extract(text).text))
   choice.letter(text)
   exact.first_integer(text)
-  constraints.verify([text], [{"num_bullets": 1}])
+  constraints.verify([text], [{"num_bullets": 1}], [""])
   countdown.check_expression(text, [1, 2], 3)
 print(events)
 """
