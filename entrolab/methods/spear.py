@@ -187,8 +187,7 @@ class Replay:
     """The state after this step was trained on: stale rows leave, then its good ones come.
 
     rows: `rewards`, `row_adv` and `tool_calls` [B], `usable` [B] (any token in the mask), and
-    whatever else is to be stored by row; groups of `size` contiguous. A reward that is not known
-    (NaN) is in no mean of a group and its row is not stored.
+    whatever else is to be stored by row; groups of `size` contiguous. NaN: of unknown verdict.
     """
     usable = np.asarray(rows["usable"], bool)
     good = (rows["row_adv"] > 0) & usable & ((rows["tool_calls"] > 0) | (not self.tools))
@@ -210,7 +209,6 @@ class Replay:
 
 def _deviation(r: np.ndarray) -> np.ndarray:
   """Of the known rewards of each group [P, G], over n - 1; 0 for one alone."""
-  count = (~np.isnan(r)).sum(1)
   square = np.nansum(np.square(r - np.nanmean(r, 1, keepdims=True)), 1)
-  part = np.sqrt(square / np.maximum(count - 1, 1))
-  return np.where(count < r.shape[1], part, r.std(1, ddof=int(r.shape[1] > 1)))
+  part = np.sqrt(square / np.maximum((~np.isnan(r)).sum(1) - 1, 1))
+  return np.where(np.isnan(r).any(1), part, r.std(1, ddof=int(r.shape[1] > 1)))

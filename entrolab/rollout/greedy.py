@@ -21,7 +21,7 @@ class Greedy(SingleTurn):
   Where its verdict is unknown there is no baseline: it is NaN, and the rows of the prompt are not
   learned from (`known`).
   """
-  columns = ("greedy_rewards",)
+  columns = ("greedy_rewards", "known")
 
   def __call__(self, engine: Engine, request: Request) -> Rollout:
     """The verified rows of one step; `sampled` counts the greedy ones, too."""
