@@ -164,5 +164,12 @@ def work(prepared: tuple[Any, Any], what: Any, reference: str = "") -> tuple[lis
 
 def _pays_anything(scored: Any, problem: Any) -> bool:
   """Whether the scorer pays for meaningless text, as some do where the reference is empty."""
-  return any(float(scored.score_answer(text, copy.deepcopy(problem))) >= PAID
-             for text in MEANINGLESS)
+  for text in MEANINGLESS:
+    try:
+      if float(scored.score_answer(text, copy.deepcopy(problem))) >= PAID:
+        return True
+    except (MemoryError, RecursionError):
+      raise
+    except Exception:  # a scorer that cannot read it does not pay for it
+      continue
+  return False
