@@ -28,13 +28,18 @@ def decided(name, *answers, options=()):
   return task.verify(texts, [example] * len(texts))
 
 
+class Generous:
+  """A data set whose scorer pays for whatever is no number, as polynomial_equations does where an
+  equation has no real solution."""
+
+  def score_answer(self, answer, problem):
+    del problem
+    return float(not answer.isdigit())
+
+
 def test_a_scorer_that_pays_meaningless_text_decides_nothing():
-  """An equation without real solutions: whatever is no number is as right as no answer."""
-  task = ReasoningGym("polynomial_equations", size=60)
-  source = task.examples("train", 0)
-  empty = next(source[at] for at in range(60) if source[at].answer == "")
-  texts = ["<answer></answer>", "<answer>none</answer>", "<answer>7</answer>", "nan"]
-  assert [v.status for v in task.verify(texts, [empty] * 4)] == ["right", "unknown", "wrong",
+  decide = lambda answer: reasoning.work((Generous(), {"answer": ""}), answer, "")[0][0]
+  assert [decide(text) for text in ("", "none", "7", "nan")] == ["right", "unknown", "wrong",
                                                                  "unknown"]
 
 
