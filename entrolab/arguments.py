@@ -100,8 +100,9 @@ def _sizes(function: str, arrays: dict[str, Declared], given: dict[str, Any]) ->
   """The size of every letter. Raises ValueError where ranks or sizes do not fit."""
   shapes = {name: np.shape(value) for name, value in given.items()}
   shapes = {name: shape for name, shape in shapes.items() if shape}  # a scalar fits anywhere
-  if len({arrays[name].dims for name in shapes}) == 1 == len({*shapes.values()}):
-    return {}  # all alike: such as packed tokens [N] for a function of tokens, declared [B, T]
+  alike = {(arrays[name].dims, shape) for name, shape in shapes.items()}
+  if len(alike) == 1 and _axes(*next(iter(alike))) is None and len(shapes) == len(given):
+    return {}  # such as packed tokens [N] for a function of tokens, all of them declared [B, T]
   seen: dict[str, Counter[Any]] = {}
   for name, shape in shapes.items():
     axes = _axes(arrays[name].dims, shape)
