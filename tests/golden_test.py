@@ -91,7 +91,9 @@ def ignored(config, path):
 
 # entries that are read and cannot act on the numbers of a file, with the reason
 INERT = {("aepo_agentic_branch_b", "entropy_weight"):
-         "all slots are filled by trials before any entropy has changed"}
+         "all slots are filled by trials before any entropy has changed",
+         ("spear_sil_loss_b", "is_replay"): "the ramp is over: a replay has weight 1, too",
+         ("spear_sil_loss_b", "clip_low"): "no token of negative advantage has fallen so far"}
 OBJECTS = [(path, name) for path in FILES for name in ("config", "overlong_cfg", "akl_cfg")
            if name in adapters.Case(path)]
 
