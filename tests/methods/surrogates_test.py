@@ -80,6 +80,7 @@ def golden(case):
   case.compare("entropy", live["entropy"], where=mask)
   for name, run in case.config["runs"].items():
     tolerance = adapters.VALUE
+    run.expect(kl=tuple(KL))
     if "mode" in run:
       surrogate, scale = _surrogate(run, case)
       objective = Objective(surrogate=surrogate, aggregate=scale)
