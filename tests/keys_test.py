@@ -27,7 +27,8 @@ def paths(stream):
 
 def test_reserved_values_are_no_step_prompt_sample_branch_or_position():
   reserved = {fold for stream in keys.STREAMS for fold in stream.folds if isinstance(fold, int)}
-  assert reserved == {keys.TIES, keys.CUT, keys.TRIALS, keys.PROBE, keys.EVALUATION}
+  assert reserved == {keys.TIES, keys.CUT, keys.TRIALS, keys.PROBE, keys.EVALUATION,
+                      keys.LEDGER}
   assert min(reserved) >= keys.LIMIT and max(reserved) < 2**31
 
 

@@ -154,7 +154,8 @@ def responses(tokenizer, rows):
   width = max(map(len, rows))
   tokens = np.asarray([row + [0] * (width - len(row)) for row in rows])
   mask = np.asarray([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-  return columns.Responses([tokenizer.decode(row) for row in rows], tokens, mask, 1)
+  return columns.Responses([tokenizer.decode(row) for row in rows], tokens, mask, 1,
+                           np.arange(len(rows)))
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), merged(b"\n\n", b"</th", b"k>\n")],

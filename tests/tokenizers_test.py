@@ -59,11 +59,18 @@ FORMATS = [plain, chat, FewShot((("a", "b"), ("c", "d"))), Chat(user="{problem}"
 WITH, WITHOUT = "{{ bos_token }}" + CHATML, CHATML
 
 
+def problems(folder):
+  """A file of twenty problems, the evaluation's not among those of training."""
+  path = folder / "data.jsonl"
+  path.write_text("".join(json.dumps({"problem": "a" + "b" * (1 + n % 18), "answer": "1"}) + "\n"
+                          for n in range(20)))
+  return str(path)
+
+
 @pytest.mark.parametrize("template", [WITH, WITHOUT], ids=["adds it", "adds none"])
 @pytest.mark.parametrize("form", FORMATS, ids=["plain", "chat", "few-shot", "system"])
 def test_a_prompt_begins_once_in_every_format(form, template, tmp_path):
-  (tmp_path / "data.jsonl").write_text('{"problem": "ab", "answer": "1"}\n' * 20)
-  task = Jsonl(str(tmp_path / "data.jsonl"), format=form, max_prompt=999)
+  task = Jsonl(problems(tmp_path), format=form, max_prompt=999)
   # the first of the sign is the one in front: CHATML itself writes it before every message
   of_text = lambda tokenizer, text: tokenizer.encode(text).count(1)
   for split in ("train", "eval"):
@@ -182,8 +189,7 @@ class Tokens:
 
 def test_ids_without_a_row_are_refused_wherever_they_come_from(tmp_path):
   size = Config(vocab_size=8, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8)
-  (tmp_path / "data.jsonl").write_text('{"problem": "ab", "answer": "1"}\n' * 20)
-  task = Jsonl(str(tmp_path / "data.jsonl"))
+  task = Jsonl(problems(tmp_path))
   example = task.examples("train", 0)[0]
   made = lambda tokenizer: Engine(size, tokenizer, task, one_device())
   tokenizer = Tokens()
@@ -222,7 +228,6 @@ def test_positions_beyond_the_model_are_said():
   assert f"{longer.task.max_prompt + 100} positions" in said and "max_length=64" in said
   assert f"sampling.max_tokens={64 - longer.task.max_prompt} or less" in said
   assert f"note: {said}" in explain.plan(longer, config)
-
 
   branched = presets.get("tiny").experiment("x", _objective(), rollout=Cure(2, 3))
   prompt = branched.task.max_prompt

@@ -99,7 +99,7 @@ def test_verdicts_that_are_read_without_a_reward():
 
 def test_a_group_of_right_and_unknown_has_no_signal():
   groups = [(R, W), (R, U), (W, U), (U, U), (R, R), (W, W)]
-  rollout = types.SimpleNamespace(verdicts=verdicts(code for group in groups for code in group))
+  rollout = types.SimpleNamespace(batch=Batch(verdict=jnp.asarray(groups, jnp.int32).ravel()))
   assert with_signal(rollout, 2).tolist() == [True, False, False, False, False, False]
   rewards = grpo.outcome(jnp.asarray(groups, jnp.int32).ravel())
   weight = dapo.has_signal(rewards, jnp.ones((12, 1), bool), size=2)
