@@ -10,9 +10,10 @@ from entrolab.keys import row_keys
 from entrolab.models import tiny, transformer
 from entrolab.rollout import compilations, decode, draw
 from entrolab.rollout.engine import Engine, refilled, with_signal
-from entrolab.rollout.strategy import Request, Sampling
+from entrolab.rollout.strategy import Prompted, Request, Sampling
 from entrolab.tasks import prompts
 from entrolab.tasks.countdown import Countdown
+from entrolab.verify import math
 
 SAMPLES, MAX_TOKENS = 4, 18
 
@@ -175,3 +176,26 @@ def test_refills_replace_groups_without_a_signal(lab, examples):
   drawn.clear()
   none = drawn_with(refills=0)
   assert none.refills == 0 and not with_signal(none, 4).all()
+
+
+class Thinking:
+  """A tokenizer of three tokens, whose prompts end in an open block of reasoning."""
+  words = {1: "What is 6 * 7?", 2: "<think>\n", 3: r"\boxed{42} hm", 4: r"</think>\boxed{42}"}
+
+  def decode(self, ids):
+    return "".join(self.words[int(at)] for at in ids)
+
+
+def test_texts_begin_with_what_their_prompt_has_opened(lab, examples):
+  config, _, tokenizer = lab
+  engine = Engine(config, tokenizer, Countdown(), sharding.make_mesh(1, 1, 1))
+  engine.tokenizer = Thinking()  # pyright: ignore
+  on = jnp.ones((2, 2), bool)
+  prompted = Prompted(examples[:2], jnp.asarray([[1, 2], [2, 1]]), on, jnp.arange(2))
+  tokens = jnp.asarray([[3, 4], [3, 3], [3, 4], [3, 3]])
+  samples = decode.Samples(tokens, jnp.asarray([[1, 1], [1, 0]] * 2, bool), jnp.ones(4, bool),
+                           steps=2)
+  texts = engine.texts(samples, prompted)
+  assert [text.startswith("<think>") for text in texts] == [True, True, False, False]
+  verdicts = math.verify(texts, ["42"] * 4)
+  assert [verdict.status for verdict in verdicts] == ["right", "wrong", "right", "right"]

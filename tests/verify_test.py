@@ -17,11 +17,12 @@ from entrolab.verify import (
   exact,
   extract,
   math,
+  numerals,
   unknown_reasons,
   unknown_share,
   vote,
 )
-from entrolab.verify.canonical import canonical, number
+from entrolab.verify.canonical import canonical
 from entrolab.verify.symbolic import compare as symbolic
 from entrolab.verify.symbolic.cost import costly
 from entrolab.verify.symbolic.pool import Pool
@@ -116,6 +117,23 @@ def test_the_reason_names_boxes_that_disagree_and_answers_that_are_missing():
   assert decide("", "42") == Verdict("wrong", "the response is empty")
 
 
+@pytest.mark.parametrize("prompt, opened", [
+    ("solve it<think>\n", "<think>\n"), ("assistant: <reasoning>", "<reasoning>"),
+    ("so <answer> ", "<answer> "), (r"The answer is \boxed{", r"\boxed{"), ("Answer:", ""),
+    ("reason in <think> tags. assistant:", ""), ("<think>\n\n</think>\n\n", ""), ("", ""),
+])
+def test_what_a_prompt_leaves_open_belongs_to_the_response(prompt, opened):
+  assert extract.opened(prompt) == opened
+
+
+def test_a_response_that_never_leaves_the_reasoning_of_its_prompt_is_no_answer():
+  opened = extract.opened("What is 6 * 7?<think>\n")
+  assert decide(opened + r"\boxed{42} hm", "42").why == "the reasoning is not closed"
+  assert decide(opened + r"hm</think>\boxed{42}", "42").status == "right"
+  assert decide(opened + r"\boxed{41}</think> so \boxed{42}", "42").status == "right"
+  assert decide(extract.opened(r"It is \boxed{") + "42}.", "42").status == "right"
+
+
 def test_control_characters_cannot_join_digits_and_invisible_ones_cannot_part_them():
   assert decide("\\boxed{4\u200b2}", "42").status == "right"
   assert decide("\\boxed{\u202e42\u202c}", "42").status == "right"
@@ -158,11 +176,11 @@ def test_numbers_have_the_exact_value_that_their_text_says():
     a, b, c = rng.randint(-999, 999), rng.randint(1, 999), rng.randint(0, 6)
     value = Fraction(a, b)
     for text in (f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{-a}}}{{{-b}}}"):
-      assert number(canonical(text)) == value
+      assert numerals.read(canonical(text)).value == value
     scaled = Fraction(a) / 10 ** c
     for text in (f"{a}e-{c}", rf"{a} \cdot 10^{{-{c}}}", f"{float(scaled):.6f}"):
-      assert number(canonical(text)) == scaled
-  assert number("1/0") is None and number(r"\frac{1}{0}") is None and number("x") is None
+      assert numerals.read(canonical(text)).value == scaled
+  assert [numerals.read(text) for text in ("1/0", r"\frac{1}{0}", "x")] == [None] * 3
 
 
 @pytest.mark.parametrize("text", [
@@ -288,7 +306,10 @@ def test_the_last_expression_of_a_response():
     ("<think>A</think>B", "B"), ("It is (B) since", "B"), ("option B fits", "B"),
     ("A cat sat on it, so D", "D"), ("The answer is A or B", None), (r"\boxed{A, B}", None),
     ("(A) or (B)", None), ("A cat", None), ("Because it is", None), ("", None), ("F", None),
-    ("B's answer", None),
+    ("B's answer", None), ("The answer is not B but C", "C"), ("The answer is C, not B", "C"),
+    ("The answer is not B", None), ("not A or B, so the answer is D", "D"),
+    (r"\boxed{not B}", None),
+    ("It cannot be (A); option B", "B"), ("The answer is B rather than C", "B"),
 ])
 def test_the_letter_that_a_response_commits_to(text, letter):
   assert choice.letter(text) == letter
@@ -309,6 +330,10 @@ def test_exact_completions():
   texts = [" 12\n3 + 4", "it is -7.", "1,234 of", "none", "13", "9" * 5_000]
   verdicts = exact.verify_integer(texts, ["12", "-7", "1234", "5", "12", "9"])
   assert codes(verdicts) == [1, 1, 1, 0, 0, 0]
+  texts = ["\u22127", "\u20137", "\uff17", "-\u200b7", "\u22121,234"]
+  verdicts = exact.verify_integer(texts, ["7", "-7", "7", "-7", "-1234"])
+  assert codes(verdicts) == [0, 1, 1, 1, 1]
+  assert [exact.key(text) for text in ("1,234", "\u22127", "x")] == ["1234", "-7", None]
   with pytest.raises(ValueError, match="row 0: answer 'x' has no integer"):
     exact.verify_integer(["1"], ["x"])
 

@@ -211,7 +211,8 @@ class Cure(SingleTurn):
   def _judged(self, engine: Engine, prompted: Prompted, rows: _Rows, steps: int) -> Rollout:
     """Verdicts and columns of the rows of whole groups."""
     kind, parent = cure.family(self.originals, self.branches)
-    texts = self._whole_texts(engine, rows, parent) if self.verify == "whole" else None
+    texts = (self._whole_texts(engine, prompted, rows, parent) if self.verify == "whole"
+             else None)
     each = prompted._replace(tokens=rows.prompt, mask=rows.prompt_mask)  # a prompt a row
     samples = dataclasses.replace(rows.samples, steps=steps)
     rollout = engine.judged(Drawn(each, rows.keys, samples), texts=texts)
@@ -222,11 +223,13 @@ class Cure(SingleTurn):
     return dataclasses.replace(rollout, batch=batch, counts={
         "prefill_tokens": int(prompted.mask.sum()), "reused_tokens": int(reused)})
 
-  def _whole_texts(self, engine: Engine, rows: _Rows, parent: np.ndarray) -> list[str]:
-    """The texts of prefix and continuation together."""
+  def _whole_texts(self, engine: Engine, prompted: Prompted, rows: _Rows, parent: np.ndarray
+                   ) -> list[str]:
+    """The texts of prefix and continuation together, behind what the prompt leaves open."""
+    begun = np.repeat(engine.opened(prompted), self.samples).tolist()
     tokens, mask, branch = sharding.local((rows.samples.tokens, rows.samples.mask, rows.branch))
     groups = len(tokens) // self.samples
     # the row of this process's group that a row's parent is
     parents = np.repeat(np.arange(groups) * self.samples, self.samples) + np.tile(parent, groups)
-    return [engine.tokenizer.decode([*tokens[of][:at].tolist(), *row[on].tolist()])
-            for of, at, row, on in zip(parents, branch, tokens, mask, strict=True)]
+    return [opened + engine.tokenizer.decode([*tokens[of][:at].tolist(), *row[on].tolist()])
+            for opened, of, at, row, on in zip(begun, parents, branch, tokens, mask, strict=True)]

@@ -22,6 +22,8 @@ from entrolab.tasks.prompts import padded
 from entrolab.tasks.task import Example, Task, Tokenizer, check_sizes, opened, within
 from entrolab.typing import Array, Bool, Float, Key
 from entrolab.verify import RIGHT, WRONG, Verdict, codes
+from entrolab.verify.extract import MAX_OPENED
+from entrolab.verify.extract import opened as left_open
 
 row_keys = jax.jit(key_scheme.row_keys, static_argnums=3)
 
@@ -146,7 +148,7 @@ class Engine:
     the verifier is to see instead of the responses; rows: what `rows` gave, where it is known.
     """
     batch = self.rows(drawn) if rows is None else rows
-    texts = self.texts(drawn.samples) if texts is None else texts
+    texts = self.texts(drawn.samples, drawn.prompted) if texts is None else texts
     size = len(texts) // len(drawn.prompted.examples)
     # `texts` are of this group alone, and so are the examples: a group verifies its rows
     examples = [example for example in drawn.prompted.examples for _ in range(size)]
@@ -178,10 +180,23 @@ class Engine:
         lambda: {name: fill(self.task, self.tokenizer, responses)
                  for name, fill in self.fillers.items()}))
 
-  def texts(self, samples: Samples) -> list[str]:
-    """The responses of this group as text; stop tokens are up to the tokenizer."""
+  def texts(self, samples: Samples, prompted: Prompted) -> list[str]:
+    """The responses of this group as text; stop tokens are up to the tokenizer.
+
+    Each begins with what its prompt leaves open.
+    """
     tokens, mask = sharding.local((samples.tokens, samples.mask))
-    return [self.tokenizer.decode(row[on].tolist()) for row, on in zip(tokens, mask, strict=True)]
+    begun = self.opened(prompted)
+    size = len(tokens) // len(begun)
+    return [begun[at // size] + self.tokenizer.decode(row[on].tolist())
+            for at, (row, on) in enumerate(zip(tokens, mask, strict=True))]
+
+  def opened(self, prompted: Prompted) -> list[str]:
+    """What the end of each prompt of this group leaves open, such as <think>: a verifier reads
+    it before the response."""
+    tokens, mask = sharding.local((prompted.tokens, prompted.mask))
+    return [left_open(self.tokenizer.decode(row[on][-MAX_OPENED:].tolist()))
+            for row, on in zip(tokens, mask, strict=True)]
 
 
 class SingleTurn(Strategy):

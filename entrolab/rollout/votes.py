@@ -51,7 +51,7 @@ class Votes(SingleTurn):
     prompted = engine.prompted(request.next_prompts())
     voters = sliced(engine, request, prompted, self.votes, self.size)
     voted = engine.groups.arrays_of_lead(lambda: {
-        "cluster": classes(engine.task, engine.texts(voters.samples), self.votes)})
+        "cluster": classes(engine.task, engine.texts(voters.samples, prompted), self.votes)})
     cluster = voted["cluster"]
     agreement = ttrl.agreement(jnp.asarray(cluster), size=self.votes, silent=self.silent)
     elected = np.asarray(agreement) > 0

@@ -102,7 +102,7 @@ class Countdown(Generated):
 
   def key(self, text: str) -> str | None:
     """The whole chain, since every right chain ends in the target: what a vote compares."""
-    return text or None
+    return countdown.spelled(text) or None
 
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """Exact: every step is checked, every number is used once, the last result is the target."""

@@ -19,7 +19,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from entrolab.typing import name_of
-from entrolab.verify import Verdict, vote
+from entrolab.verify import Verdict, reading
+from entrolab.verify.extract import extract
 
 SPLITS = ("train", "eval")
 TRIES = 100_000  # draws in search of a problem of one part
@@ -214,7 +215,8 @@ class Task(Protocol):
 
   def key(self, text: str) -> str | None:
     """The text by which a vote compares responses; None for a response without an answer."""
-    return vote.key(text)
+    found = extract(text)
+    return reading.key(found.text, found.after)
 
   def question(self, example: Example) -> str:
     """What makes two examples the same problem: here the words of the prompt in sorted order, and

@@ -21,7 +21,7 @@ from entrolab.tasks.task import (
     stable_repr,
     without,
 )
-from entrolab.verify import Verdict, choice
+from entrolab.verify import Verdict, choice, exact, vote
 from entrolab.verify import math as mathematics
 
 BOX = "Let's think step by step and output the final answer within \\boxed{}."
@@ -140,6 +140,12 @@ def check_references(rows: Sequence[Example], verifier: Verifier) -> None:
     raise
 
 
+# What a vote compares is read as the verifier reads it; another verifier's answers are mathematics.
+_KEYS: dict[Verifier, Callable[[str], str | None]] = {
+    mathematics.verify: vote.key, choice.verify: choice.letter, exact.verify_integer: exact.key,
+    exact.verify_text: exact.text_key}
+
+
 class _Formatted(Task, Protocol):
   """What tasks of written problems share.
 
@@ -190,6 +196,10 @@ class _Formatted(Task, Protocol):
   def verify(self, texts: Sequence[str], examples: Sequence[Example]) -> list[Verdict]:
     """By the task's verifier, against the answers."""
     return list(self.verifier(texts, [e.answer for e in examples]))
+
+  def key(self, text: str) -> str | None:
+    """The answer as the task's verifier reads it: what a vote compares."""
+    return _KEYS.get(self.verifier, vote.key)(text)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

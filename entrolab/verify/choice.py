@@ -3,20 +3,24 @@ r"""Multiple choice: the letter that a response commits to, compared with the re
 Read in this order: the last \boxed{}; the last "answer is (B)" or "answer: B"; a letter at the
 start of the response ("B", "(B)", "B. because ..."); the only letter in parentheses or after
 "option"; the only letter that stands alone anywhere. Two different letters at the same place are
-no answer, so that hedging is not rewarded.
+no answer, so that hedging is not rewarded. A letter that is denied ("not B but C") is not read.
 """
 
 import re
 from collections.abc import Sequence
 
 from entrolab.verify import Verdict
-from entrolab.verify.extract import boxes, clean, strip_reasoning
+from entrolab.verify.characters import clean
+from entrolab.verify.extract import boxes, strip_reasoning
 
 LETTERS = "ABCDE"
 _MAX_CHARACTERS = 20_000  # of a response, from its end
 
 _WRAP = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{|[{}$*\\]")
 _ALONE = r"(?<![A-Za-z0-9'])\(?([{0}])\)?(?![A-Za-z0-9'])"
+_DENIED = (r"\b(?i:not|cannot|never|neither|rather than|instead of|except|isn't|can't)"
+           r"(?:\s(?i:be))?(?:\s(?i:option|choice|answer))?\s{{1,3}}\(?[{0}]\)?(?![A-Za-z'])"
+           r"(?:\s?(?:,|/|(?i:or|and|nor))\s?\(?[{0}]\)?(?![A-Za-z']))*")
 _PHRASE = (r"(?i:\banswer\b|\bchoice\b|\boption\b)[^\nA-Z]{{0,30}}?(?:(?i:\bis\b)|:)?"
            r"[\s*(:]{{0,4}}([{0}])(?![A-Za-z'])((?:\)?\s?(?:,|/|or|and)\s?\(?[{0}](?![A-Za-z']))*)")
 _FIRST = (r"[\s*(]*([{0}])(?:[).:*]|\s*$|\s*\n)(?!\s{{0,4}}(?:or|and|,|/)\s{{0,4}}"
@@ -39,9 +43,10 @@ def letter(text: str, letters: str = LETTERS) -> str | None:
   text = clean(strip_reasoning(text)[0][-_MAX_CHARACTERS:])
   found, _ = boxes(text)
   if found:
-    inside = _WRAP.sub("", found[-1][2]).strip()
+    inside = re.sub(_DENIED.format(letters), "", _WRAP.sub("", found[-1][2])).strip()
     return _only(re.findall(_ALONE.format(letters), inside))
   text = text.replace("*", "")  # markdown around the letter
+  text = re.sub(_DENIED.format(letters), "", text)
   phrases = re.findall(_PHRASE.format(letters), text)
   if phrases:
     first_letter, alternatives = phrases[-1]  # "answer is A or B" gives "A" and " or B"

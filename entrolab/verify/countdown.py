@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Literal
 
 from entrolab.verify import Verdict
+from entrolab.verify.characters import plain
 
 MAX_CHARACTERS = 400  # of an expression or of a chain of steps
 MAX_DEPTH = 20  # of nested parentheses: the parser recurses
@@ -21,7 +22,7 @@ MAX_DIGITS = 12  # of an integer
 Use = Literal["all", "any"]
 
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()=]))", re.ASCII)
-_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
+_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/"})
 _OPERAND = r"(-?\d+(?:/\d+)?)"  # no spaces around the bar of a fraction
 _STEP = re.compile(rf"\s*{_OPERAND}\s*([-+*/])\s*{_OPERAND}\s*=\s*{_OPERAND}\s*", re.ASCII)
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -86,10 +87,20 @@ class _Parser:
     return value
 
 
+def _signed(text: str) -> str:
+  """`text` with the operators and digits of ASCII."""
+  return plain(text).translate(_SIGNS)
+
+
+def spelled(text: str) -> str:
+  """One spelling of a chain of steps: without blanks, with the operators of ASCII."""
+  return "".join(_signed(text).split())
+
+
 def _tokens(text: str) -> list[str]:
   if len(text) > MAX_CHARACTERS:
     raise _Invalid(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
-  text = text.translate(_SIGNS).rstrip()
+  text = _signed(text).rstrip()
   tokens = []
   at = 0
   while at < len(text):
@@ -160,7 +171,7 @@ def check_steps(text: str, numbers: Sequence[int], target: int, *, use: Use = "a
   if len(text) > MAX_CHARACTERS:
     return Verdict("wrong", f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
   left = [Fraction(number) for number in numbers]
-  steps = re.split(f"[{re.escape(separators)}]", text.translate(_SIGNS).strip(separators + " \t"))
+  steps = re.split(f"[{re.escape(separators)}]", _signed(text).strip(separators + " \t"))
   result = None
   for at, step in enumerate(steps, 1):
     if not step.strip():

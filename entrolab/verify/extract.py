@@ -4,11 +4,14 @@ The response is read in this order, and the first place with an answer decides:
 
 1. reasoning (`<think>...</think>`) is removed, and what follows an open `<think>` with it
 2. the text is cut down to the last `<answer>...</answer>`, where there is one
-3. the last closed `\boxed{}`
+3. the last closed `\boxed{}`, unless a later "answer is" states a formula or number
 4. the text of a short `<answer>`, else the line after the last `####`
 5. what follows "answer is" or "answer:"
 6. unless the caller requires one of these: a short response as a whole, else the last formula or
    number
+
+In a sentence, what follows its last "is", "equals" or "are" is the answer: a formula before it
+names the object, and a remark behind it (not 5, which is prime, since ...) is none.
 
 Boxes side by side, joined by commas, "and" or "or" on one line, are read as one list, so that
 listing guesses is not rewarded. Otherwise the last box counts, and the note says so when an earlier
@@ -20,10 +23,14 @@ import dataclasses
 import re
 from typing import Literal
 
+from entrolab.verify.characters import clean
+
 # Limits in characters.
 MAX_TEXT = 100_000  # read of a response, from its end
 MAX_TAIL = 4_000  # searched for a formula or number that no phrase announces, from the end
 MAX_PHRASE = 500  # read after "answer is"
+MAX_AFTER = 60  # read behind an answer, where a unit may stand
+MAX_OPENED = 80  # of a prompt, searched for what it leaves open
 MAX_WHOLE = 120  # of a response that may be the answer itself
 
 How = Literal["box", "tag", "mark", "phrase", "whole", "formula", "number", "none"]
@@ -36,23 +43,8 @@ class Answer:
   text: str  # as it is written; empty if there is none
   how: How  # the place where it was found
   note: str = ""  # why there is none, or what is doubtful about it, for the reason of a verdict
+  after: str = ""  # what follows it in its sentence, where a unit may stand: $5$ cm
 
-
-# Zero-width and bidirectional marks vanish. Other control characters and lone surrogates become
-# U+FFFD, which no number contains: "4<NUL>2" must not read as 42.
-_INVISIBLE = dict.fromkeys(
-    [0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
-     *range(0x2060, 0x2070)])
-_CONTROL = dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "\ufffd")
-_SPACES = dict.fromkeys([0x0B, 0x0C, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
-                         0x202F, 0x205F, 0x3000], " ")
-_FULLWIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-_SIGNS = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "≤": r"\le ",
-          "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ",
-          "∪": r"\cup ", "∈": r"\in ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-          "¾": r"\frac{3}{4}", "²": "^{2}", "³": "^{3}", "±": r"\pm "}
-_TABLE = str.maketrans({**_CONTROL, **_INVISIBLE, **_SPACES, **_FULLWIDTH, **_SIGNS})
-_SURROGATE = re.compile("[\ud800-\udfff]+")
 
 # Marks in a response. Every repeat is bounded, so that no run of a single character makes a scan
 # quadratic.
@@ -62,19 +54,48 @@ _BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s${}\\]{1,64})")
 _PHRASE = re.compile(r"\banswer\b[^\n]{0,40}?(?:\bis\b|:|=)", re.IGNORECASE)
 _MATH = re.compile(r"\$\$|\$|\\[()\[\]]|\\.", re.DOTALL)
+_DELIMITED = re.compile(r"(?<!\\)\$[^$]|\\[(\[]")
 _CLOSING = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 _NUMBER = re.compile(r"(?<![\w.,/^])[-+]?(?:\d{1,3}(?:,\d{3}){1,99}|\d{1,999})?(?:\.\d{1,999})?"
                      r"(?:/\d{1,999})?(?<=\d)(?!\d)(?:\s?\\?%|\s?percent\b)?")
 _JOIN = re.compile(r"(?:[ \t$,;&]|\\[()\[\],;! ]|\\q?quad|\band\b|\bor\b"
+                   r"|(?<![A-Za-z])[A-Za-z](?:_\{?\w{1,3}\}?)?\s?="
                    r"|\\text\s?\{[ ,]{0,4}(?:and|or)?[ ,]{0,4}\})*"
                    r"|[ $]{0,4}[A-Za-z]{1,20}[ $,]{1,4}(?:and|or)[ $]{1,4}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
+# A sentence, whose formulas are masked: its verbs, what may stand before an answer, and remarks.
+_MASK = "\x01"
+_VERB = re.compile(r"\b(?:is|are|was|were|equals|equal(?! to)|be|becomes|namely)\b"
+                   r"|(?<=\x01)\s{0,4}=(?!=)")
+_FILLER = re.compile(
+    r"\s{0,4}(?:[:=*_,]|(?:equal to|given by|approximately|about|roughly|exactly|just|only|simply"
+    r"|then|therefore|thus|also|indeed|precisely|that|still|now|always|a total of"
+    r"|not\b[^.]{1,60}?\bbut"
+    r"|the (?:number|value|integer|fraction))\b)\s{0,4}")
+_DENIED = re.compile(r"\s{0,4}not\b")
+_REMARK = re.compile(
+    r",?\s{1,4}(?:not|but not|and not|which|since|because|where|whereas|instead of|rather than|as"
+    r"|due to|meaning|i\.e|e\.g|for|when|while|so"
+    r"|and (?:this|that|it|the answer))\b|\s{0,4}(?:—|--)\s")
+_ASIDE = re.compile(
+    r"\s?\([^()]{0,200}\b(?:which|that|or|since|because|not|about|approximately|as|is|i\.e|rounded|where"
+    r"|for|in)\b[^()]{0,200}\)")
+_CONTENT = re.compile(r"\s{0,4}[-+(\[{]{0,3}\s?(?:\x01|\\?\$?\.?\d|\\[a-z]|[A-Za-z]\s?[=<>])")
+_STATES = re.compile(r"[\s*_:]{0,8}(?:\$|\\[(\[]|\\frac|\\sqrt|[-+]?\s?\\?\$?\.?\d)")
 
-def clean(text: str) -> str:
-  """`text` without invisible characters, with Unicode signs as LaTeX, control characters as U+FFFD.
+
+_OPENED = re.compile(r"(?:<(?:think|thinking|thought|reasoning|answer)>|\\boxed\{)\s*\Z",
+                     re.IGNORECASE)
+
+
+def opened(prompt: str) -> str:
+  """What a prompt leaves open at its end: a tag of reasoning or answer, a box; else nothing.
+
+  A response goes on inside of it, so that a verifier reads this and the response as one text.
   """
-  return _SURROGATE.sub("\ufffd", text.translate(_TABLE))
+  match = _OPENED.search(prompt[-MAX_OPENED:])
+  return match[0] if match else ""
 
 
 def strip_reasoning(text: str) -> tuple[str, bool]:
@@ -153,6 +174,9 @@ def _from_boxes(text: str) -> Answer | None:
                  "the last counts")
   if not answer:
     return Answer("", "none", "the box is empty")
+  if _DELIMITED.match(answer):  # begins with a formula of its own, as references do
+    inner = _unannounced(answer)
+    answer = inner.text if inner and inner.text else answer
   return Answer(answer, "box", "; ".join(notes))
 
 
@@ -188,8 +212,7 @@ def _last_formula(text: str) -> tuple[str, int]:
     return "", -1
   contents, _ = _cluster(text, spans)
   end = spans[-1][1]
-  percent = re.match(r"\s?(?:\\?%|percent\b)", text[end:end + 12])
-  return ", ".join(contents) + (r"\%" if percent else ""), end
+  return ", ".join(contents), end
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -211,14 +234,64 @@ def _sentence(text: str) -> str:
   return line.strip().strip("*_ ").rstrip(".,;:!").strip()
 
 
-def _from_line(text: str) -> str:
-  """The answer in a short text: its last formula, else all of it, else its last number."""
-  formula, end = _last_formula(text)
-  if end >= 0:
-    return formula
-  if len(text) <= MAX_WHOLE and len(_WORD.findall(text)) <= 3:
-    return text
-  return _last_number(text)[0]
+def _masked(text: str) -> str:
+  """`text` with a mask for every character of its formulas, which no verb or remark is read in."""
+  spans = [(start, end) for start, end, _ in formulas(text)]
+  spans += [match.span() for match in re.finditer(r"\\text\s?\{[^{}]*\}", text)]
+  masked = list(text)
+  for start, end in spans:
+    masked[start:end] = _MASK * (end - start)
+  return "".join(masked)
+
+
+def _begins(masked: str, start: int) -> int:
+  """Where the formula or number begins that a clause begins with; -1 where it begins otherwise."""
+  while filler := _FILLER.match(masked, start):
+    start = filler.end()
+  return start if _CONTENT.match(masked, start) else -1
+
+
+def _without_remarks(text: str) -> str:
+  """`text` up to the first remark on an answer, and without what stands in parentheses behind it.
+
+  A remark follows a clause that begins with a formula or number; others belong to the subject.
+  """
+  for aside in reversed(list(_ASIDE.finditer(_masked(text)))):
+    if re.search(r"[\d$]", text[:aside.start()]):
+      text = text[:aside.start()] + text[aside.end():]
+  masked = _masked(text)
+  clauses = [0, *(verb.end() for verb in _VERB.finditer(masked))]
+  for remark in _REMARK.finditer(masked):
+    clause = max(start for start in clauses if start <= remark.start())
+    if 0 <= _begins(masked, clause) < remark.start():
+      return text[:remark.start()]
+  return text
+
+
+def _stated(text: str) -> str:
+  """What a sentence says: the part behind its last verb that has a formula or number and is not
+  denied, else all of it."""
+  text = _without_remarks(text)
+  masked = _masked(text)
+  for start in reversed([0, *(verb.end() for verb in _VERB.finditer(masked))]):
+    begins = _begins(masked, start)
+    if begins >= 0:
+      return text[begins:].strip()
+    if _CONTENT.search(masked, start) and not _DENIED.match(masked, start):
+      return text[start:].strip()
+  return text
+
+
+def _from_line(text: str, how: How) -> Answer:
+  """The answer in a short text: what its sentence states; of that the last formula, else all of it,
+  else the last number."""
+  stated = _stated(text)
+  formula, end = _last_formula(stated)
+  if end < 0 and len(stated) <= MAX_WHOLE and len(_WORD.findall(stated)) <= 3:
+    return Answer(stated.rstrip("€£¥"), how)
+  if end < 0:
+    formula, end = _last_number(stated)
+  return Answer(formula, how, after=stated[end:end + MAX_AFTER] if formula else "")
 
 
 def _announced(text: str) -> Answer | None:
@@ -227,14 +300,36 @@ def _announced(text: str) -> Answer | None:
   if at >= 0:
     line = _sentence(text[at:at + MAX_PHRASE].lstrip("#"))
     if line:
-      return Answer(_from_line(line), "mark")
+      return _from_line(line, "mark")
   match = _last(_PHRASE, text)
   if match is None:
     return None
-  rest = text[match.end():match.end() + MAX_PHRASE]
+  found = _after_phrase(text, match)
+  return found if found.text else None
+
+
+def _after_phrase(text: str, phrase: re.Match[str]) -> Answer:
+  """The answer behind "the answer is"."""
+  rest = text[phrase.end():phrase.end() + MAX_PHRASE]
   display = re.match(r"[\s*_:]*(?=\$\$|\\\[)", rest)  # a display formula may span lines
-  found = _last_formula(rest)[0] if display else _from_line(_sentence(rest))
-  return Answer(found, "phrase") if found else None
+  return Answer(_last_formula(rest)[0], "phrase") if display else (
+      _from_line(_sentence(rest), "phrase"))
+
+
+def _restated(text: str, boxed: Answer) -> Answer:
+  """The answer that is stated after the last box, where one is, else that of the box.
+
+  Only "answer is" directly before a formula or number states one: "the answer is correct" does not.
+  """
+  found, _ = boxes(text)
+  after = text[found[-1][1]:] if found else ""
+  phrase = _last(_PHRASE, after)
+  if phrase is None or not _STATES.match(after, phrase.end()):
+    return boxed
+  answer = _after_phrase(after, phrase)
+  if not answer.text or answer.text == boxed.text:
+    return boxed
+  return dataclasses.replace(answer, note=f"stated after the box of {_quoted(boxed.text)}")
 
 
 def extract(text: str, require: Require = "any") -> Answer:
@@ -257,9 +352,11 @@ def extract(text: str, require: Require = "any") -> Answer:
   if tagged and require != "box":
     text = text[tags[-2].end():tags[-1].start()]
   answer = _from_boxes(text)
+  if answer is not None and require != "box":
+    answer = _restated(text, answer)
   if answer is None and require != "box":
     if tagged and len(text.strip()) <= MAX_PHRASE:
-      answer = Answer(_from_line(text.strip()), "tag")
+      answer = _from_line(text.strip(), "tag")
     else:
       answer = _announced(text)
   if answer is None and require == "any":
@@ -274,12 +371,12 @@ def _unannounced(text: str) -> Answer | None:
   """A short response itself, else whichever of formula and number ends last."""
   whole = text.strip()
   if len(whole) <= MAX_WHOLE and "\n" not in whole:
-    return Answer(_from_line(whole.rstrip(".")), "whole")
+    return _from_line(whole.rstrip("."), "whole")
   tail = text[-MAX_TAIL:]
   formula, formula_end = _last_formula(tail)
   number, number_end = _last_number(tail)
   if max(formula_end, number_end) < 0:
     return None
   if formula_end >= number_end:
-    return Answer(formula, "formula")
-  return Answer(number, "number")
+    return Answer(formula, "formula", after=tail[formula_end:formula_end + MAX_AFTER])
+  return Answer(number, "number", after=tail[number_end:number_end + MAX_AFTER])

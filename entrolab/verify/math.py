@@ -7,18 +7,18 @@ refuses is unknown. The rest is compared symbolically by killable workers (extra
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 
-from entrolab.verify import Verdict
-from entrolab.verify.canonical import canonical, decimals, number, unit
+from entrolab.verify import Verdict, numerals, reading
+from entrolab.verify.canonical import MAX_CHARACTERS
 from entrolab.verify.extract import Answer, Require, extract
 from entrolab.verify.symbolic import compare as symbolic
 from entrolab.verify.symbolic.cost import costly
 from entrolab.verify.symbolic.pool import Job, Pool, shared
 
-_DELIMITED = re.compile(r"\$|\\[(\[]|\\{1,2}(?:boxed|fbox)|####")
+_DELIMITED = re.compile(r"(?<!\\)\$|\\[(\[]|\\{1,2}(?:boxed|fbox)|####")
 _RATIO = re.compile(r"(\d{1,9}):(\d{1,9})")
-
+_INTEGER = re.compile(r"-?\d{1,300}")
+_WORD = re.compile(r"[A-Za-z' -]{3,60}")
 
 def reference(answer: str) -> str:
   """The reference answer itself: bare LaTeX as it is, or taken from the text that delimits it."""
@@ -26,29 +26,15 @@ def reference(answer: str) -> str:
   return found.text or answer.strip()
 
 
-def _without_percent(text: str) -> str:
-  return text.removesuffix("%").removesuffix("\\").rstrip()
-
-
-def _numbers(gold: str, answer: str, digits: int) -> Verdict | None:
-  """The verdict of exact arithmetic; None where either side is no number, or rounding decides."""
-  gold_value = number(_without_percent(gold))
-  answer_value = number(_without_percent(answer))
+def _without_algebra(gold: str, answer: str, digits: int) -> bool | None:
+  """Whether two texts that are no two numbers are equal, as far as that needs no algebra."""
+  del digits
+  if _WORD.fullmatch(gold) and gold.casefold() == answer.casefold():
+    return True
   # without a digit or a command (\pi, \frac) the answer cannot equal a number
-  if gold_value is not None and not re.search(r"[\d\\]", answer):
-    return Verdict("wrong", "the answer is no number")
-  if answer_value is None or gold_value is None:
-    return None
-  if unit(answer) != unit(gold) and unit(answer) and unit(gold):
-    return Verdict("wrong", "different units")
-  if answer_value == gold_value:
-    return Verdict("right", "equal numbers")
-  if answer.endswith("%") != gold.endswith("%"):
-    return None  # 25% against 0.25: math-verify knows both readings
-  rounded = decimals(gold + " " + answer) > 0
-  if rounded and abs(answer_value - gold_value) <= Fraction(1, 10 ** digits):
-    return None
-  return Verdict("wrong", "different numbers")
+  if not re.search(r"[\d\\]", answer) and numerals.read(gold) is not None:
+    return False
+  return None
 
 
 def quick(gold: str, answer: str, digits: int = 6) -> Verdict | None:
@@ -57,19 +43,29 @@ def quick(gold: str, answer: str, digits: int = 6) -> Verdict | None:
     return Verdict("wrong", "the answer is empty")
   if answer == gold:
     return Verdict("right", "exact")
+  if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
+    return _EQUAL if int(gold) == int(answer) else _DIFFERENT
+  if max(len(gold), len(answer)) <= MAX_CHARACTERS:  # numbers cost nothing, whatever their size
+    same = reading.equal_numbers(gold, answer, digits)
+    if same is not None:
+      return _EQUAL if same else _DIFFERENT
   refused = costly(answer, gold)
   if refused:
     return Verdict("unknown", f"refused: {refused}")
   refused = costly(gold, gold)
   if refused:
     return Verdict("unknown", f"reference refused: {refused}")
-  for comma, point in ((gold, answer), (answer, gold)):  # a decimal comma
-    if re.fullmatch(r"\d{1,99},\d{1,99}", comma) and comma.replace(",", ".") == point:
-      return Verdict("right", "equal numbers")
   gold_ratio, answer_ratio = _RATIO.fullmatch(gold), _RATIO.fullmatch(answer)
   if gold_ratio and answer_ratio and (int(gold_ratio[2]) == 0 or int(answer_ratio[2]) == 0):
     return Verdict("wrong", "different times")  # 12:00 is no division by zero
-  return _numbers(gold, answer, digits)
+  same = reading.equal(gold, answer, digits, _without_algebra)
+  if same is None:
+    return None
+  return _EQUAL if same else _DIFFERENT
+
+
+_EQUAL = Verdict("right", "equal numbers")
+_DIFFERENT = Verdict("wrong", "different numbers")
 
 
 def require_math_verify(where: str) -> None:
@@ -100,7 +96,7 @@ def verify(texts: Sequence[str], answers: Sequence[str], *, pool: Pool | None = 
     if not isinstance(text, str) or not isinstance(answer, str):
       raise TypeError(f"row {at}: text and answer must be str, not {type(text).__name__} and "
                       f"{type(answer).__name__}")
-  golds = {answer: canonical(reference(answer)) for answer in dict.fromkeys(answers)}
+  golds = {answer: reading.spelled(reference(answer)) for answer in dict.fromkeys(answers)}
   for answer, gold in golds.items():
     if not gold:
       raise ValueError(f"row {answers.index(answer)}: the reference {answer[:40]!r} is empty")
@@ -108,7 +104,7 @@ def verify(texts: Sequence[str], answers: Sequence[str], *, pool: Pool | None = 
   verdicts: dict[int, Verdict] = {}  # by row
   jobs: dict[Job, list[int]] = {}  # the rows of each comparison: a group often repeats an answer
   for row, (extracted, answer) in enumerate(zip(found, answers, strict=True)):
-    gold, text = golds[answer], canonical(extracted.text)
+    gold, text = golds[answer], reading.answer(extracted.text, extracted.after)
     if extracted.how == "none":
       verdict = Verdict("wrong", extracted.note)
     else:

@@ -7,7 +7,7 @@ responses without an answer never win, even when they are the majority.
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from entrolab.verify.canonical import canonical, number
+from entrolab.verify import reading
 from entrolab.verify.extract import Require, extract
 
 Ties = Literal["first", "reached"]
@@ -19,9 +19,8 @@ def key(text: str, require: Require = "any") -> str | None:
   The comparison is exact: x+1 and 1+x have different keys. `cluster` with a symbolic `same` puts
   such answers into one class.
   """
-  answer = canonical(extract(text, require).text)
-  value = number(answer)
-  return (answer if value is None else str(value)) or None
+  found = extract(text, require)
+  return reading.key(found.text, found.after)
 
 
 def cluster(answers: Sequence[str | None],
