@@ -28,8 +28,8 @@ def references(name: str) -> list[str]:
   path = pathlib.Path(folder or "") / f"{name}.jsonl"
   if not folder or not path.exists():
     pytest.skip(f"needs {name}.jsonl in the folder that ENTROLAB_DATA names")
-  rows = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
-  return list(dict.fromkeys(rows))
+  rows = [json.loads(line)["answer"] for line in path.open(encoding="utf-8")]
+  return [row for row in dict.fromkeys(rows) if row.strip()]  # one of math_train is empty
 
 
 # Spellings. Each takes a number or a text and writes it in another way.
@@ -89,7 +89,7 @@ def dressed(text: str) -> list[str]:
   """Any answer in other dress."""
   text = text.replace("$", "") if text.count("$") == 2 and text[0] == text[-1] == "$" else text
   if "$" in text:
-    return [f" {text} ", f"{text}.", text.replace(" ", "  ")]
+    return [f" {text} ", f"{text}.", f"\u200b{text}"]
   return [rf"\boldsymbol{{{text}}}", rf"\color{{blue}}{{{text}}}", rf"{{\displaystyle {text}}}",
           rf"\underline{{{text}}}", f"${text}$", f"{{{text}}}",
           rf"\textcolor{{red}}{{{text}}}.", rf"{text}\,", f"\u200b{text}\u00a0",

@@ -142,7 +142,7 @@ def _undressed(text: str) -> str:
 
 def _named(text: str) -> str:
   """`text` with one name for each symbol."""
-  text = _NAMED.sub(lambda m: _NAME_OF[m[1]] + (" " if _NAME_OF[m[1]][-1:].isalpha() else ""), text)
+  text = _NAMED.sub(lambda m: _NAME_OF[m[1]], text)
   text = _OVER.sub(r"\\frac{\1}{\2}", text) if r"\over" in text else text
   return _EMPTY.sub(r"\\emptyset ", text) if r"\{" in text else text
 
