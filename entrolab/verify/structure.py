@@ -165,6 +165,7 @@ def _all(decided: Sequence[bool | None]) -> bool | None:
 
 
 def members(items: Sequence[Parts | str]) -> list[Parts]:
+  """The parts of a list, set, tuple or matrix, a text as a value."""
   return [item if isinstance(item, Parts) else Parts("value", (item,)) for item in items]
 
 
