@@ -11,7 +11,6 @@ denominator: its tokens are outside the mask, and where rows are counted, it is 
 import jax.numpy as jnp
 
 from entrolab.arguments import checked
-from entrolab.ranks import per_row
 from entrolab.typing import Array, Bool, Float, Int, Penalty, Scale, real
 
 
@@ -21,6 +20,17 @@ def _lengths(mask: Bool[Array, "B T"]) -> Float[Array, "B 1"]:
 
 def _rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
   return jnp.maximum(real(mask.any(-1)).sum(), 1.0)
+
+
+@checked
+def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None, *,
+            length: int = 1) -> Float[Array, "B T"]:
+  """x / (n * length), n the rows that are known; None: all B. Without any, n is 1."""
+  whole = x / (x.shape[0] * length)
+  if known is None:
+    return whole
+  # a compiler may turn the division by a constant into a product, which rounds otherwise
+  return jnp.where(known.all(), whole, x / (jnp.maximum(real(known).sum(), 1.0) * length))
 
 
 @checked

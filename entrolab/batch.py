@@ -67,4 +67,5 @@ class Batch:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Batch) if field.name != "extra")
-FLAGS = {"mask", "present", "prompt_mask", "finished"}  # of these the columns that are flags
+# of these the columns that are flags
+FLAGS = {"mask", "present", "prompt_mask", "finished", "known"}

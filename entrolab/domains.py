@@ -13,7 +13,7 @@ import numbers
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from entrolab.objective import Term
+from entrolab.terms import Term
 from entrolab.typing import name_of
 
 INF = math.inf

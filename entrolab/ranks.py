@@ -53,6 +53,7 @@ def known_mean(x: Array, *, axis: int | None = None, less: int = 0) -> Array:
                    total / jnp.maximum(count, 1.0))
 
 
+@checked
 def known_std(r: Float[Array, "P G"]) -> Float[Array, "P 1"]:
   """Deviation of the known entries of each group, over n - 1; 0 for fewer than two of them."""
   whole = jnp.std(r, axis=1, ddof=1, keepdims=True)
@@ -60,21 +61,12 @@ def known_std(r: Float[Array, "P G"]) -> Float[Array, "P 1"]:
   return jnp.where(jnp.isnan(r).any(1, keepdims=True), part, whole)
 
 
+@checked
 def all_equal(r: Float[Array, "P G"]) -> Bool[Array, "P 1"]:
   """Whether the known entries of a group are equal; so are fewer than two of them."""
   known = ~jnp.isnan(r)
   least = jnp.where(known, r, jnp.inf).min(1, keepdims=True)
   return (~known | (r == least)).all(1, keepdims=True)
-
-
-def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None, *,
-            length: int = 1) -> Float[Array, "B T"]:
-  """x / (n * length), n the rows that are known; None: all B. Without any, n is 1."""
-  whole = x / (x.shape[0] * length)
-  if known is None:
-    return whole
-  # a compiler may turn the division by a constant into a product, which rounds otherwise
-  return jnp.where(known.all(), whole, x / (jnp.maximum(real(known).sum(), 1.0) * length))
 
 
 @checked

@@ -28,7 +28,9 @@ STATISTICS = {name: -np.linspace(0.1, 1.0, probe.B * probe.T, dtype=np.float32).
 PLAIN = dict(k=3, q=0.7, mu=0.4, drawn_from="pi", alpha=0.3, beta=0.5, gamma=0.5, rate=0.1,
              vocab=probe.V, spec=vocab.Spec(), before=STATISTICS,
              after={name: 0.9 * x for name, x in STATISTICS.items()})
-INTERNAL = ("nucleus.", "statistics.", "keys.")  # called by `fused` alone; none takes a flag
+# called by `fused` and `tangents` alone; none takes a flag
+INTERNAL = ("nucleus.", "statistics.", "keys.", "fused.block_logits", "fused.local_index",
+            "fused.forward", "fused.dense_gradient", "fused.nucleus_gradient")
 
 
 def public():
@@ -47,9 +49,10 @@ def public():
 
 
 def arrays_of(fn):
-  """What each array of a signature is declared to be."""
+  """What each array of a signature is declared to be; of those that may be absent only `known`."""
   parameters = inspect.signature(fn).parameters.values()
-  found = {p.name: declared(p.annotation) for p in parameters}
+  found = {p.name: declared(p.annotation) for p in parameters
+           if p.default is not None or p.name == "known"}
   return {name: said for name, said in found.items() if said is not None}
 
 

@@ -251,7 +251,7 @@ def test_an_unknown_row_is_as_if_it_were_not_there(fn):
 
   Usual causes: (1) a mean, a rank or a quantile of rewards that takes NaN, the reward of an unknown
   verdict, for a number: `ranks.known_mean`, `known_std` and `all_equal` leave it out; (2) a number
-  of rows out of `mask.shape[0]`: `ranks.per_row` counts those of the column `known`.
+  of rows out of `mask.shape[0]`: `aggregate.per_row` counts those of the column `known`.
   """
   columns, logits, _ = baseline(fn)
   rng = np.random.default_rng(7)

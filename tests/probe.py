@@ -38,7 +38,8 @@ def functions():
       if own and not name.startswith("_") and slot_of(inspect.signature(fn).return_annotation):
         found.append(fn)
   for name, fn in vars(aggregate).items():
-    if inspect.isfunction(fn) and fn.__module__ == aggregate.__name__ and name[0] != "_":
+    own = inspect.isfunction(fn) and fn.__module__ == aggregate.__name__ and name[0] != "_"
+    if own and slot_of(inspect.signature(fn).return_annotation):
       found.append(fn)
   return found
 

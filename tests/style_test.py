@@ -42,7 +42,7 @@ def test_sizes_are_seen(tmp_path):
 
 @pytest.mark.parametrize("path", METHODS, ids=name)
 def test_methods_are_short(path):
-  assert path.read_text().count("\n") <= 200
+  assert path.read_text().count("\n") <= 220
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

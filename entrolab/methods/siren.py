@@ -19,9 +19,10 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from entrolab.aggregate import per_row
 from entrolab.arguments import checked
 from entrolab.control import Controller, State
-from entrolab.ranks import per_row, quantile
+from entrolab.ranks import quantile
 from entrolab.typing import Array, Bool, Float, Outer, Penalty, Scale, real
 
 

@@ -199,6 +199,8 @@ class _Formatted(Task, Protocol):
 
   def key(self, text: str) -> str | None:
     """The answer as the task's verifier reads it: what a vote compares."""
+    if isinstance(self.verifier, Choice):
+      return choice.letter(text, letters=self.verifier.letters)
     return _KEYS.get(self.verifier, vote.key)(text)
 
 

@@ -151,7 +151,7 @@ def lengths(experiment: Experiment, config: Config) -> list[str]:
 
 
 def rates(t: Training) -> str:
-  """The learning rate of the first and of later updates, as `learner.optimiser` has it."""
+  """The learning rate of the first and of later updates, as `trainer.optimiser` has it."""
   then = "constant" if t.schedule == "constant" else f"falling to 0 ({t.schedule})"
   if not t.warmup:
     return f"learning rate: {t.lr:g} from the first update, {then}"

@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from entrolab import control as controls
 from entrolab import keys, microbatch, sharding, vocab
 from entrolab.batch import Batch
-from entrolab.experiment import Experiment, Reference, Training
+from entrolab.experiment import Experiment, Reference
 from entrolab.models import parameters, transformer
 from entrolab.models.transformer import Params
 from entrolab.ranks import masked_mean
 from entrolab.tangents import tangents
-from entrolab.trainer import metrics, packing
+from entrolab.trainer import metrics, optimiser, packing
 from entrolab.trainer.state import State, not_finite
 from entrolab.typing import Array, Bool, Int
 
@@ -46,7 +46,10 @@ class Learner:
     self.layout = None if mesh.size == 1 else vocab.Layout(mesh, ("data", "fsdp"), "tensor", "fsdp")
     self.config = dataclasses.replace(config, dtype=training.dtype, remat=training.remat,
                                       layout=self.layout)
-    self.tx = optimiser(training)
+    self.rate = optimiser.rate(training.lr, warmup=training.warmup, schedule=training.schedule,
+                               steps=training.steps * training.updates)
+    self.tx = optimiser.adamw(self.rate, b1=training.b1, b2=training.b2, eps=training.eps,
+                              weight_decay=training.weight_decay, clip_norm=training.clip_norm)
     self.on_policy = on_policy(experiment)
     self.reads_reference = "ref_logp" in self.objective.reads
     self.param_shardings = placed_as(mesh, parameters.specs(self.config))
@@ -295,30 +298,6 @@ class Learner:
 
 
 # ---- What it is built from ---------------------------------------------------------------------
-
-def rate(t: Training) -> optax.Schedule:
-  """Optimiser steps before -> the learning rate: warm-up, then the schedule over all steps.
-
-  Raises ValueError for an unknown schedule.
-  """
-  total = max(t.steps * t.updates, t.warmup + 1)
-  schedules = {"constant": optax.constant_schedule(t.lr),
-               "linear": optax.linear_schedule(t.lr, 0.0, total - t.warmup),
-               "cosine": optax.cosine_decay_schedule(t.lr, total - t.warmup)}
-  if t.schedule not in schedules:
-    raise ValueError(f"training.schedule={t.schedule!r}; choices: {', '.join(schedules)}")
-  after = schedules[t.schedule]
-  if not t.warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, t.lr, t.warmup), after], [t.warmup])
-
-
-def optimiser(t: Training) -> optax.GradientTransformation:
-  """AdamW at `rate`; the clip is by global norm. Raises ValueError for an unknown schedule."""
-  clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
-  return optax.chain(clip, optax.adamw(rate(t), b1=t.b1, b2=t.b2, eps=t.eps,
-                                       weight_decay=t.weight_decay))
-
 
 def on_policy(experiment: Experiment) -> bool:
   """Whether old_logp and old_entropy are the statistics of the very update that reads them.

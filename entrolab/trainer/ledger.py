@@ -30,7 +30,7 @@ from entrolab.rollout.engine import Engine
 from entrolab.statistics import Spec
 from entrolab.tasks.task import Example
 from entrolab.trainer import packing
-from entrolab.trainer.learner import Learner, rate
+from entrolab.trainer.learner import Learner
 from entrolab.trainer.state import State
 from entrolab.typing import Array, Float, Int
 
@@ -207,7 +207,7 @@ class EntropyLedger:
   def _made(self, opt: optax.OptState, norm: Array) -> adamw.Step:
     """The update after which the optimiser's state is `opt`."""
     t = self.learner.experiment.training
-    return adamw.step(opt, norm, schedule=rate(t), b1=t.b1, b2=t.b2, eps=t.eps,
+    return adamw.step(opt, norm, schedule=self.learner.rate, b1=t.b1, b2=t.b2, eps=t.eps,
                       weight_decay=t.weight_decay, clip_norm=t.clip_norm)
 
   def _locality(self, before: Before, opt: optax.OptState, norm: Array, rows: Batch,
