@@ -23,7 +23,7 @@ def _rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
 
 
 @checked
-def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None, *,
+def per_row(x: Float[Array, "B T"], known: Bool[Array, " B"] | None = None, *,
             length: int = 1) -> Float[Array, "B T"]:
   """x / (n * length), n the rows that are known; None: all B. Without any, n is 1."""
   whole = x / (x.shape[0] * length)

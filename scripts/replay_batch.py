@@ -72,8 +72,9 @@ def repeat(experiment: Experiment, failure: Failure) -> Replay:
   step = place(np.int32(failure.record["optimiser_step"]))
   batch = jax.device_put(failure.batch, sharding.rows(mesh))
   control = {name: place(x) for name, x in failure.control.items()}
-  state = dataclasses.replace(state, step=step, control=control, params=jax.tree.map(
-      jnp.copy, params))  # the step donates them
+  # copies, since the step donates its state
+  state = dataclasses.replace(state, **jax.tree.map(
+      jnp.copy, dict(step=step, control=control, params=params)))
   plan, _ = learner.plan(batch, experiment.training.micro)
   _, metrics = learner.step(state, batch, plan)
   batch = learner.with_noise(batch, step)

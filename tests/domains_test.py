@@ -18,7 +18,8 @@ from tests import probe
 TOY = config.load("experiments/toy.py")
 PARTS = {"strategy.Sampling": "sampling", "experiment.Training": "training",
          "experiment.Evaluation": "evaluation", "experiment.Saving": "saving",
-         "experiment.Mesh": "mesh", "experiment.Reference": "reference"}
+         "experiment.Mesh": "mesh", "experiment.Reference": "reference",
+         "experiment.Ledger": "ledger"}
 
 
 def outside(domain):
@@ -74,14 +75,15 @@ def test_seeds_outside_their_domain_are_refused(seed):
 
 
 LITERALS = [(part, field.name) for part in PARTS.values() for field in dataclasses.fields(
-    getattr(TOY, part)) if typing.get_origin(field.type) is typing.Literal]
+    getattr(TOY, part)) if typing.get_origin(field.type) is typing.Literal
+    and isinstance(typing.get_args(field.type)[0], str)]
 
 
 @pytest.mark.parametrize("part, name", LITERALS)
 def test_each_word_is_one_of_its_choices(part, name):
   node = getattr(TOY, part)
   field = next(f for f in dataclasses.fields(node) if f.name == name)
-  for word in ("both", "", "None", typing.get_args(field.type)[0].upper()):
+  for word in ("both", "", "None", str(typing.get_args(field.type)[0]).upper() + "X"):
     with pytest.raises(ValueError, match=f"{word}.*; choices: {typing.get_args(field.type)[0]}, "):
       config.load("experiments/toy.py", (f"{part}.{name}={word}",))
   for word in typing.get_args(field.type):
@@ -154,7 +156,8 @@ def records():
 # what runs compute, which nobody sets
 COMPUTED = {"aepo_agentic.Rollout", "aepo_agentic.Tree", "strategy.Request", "strategy.Rollout",
             "episode.Form", "episode.Episode", "episode.Work", "task.Example", "parameters.Config",
-            "parameters.Stretch", "huggingface.Place", "control.Controller"}
+            "parameters.Stretch", "parameters.Linear", "parameters.Llama3",
+            "parameters.Yarn", "parameters.Proportional", "huggingface.Place", "control.Controller"}
 
 
 def test_the_table_has_every_number_that_an_experiment_may_hold():

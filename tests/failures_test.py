@@ -24,20 +24,22 @@ from scripts import replay_batch
 pytestmark = pytest.mark.usefixtures("libraries_promote")
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = "experiments/entropy_bonus.py:beta=nan"
+RECIPE = "experiments/entropy_bonus.py:target=0.5"
 SMALL = ["sampling.prompts=4", "training.updates=1", "training.measure_every=0", "mesh.data=1",
          "training.old_logp=sampler"]  # the trainer's are those of the update itself
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory, compiled):
-  """A step whose weight of the bonus is nan, and the failure that it kept."""
+  """A step whose controlled weight of the bonus is nan, and the failure that it kept."""
   folder = tmp_path_factory.mktemp("kept")
   lab = Lab(config.load(RECIPE, tuple(SMALL)))
-  train_step(lab, lab.learner.init(lab.params), 0, folder)
+  state = lab.learner.init(lab.params)
+  state = dataclasses.replace(state, control={**state.control, "coef": jnp.float32(np.nan)})
+  train_step(lab, state, 1, folder)  # at step 0 controllers measure the initial policy
   source = {"config": RECIPE, "set": SMALL}
   (folder / "config.json").write_text(json.dumps(loop.describe(lab, source)))
-  return folder / "failures" / "step_000000_update_0"
+  return folder / "failures" / "step_000001_update_0"
 
 
 def replayed(place, text=None, overrides=(), change=lambda failure: failure):
@@ -53,7 +55,7 @@ def test_the_failure_holds_rows_key_numbers_and_parameters(kept):
   failure = failures.Failure.load(kept)
   record = failure.record
   np.testing.assert_array_equal(record["key"], jax.random.key_data(jax.random.key(0)))
-  assert (record["step"], record["update"], record["optimiser_step"]) == (0, 0, 0)
+  assert (record["step"], record["update"], record["optimiser_step"]) == (1, 0, 0)
   assert record["metrics"]["train/loss"] == "nan"
   assert failure.batch.tokens.shape == (32, 18) and failure.batch.mask.dtype == bool
   assert (kept.parent / record["params"]).is_dir()
@@ -64,16 +66,17 @@ def test_the_command_line_names_the_weight(kept):
                         capture_output=True, text=True, timeout=300, check=False)
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
-  assert lines[1] == ("- weight (beta) of penalty bonus.negative_entropy: nan, a constant of the "
-                      "recipe")
-  assert lines[2].startswith("- loss: nan") and lines[3].startswith("- gradient embed: nan")
+  assert lines[1].startswith("- controlled value coef: nan")
+  assert lines[2] == ("- weight (beta) of penalty bonus.negative_entropy: nan, the controlled "
+                      "value coef")
+  assert lines[3].startswith("- loss: nan") and lines[4].startswith("- gradient embed: nan")
   assert "replayed: loss nan" in done.stdout
 
 
 def test_the_replay_is_the_update_to_the_bit(tmp_path, compiled):
   """Kept as if it had failed: an update with finite numbers, which are then the ones replayed."""
   del compiled
-  recipe = RECIPE.replace("nan", "0.03")
+  recipe = "experiments/entropy_bonus.py:beta=0.03"
   lab = Lab(config.load(recipe, (*SMALL, "training.warmup=0")))
   learner, state = lab.learner, lab.learner.init(lab.params)
   batch = learner.prepare(lab.rollout(state, 0).batch, state)
@@ -118,7 +121,7 @@ def test_a_leaf_is_named(kept):
       tree["layers"]["qkv"] = tree["layers"]["qkv"].at[1, 2, 0, 0, 0].set(jnp.inf)
       return tree
 
-  lines = found(replay_batch.repeat(experiment, Spoilt(**vars(failure))))
+  lines = found(replay_batch.repeat(experiment, Spoilt(**vars(failure) | {"control": {}})))
   assert lines[0].startswith("parameter layers.qkv: inf at [1, 2, 0, 0, 0]; 1 of ")
   assert "statistic" in lines[1]  # and everything after it
 
@@ -132,7 +135,8 @@ def test_a_slope_is_named(kept):
   experiment = config.load("experiments/entropy_bonus.py:beta=0.03", tuple(SMALL))
   objective = dataclasses.replace(experiment.objective, penalties=((1.0, term(root)),))
   experiment = dataclasses.replace(experiment, objective=objective)
-  lines = found(replay_batch.repeat(experiment, failures.Failure.load(kept)))
+  failure = dataclasses.replace(failures.Failure.load(kept), control={})
+  lines = found(replay_batch.repeat(experiment, failure))
   assert lines[0].startswith("slope of penalty failures_test.root by entropy: inf at row 0, "
                              "position 0")
 
@@ -212,7 +216,8 @@ def test_state_that_is_not_finite_is_not_kept(tmp_path, compiled, caplog, part, 
 
 def test_an_update_in_which_nothing_is_known_moves_nothing(tmp_path, compiled):
   del compiled
-  lab = Lab(config.load(RECIPE.replace("nan", "0.03"), (*SMALL, "training.warmup=0")))
+  lab = Lab(config.load("experiments/entropy_bonus.py:beta=0.03",
+                        (*SMALL, "training.warmup=0")))
   learner, state = lab.learner, lab.learner.init(lab.params)
   drawn = lab.rollout(state, 0).batch
   before = jax.tree.map(np.asarray, state)

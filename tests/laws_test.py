@@ -381,8 +381,8 @@ def test_a_broken_law_fails_and_says_what_usually_breaks_it(test, fn, more, says
 def test_a_second_trace_is_seen(monkeypatch):
   built = itertools.count(1)
   made = probe.objective
-  monkeypatch.setattr(probe, "objective", lambda fn: made(
-      fn, vocab=vocab.Spec(temperature=1.0 + next(built))))
+  monkeypatch.setattr(probe, "objective", lambda fn, *size: made(
+      fn, *size, vocab=vocab.Spec(temperature=1.0 + next(built))))
   with pytest.raises(AssertionError, match=r"traced again for Objective\(") as failure:
     test_one_trace_for_equal_shapes(fn=FUNCTIONS[0])
   assert "does not equal itself" in failure.value.__notes__[-1]

@@ -11,7 +11,8 @@ from scripts import house_counts, house_imports
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CORE = ("typing", "objective", "vocab", "nucleus", "aggregate", "control", "ranks", "microbatch",
-        "keys", "batch", "fused", "statistics", "sharding", "arguments", "row_groups", "tangents", "terms")
+        "keys", "batch", "fused", "statistics", "sharding", "arguments", "row_groups",
+        "tangents", "terms")
 METHODS = sorted(p.stem for p in (ROOT / "entrolab/methods").glob("*.py") if p.stem != "__init__")
 VERIFY = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts)
                 for p in (ROOT / "entrolab/verify").rglob("*.py") if p.stem != "__init__")

@@ -73,10 +73,10 @@ def test_parts_packing_and_meshes_give_the_same_account(single, mesh, micro, pac
   padded, packing = packing_test.learners("siren", *RATE, f"training.micro={micro}", mesh=mesh)
   got = accounts(packing if packed else padded)
   assert got.keys() == single.keys()
-  # an entropy of 3 nats has 2e-7 of rounding, and the rest is what is left of two of them
+  # a mean of entropies of 3 nats has 1e-6 of rounding, and a change is the difference of two
   for name, want in single.items():
     if not any(word in name for word in ("explained", "tokens", "locality")):
-      np.testing.assert_allclose(got[name], want, rtol=2e-3, atol=1e-6, err_msg=name)
+      np.testing.assert_allclose(got[name], want, rtol=2e-3, atol=5e-6, err_msg=name)
   np.testing.assert_array_equal(got["ledger/table/tokens"], single["ledger/table/tokens"])
 
 

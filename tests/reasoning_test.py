@@ -138,7 +138,7 @@ def test_statements_are_refused():
 def test_problems_are_the_same_in_every_process():
   """polynomial_multiplication depends on the order of a set, which differs between processes."""
   source = ReasoningGym("polynomial_multiplication", size=8).examples("train", 0)
-  context = ["polynomial_multiplication", 8, 0, {"tuple": []}, None]
+  context = ["polynomial_multiplication", 8, 8, {"tuple": []}, None]  # training begins at size
   with Pool(SERVICE, 1, seconds=60.0, grace=60.0) as another:
     found = another.run([Job(context, (at,)) for at in range(4)])
   assert [r.value for r in found] == [[source[at].prompt, source[at].answer] for at in range(4)]

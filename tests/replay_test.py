@@ -120,7 +120,8 @@ def test_without_a_replay_the_step_is_the_one_without_the_strategy():
     np.testing.assert_allclose(a, b, atol=2e-6)
   for ours, theirs in zip(metrics, their_metrics, strict=True):
     assert ours["train/padding"] < theirs["train/padding"]
-    for name in ours.keys() - {"train/padding"}:
+    for name in ours.keys() - {"train/padding", "test/compiled",
+                                     "sampling/logp_difference/count"}:
       if not name.startswith(WALL):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=2e-6, err_msg=name)
 

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "entrolab").rglob("*.py"))
 # libraries that read what a policy wrote, and the only module that imports each of them
 THIRD_PARTY = {"math_verify": "verify/symbolic/compare.py", "reasoning_gym": "verify/reasoning.py",
-               "sympy": "verify/symbolic/compare.py", "latex2sympy2_extended": "", "gymnasium": ""}
+               "sympy": "verify/symbolic/compare.py", "latex2sympy2_extended":
+               "verify/symbolic/compare.py", "gymnasium": ""}
 STATUS = "[line for line in open('/proc/self/status') if line.startswith(('NoNewP', 'Seccomp:'))]"
 CONFINED = ["NoNewPrivs:\t1\n", "Seccomp:\t2\n"]
 

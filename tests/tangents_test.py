@@ -29,8 +29,9 @@ def plain(hidden, d_hidden, head, d_head, tokens, spec):
   return jax.jvp(of, (hidden, head), (d_hidden, d_head))
 
 
-def close(got, want, rtol=2e-5, atol=1e-4):
-  """atol: a probability e^q with q = -30 has 2e-6 of rounding, and is multiplied by q and dz."""
+def close(got, want, rtol=2e-5, atol=5e-4):
+  """atol: a probability e^q with q = -30 has 2e-6 of rounding, and is multiplied by q and dz, some
+  of which are over 10 in these rows; float64 below tells the formulas from rounding."""
   for name in want:
     np.testing.assert_allclose(got[name], want[name], rtol=rtol, atol=atol, err_msg=name)
 

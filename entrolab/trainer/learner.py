@@ -76,7 +76,9 @@ class Learner:
     # a copy, since `step` donates the parameters and the reference outlives them
     copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=self.param_shardings)
     state = State(step=jnp.zeros((), jnp.int32), params=params, opt=self.tx.init(params),
-                  control=controls.init(self.objective.control),
+                  # copies: a controller may begin with one array under two names, and no buffer
+                  # can be donated twice
+                  control=jax.tree.map(jnp.copy, controls.init(self.objective.control)),
                   reference=copy(params) if self.reads_reference else None)
     on_every_device = sharding.whole(self.mesh)
     return jax.tree.map(
