@@ -9,7 +9,7 @@ so that, given P and c, which depend on g themselves, the step that was made is 
 gradient g is a sum of, the moment m' of earlier updates, and the parameters theta.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ from entrolab.typing import Array, Float
 class Step(NamedTuple):
   """One update that AdamW made."""
   rate: Float[Array, ""]  # eta
-  preconditioner: Any  # P, a tree like the parameters
+  preconditioner: optax.Params  # P, a tree like them
   carried: Float[Array, ""]  # b1 / (1 - b1^t): weight of the moment of earlier updates
   fresh: Float[Array, ""]  # (1 - b1) / (1 - b1^t): weight of the gradient of this update
   clip: Float[Array, ""]  # c, 1 where nothing was clipped
   decay: float  # w
 
 
-def moment(opt: optax.OptState) -> Any:
+def moment(opt: optax.OptState) -> optax.Params:
   """The mean gradient m of the optimiser's state, a tree like the parameters.
 
   Raises ValueError for a state without one, which is none of AdamW.
