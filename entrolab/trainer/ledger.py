@@ -47,7 +47,7 @@ class Before(NamedTuple):
   """What an account reads of the state before an update, which the update donates."""
   step: Int[Array, ""]  # optimiser steps before it
   params: Params
-  moment: Params  # AdamW's mean gradient
+  moment: optax.Params  # AdamW's mean gradient
   control: control.State
 
 
