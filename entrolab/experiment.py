@@ -63,7 +63,7 @@ class Evaluation:
 @dataclasses.dataclass(frozen=True)
 class Ledger:
   """When the change of entropy is accounted for, and on which states; changes nothing of a run."""
-  every: int = 50  # steps between accounts, all updates of a step; 0: none
+  every: int = 60  # steps between accounts, all updates of a step; 0: none
   # responses to held-out problems on whose states entropy is measured, rounded up to a whole number
   # a problem of sampling.prompts, and as many rows of an update beside them; the error of the
   # account falls with their square root
