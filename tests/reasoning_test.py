@@ -205,7 +205,7 @@ def test_references_are_scored_as_the_library_scores_them():
   differ = []
   for name in all_data_sets():
     task = ReasoningGym(name, size=8)
-    source = task.examples("train", 0)
+    source = task.examples("eval", 0)
     examples = [source[at] for at in range(4)]
     found = task.verify([f"<answer>{e.answer}</answer>" for e in examples], examples)
     data = reasoning.data(name, 8, 0, ())
@@ -231,7 +231,7 @@ def test_no_data_set_writes_hangs_or_pays(tmp_path, monkeypatch):
   paid, slow, unknown, total = [], [], 0, 0
   for name in all_data_sets():
     task = ReasoningGym(name, size=8)
-    example = task.examples("train", 0)[2]
+    example = task.examples("eval", 0)[2]
     answers = [a for a in [*HOSTILE, *code] if a.strip() != example.answer.strip()]
     begin = time.monotonic()
     found = task.verify([f"<answer>{a}</answer>" for a in answers], [example] * len(answers))

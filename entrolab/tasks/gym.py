@@ -43,7 +43,11 @@ class ReasoningGym(Task):
     """`size` rows, deterministic in (seed, split)."""
     if part_of(split):
       return self._rows("eval", 0)
-    return without(self._rows("train", seed), _held_out(self), self.question)
+    left = without(self._rows("train", seed), _held_out(self), self.question)
+    if not len(left):
+      raise ValueError(f"{self!r}: all {self.size} rows of training are problems of the "
+                       "evaluation; set a larger size, or other options")
+    return left
 
   def _rows(self, split: str, seed: int) -> Lazy:
     """The rows that the generator makes."""
@@ -57,6 +61,11 @@ class ReasoningGym(Task):
     """The generator's seed. It makes row i from seed + i, so that seeds lie `size` apart: else a
     row of one split, or of one run, would be another row of the other."""
     return 0 if part_of(split) else self.size * (seed + 1)
+
+  def question(self, example: Example) -> str:
+    """The problem, whatever its blanks. Its words in sorted order would be those of another one:
+    cubes, grids and strings differ in the order of their signs alone."""
+    return " ".join(example.prompt.split())
 
   def prompt(self, example: Example, tokenizer) -> list[int]:
     """Token ids of the question in the chat format."""

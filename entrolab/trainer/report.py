@@ -223,10 +223,13 @@ def pictures(runs: list[Run]) -> dict[str, str]:
 
 
 def poster(runs: list[Run], path: pathlib.Path) -> None:
-  """Entropy, pass@k, reward and the tested theory of its change, as one PNG."""
+  """The account of entropy where there is one, entropy, pass@k and reward, as one PNG; without an
+  account, or of several runs, the tested theory of the change of entropy in its place."""
+  accounted = len(runs) == 1 and report_ledger.accounted(runs[0].rows)
+  first = PICTURES["account"] if accounted else _theory
   with plt.rc_context({**STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), layout="constrained")
-    for ax, draw in zip(axes.flat, (_entropy, _pass, _reward, _theory), strict=True):
+    for ax, draw in zip(axes.flat, (first, _entropy, _pass, _reward), strict=True):
       draw(ax, runs)
     figure.suptitle(", ".join(run.label for run in runs), x=0.01, ha="left", fontsize=13)
     figure.savefig(path, dpi=110, metadata={"Software": None})
