@@ -8,6 +8,7 @@ import pytest
 
 from entrolab.tasks import gym
 from entrolab.tasks.gym import ReasoningGym
+from entrolab.tasks.task import Example
 from entrolab.verify import reasoning
 from entrolab.verify.reasoning import check_expression
 from entrolab.verify.workers.pool import Job, Pool
@@ -179,6 +180,14 @@ def test_a_child_that_dies_takes_no_other_answer_with_it():
   assert got["deep"].lost in ("it raised RecursionError", "the process ended by signal 0")
   for kind in ("write", "network", "fork", "signal"):
     assert got[kind].value == [], (kind, got[kind])
+
+
+def test_problems_that_differ_in_the_order_of_their_signs_are_two():
+  """Two cubes have the same signs; told apart by sorted words, evaluation would take all rows."""
+  task = ReasoningGym("rubiks_cube")
+  cube, turned = (Example(0, text, "", "") for text in ("W W R\nR W G", "W R W\nR G W"))
+  assert task.question(cube) != task.question(turned)
+  assert task.question(cube) == task.question(Example(1, "W W R R W  G", "", ""))
 
 
 HOSTILE = ["", " ", "9**9**9**9", "(" * 5000, "[" * 5000, "((((9**9)**9)**9)**9)", "9" * 50_000,
