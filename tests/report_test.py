@@ -130,3 +130,11 @@ def test_the_account_is_drawn_with_its_sums_and_every_class(tmp_path):
 
 def test_a_run_without_accounts_has_no_picture_of_them(tmp_path):
   assert "Account of entropy" not in report.write(make(tmp_path / "run")).read_text()
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+  with pytest.raises(SystemExit) as ended:
+    report.main([str(tmp_path)])
+  assert ended.value.code == 2
+  assert capsys.readouterr().err.splitlines()[-1].endswith(
+      f"error: {tmp_path} is no run directory: config.json is missing")

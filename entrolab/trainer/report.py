@@ -292,7 +292,10 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="entrolab.trainer.report", description=__doc__)
   parser.add_argument("run", nargs="+", type=pathlib.Path, help="run directory")
   args = parser.parse_args(argv)
-  print(write(*args.run))
+  try:
+    print(write(*args.run))
+  except (FileNotFoundError, ValueError) as error:
+    parser.error(str(error))
 
 
 if __name__ == "__main__":
