@@ -125,7 +125,7 @@ def same_up_to_rounding(ours, theirs):
     for name in a:
       if name.startswith(("eval/", "reward/", "tokens", "response_length/", "rollout/groups")):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
-      elif a[name] is not None:
+      elif a[name] is not None and name != "sampling/logp_difference/count":  # of last bits
         np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5, err_msg=name)
   for step, whole in zip(samples(ours), samples(theirs), strict=True):
     assert len(step) > 0
