@@ -8,7 +8,6 @@ The return annotation of a method says which slot of the equation it fills; `Obj
 """
 
 from collections.abc import Callable
-from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import jax
@@ -75,8 +74,8 @@ def slot_of(annotation: Any) -> str | None:
 def declared(annotation: Any) -> Declared | None:
   """What the annotation of an array, or of an array or None, says; None for any other annotation.
   """
-  if get_origin(annotation) in (Union, UnionType):
-    members = [member for member in get_args(annotation) if member is not NoneType]
+  if get_origin(annotation) in (Union, type(int | None)):
+    members = [member for member in get_args(annotation) if member is not type(None)]
     return declared(members[0]) if len(members) == 1 else None
   if get_origin(annotation) is Annotated:
     inner, *extras = get_args(annotation)
