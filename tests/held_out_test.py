@@ -326,3 +326,10 @@ def test_a_question_with_twelve_choices_can_be_right(tmp_path):
 def test_what_is_drawn_is_no_list_of_rows():
   facts = Facts.of(Countdown(), Countdown().examples("train", 0), Lazy(0, None, "none"), 0, 8)
   assert facts.sentences()[0] == "training: 1048576 draws" and facts.both == 0
+
+
+def test_a_vote_reads_the_letters_that_the_verifier_reads():
+  """Of twelve choices, F is an answer; `choice.letter` alone knows A to E."""
+  task = Jsonl("unread.jsonl", verifier=Choice("ABCDEFGHIJKL"))
+  assert task.key("The answer is F.") == "F"
+  assert Jsonl("unread.jsonl", verifier=choice.verify).key("The answer is F.") != "F"
